@@ -1,0 +1,244 @@
+//! Rows handed to a store, by value.
+
+use std::fmt;
+
+use half::{bf16, f16};
+use ndarray::{ArcArray2, Array1, Array2, ArrayD, ArrayView2};
+
+use crate::element::{DType, Element, sealed::Plain};
+use crate::error::ShapeError;
+
+/// Rows of one component, `[rows, features]`, handed to a store by value.
+///
+/// Making one copies nothing, whatever the layout. An [`ArcArray2`] or [`Batch::from_owner`] lends memory that the
+/// caller keeps: the store drops its share once the rows are in a frame.
+///
+/// ```
+/// use activation_store::Batch;
+/// use ndarray::{Array2, ArrayD};
+///
+/// assert_eq!(Batch::from(Array2::<f32>::zeros((8, 3))).rows(), 8);
+/// // The axes before the features become rows: [batch, position, features].
+/// assert_eq!(Batch::from_dyn(ArrayD::<f32>::zeros(vec![2, 4, 3]))?.rows(), 8);
+/// assert!(Batch::from_vec(vec![1.0_f32; 7], 3).is_err());
+/// # Ok::<(), activation_store::ShapeError>(())
+/// ```
+pub struct Batch {
+    pub(crate) rows: AnyRows,
+}
+
+// `pub`, yet unreachable: the sealed trait behind `Element` names these two.
+#[derive(Debug)]
+pub enum AnyRows {
+    F32(Rows<f32>),
+    F16(Rows<f16>),
+    BF16(Rows<bf16>),
+    U32(Rows<u32>),
+    I64(Rows<i64>),
+}
+
+/// Runs `$body` with `$rows` bound to the typed rows.
+macro_rules! with_rows {
+    ($any:expr, $rows:ident => $body:expr) => {
+        match $any {
+            $crate::batch::AnyRows::F32($rows) => $body,
+            $crate::batch::AnyRows::F16($rows) => $body,
+            $crate::batch::AnyRows::BF16($rows) => $body,
+            $crate::batch::AnyRows::U32($rows) => $body,
+            $crate::batch::AnyRows::I64($rows) => $body,
+        }
+    };
+}
+pub(crate) use with_rows;
+
+pub enum Rows<T> {
+    Owned(Array2<T>),
+    Shared(ArcArray2<T>),
+    Foreign {
+        owner: Box<dyn Owner<T>>,
+        rows: usize,
+        features: usize,
+    },
+}
+
+pub trait Owner<T>: Send {
+    fn values(&self) -> &[T];
+}
+
+impl<T, O: AsRef<[T]> + Send> Owner<T> for O {
+    fn values(&self) -> &[T] {
+        self.as_ref()
+    }
+}
+
+impl<T> fmt::Debug for Rows<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rows, features) = self.dim();
+        write!(f, "[{rows}, {features}]")
+    }
+}
+
+impl<T> Rows<T> {
+    fn dim(&self) -> (usize, usize) {
+        match self {
+            Rows::Owned(array) => array.dim(),
+            Rows::Shared(array) => array.dim(),
+            Rows::Foreign { rows, features, .. } => (*rows, *features),
+        }
+    }
+
+    /// # Panics
+    /// Panics if a foreign owner now shows fewer values than when the batch was made.
+    pub(crate) fn view(&self) -> ArrayView2<'_, T> {
+        match self {
+            Rows::Owned(array) => array.view(),
+            Rows::Shared(array) => array.view(),
+            Rows::Foreign { owner, rows, features } => {
+                let values = owner.values();
+                ArrayView2::from_shape((*rows, *features), values).unwrap_or_else(|_| {
+                    panic!(
+                        "the owner of a batch of {rows} rows of {features} features shows only {} values",
+                        values.len()
+                    )
+                })
+            }
+        }
+    }
+}
+
+impl Batch {
+    fn new<T: Element>(rows: Rows<T>) -> Self {
+        Batch {
+            rows: Plain::wrap(rows),
+        }
+    }
+
+    /// Rows of `features` values each, one after the other.
+    ///
+    /// # Errors
+    /// [`ShapeError::Ragged`] where the values do not divide into rows.
+    pub fn from_vec<T: Element>(values: Vec<T>, features: usize) -> Result<Self, ShapeError> {
+        let rows = count_rows(values.len(), features)?;
+        let array = Array2::from_shape_vec((rows, features), values).map_err(|_| ShapeError::Ragged {
+            len: rows * features,
+            features,
+        })?;
+        Ok(Batch::new(Rows::Owned(array)))
+    }
+
+    /// An array whose last axis is the features; the axes before it become rows.
+    ///
+    /// Copies only where the layout does not allow the axes to be merged.
+    ///
+    /// # Errors
+    /// [`ShapeError::NoAxes`] for an array of rank 0.
+    pub fn from_dyn<T: Element>(array: ArrayD<T>) -> Result<Self, ShapeError> {
+        let Some((&features, leading)) = array.shape().split_last() else {
+            return Err(ShapeError::NoAxes);
+        };
+        let rows = leading.iter().product();
+        let array = array
+            .into_shape_clone((rows, features))
+            .map_err(|_| ShapeError::NoAxes)?;
+        Ok(Batch::new(Rows::Owned(array)))
+    }
+
+    /// Rows in memory that somebody else owns (a pinned buffer, a tensor of another library), without a copy.
+    ///
+    /// The owner is read, and dropped, on the writer's thread. It must go on showing at least the values it shows now;
+    /// if it shows fewer, or panics, the store is poisoned.
+    ///
+    /// # Errors
+    /// [`ShapeError::Ragged`] where the values do not divide into rows.
+    pub fn from_owner<T, O>(owner: O, features: usize) -> Result<Self, ShapeError>
+    where
+        T: Element,
+        O: AsRef<[T]> + Send + 'static,
+    {
+        let rows = count_rows(owner.as_ref().len(), features)?;
+        Ok(Batch::new(Rows::Foreign {
+            owner: Box::new(owner),
+            rows,
+            features,
+        }))
+    }
+
+    /// How many rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        with_rows!(&self.rows, rows => rows.dim().0)
+    }
+
+    /// Features of a row.
+    #[must_use]
+    pub fn features(&self) -> usize {
+        with_rows!(&self.rows, rows => rows.dim().1)
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match &self.rows {
+            AnyRows::F32(_) => DType::F32,
+            AnyRows::F16(_) => DType::F16,
+            AnyRows::BF16(_) => DType::BF16,
+            AnyRows::U32(_) => DType::U32,
+            AnyRows::I64(_) => DType::I64,
+        }
+    }
+
+    /// The values as `f32`, `[rows, features]`: a copy, for stores that keep rows in a form of their own.
+    ///
+    /// Integers are rounded to the nearest `f32`.
+    #[must_use]
+    pub fn to_f32(&self) -> Array2<f32> {
+        match &self.rows {
+            AnyRows::F32(rows) => rows.view().to_owned(),
+            AnyRows::F16(rows) => rows.view().mapv(f32::from),
+            AnyRows::BF16(rows) => rows.view().mapv(f32::from),
+            AnyRows::U32(rows) => rows.view().mapv(|value| value as f32),
+            AnyRows::I64(rows) => rows.view().mapv(|value| value as f32),
+        }
+    }
+}
+
+fn count_rows(len: usize, features: usize) -> Result<usize, ShapeError> {
+    match (len, features) {
+        (0, _) => Ok(0),
+        (_, 0) => Err(ShapeError::Ragged { len, features }),
+        _ if len % features == 0 => Ok(len / features),
+        _ => Err(ShapeError::Ragged { len, features }),
+    }
+}
+
+impl<T: Element> From<Array2<T>> for Batch {
+    fn from(array: Array2<T>) -> Self {
+        Batch::new(Rows::Owned(array))
+    }
+}
+
+impl<T: Element> From<ArcArray2<T>> for Batch {
+    fn from(array: ArcArray2<T>) -> Self {
+        Batch::new(Rows::Shared(array))
+    }
+}
+
+/// One row.
+impl<T: Element> From<Array1<T>> for Batch {
+    fn from(row: Array1<T>) -> Self {
+        Batch::new(Rows::Owned(row.insert_axis(ndarray::Axis(0))))
+    }
+}
+
+/// One row.
+impl<T: Element> From<Vec<T>> for Batch {
+    fn from(row: Vec<T>) -> Self {
+        Array1::from(row).into()
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({} rows of {} {})", self.rows(), self.features(), self.dtype())
+    }
+}

@@ -1,0 +1,138 @@
+//! Which frame, and which slot of it, each row goes to. Pure and seeded: no memory, no thread.
+//!
+//! There are M open frames of B slots. Rows are dealt in *runs*: a run gives one row to each open frame, in a freshly
+//! shuffled order. So every frame takes exactly one of any M rows in sequence, and once full it holds rows spread
+//! evenly over the M × B rows of the window.
+//!
+//! If all frames started empty they would all fill at once. The first B runs are therefore short: frame m takes part
+//! in m of every M of them. After half a window frame m is m/M full, and from then on one frame completes for every B
+//! rows. A completed frame starts again, empty, at once.
+//!
+//! A frame is filled along eight interleaved stripes, so that its rows are written at few places, yet any contiguous
+//! eighth of it spans the whole window:
+//!
+//! ```text
+//! row dealt to the frame:   0  8 16 24 …   1  9 17 25 …   2 10 18 26 …   …
+//! slot:                     0  1  2  3 …  ¹⁄₈B …          ²⁄₈B …         …
+//! ```
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::SliceRandom;
+
+/// Contiguous parts that a frame is filled along.
+const STRIPES: usize = 8;
+
+/// Where a row goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) frame: u32,
+    pub(crate) slot: u32,
+}
+
+/// Deals rows to frames.
+#[derive(Debug)]
+pub(crate) struct Dealer {
+    slots: usize,
+    /// Rows in each open frame.
+    filled: Vec<u32>,
+    /// The frames of the current run, in dealing order, and how many of them were dealt to.
+    run: Vec<u32>,
+    dealt: usize,
+    /// Short runs still to come.
+    starting: usize,
+    rng: Xoshiro256PlusPlus,
+}
+
+impl Dealer {
+    /// Deals to `frames` frames of `slots` slots; both at least 1.
+    pub(crate) fn new(frames: usize, slots: usize, seed: u64) -> Self {
+        Dealer {
+            slots,
+            filled: vec![0; frames],
+            run: Vec::with_capacity(frames),
+            dealt: 0,
+            starting: slots,
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+        }
+    }
+
+    /// Appends places for up to `rows` rows to `places`, and stops behind a row that completes a frame.
+    ///
+    /// Returns that frame, which counts as empty from then on: whoever owns the memory must replace it before dealing on.
+    pub(crate) fn deal(&mut self, rows: usize, places: &mut Vec<Place>) -> Option<usize> {
+        for _ in 0..rows {
+            if self.dealt == self.run.len() {
+                self.next_run();
+            }
+            let frame = self.run[self.dealt];
+            self.dealt += 1;
+            let filled = &mut self.filled[frame as usize];
+            places.push(Place {
+                frame,
+                slot: slot(*filled as usize, self.slots) as u32,
+            });
+            *filled += 1;
+            if *filled as usize == self.slots {
+                *filled = 0;
+                return Some(frame as usize);
+            }
+        }
+        None
+    }
+
+    fn next_run(&mut self) {
+        let frames = self.filled.len();
+        self.run.clear();
+        self.dealt = 0;
+        while self.run.is_empty() {
+            if self.starting == 0 {
+                self.run.extend(0..frames as u32);
+            } else {
+                let step = self.slots - self.starting;
+                let takes_part = |&m: &u32| (step + 1) * m as usize / frames > step * m as usize / frames;
+                self.run.extend((0..frames as u32).filter(takes_part));
+                self.starting -= 1;
+            }
+        }
+        self.run.shuffle(&mut self.rng);
+    }
+
+    /// How many rows the open frames hold.
+    pub(crate) fn resident(&self) -> usize {
+        self.filled.iter().map(|&filled| filled as usize).sum()
+    }
+
+    /// The places of the rows in the open frames, frame by frame, each frame's in the order in which they came.
+    pub(crate) fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
+        let slots = self.slots;
+        (0_u32..).zip(&self.filled).flat_map(move |(frame, &filled)| {
+            (0..filled as usize).map(move |i| Place {
+                frame,
+                slot: slot(i, slots) as u32,
+            })
+        })
+    }
+
+    /// The places of the rows in the open frames in random order, the dealer's last act.
+    pub(crate) fn shuffle_rest(&mut self) -> Vec<Place> {
+        let mut rest: Vec<Place> = self.occupied().collect();
+        rest.shuffle(&mut self.rng);
+        rest
+    }
+
+    /// Starts again with empty frames, as at first but with other random numbers.
+    pub(crate) fn restart(&mut self) {
+        self.filled.fill(0);
+        self.run.clear();
+        self.dealt = 0;
+        self.starting = self.slots;
+    }
+}
+
+/// The slot of a frame's `i`-th row.
+fn slot(i: usize, slots: usize) -> usize {
+    let (stripe, along) = (i % STRIPES, i / STRIPES);
+    // The first `slots % STRIPES` stripes are one slot longer.
+    stripe * (slots / STRIPES) + stripe.min(slots % STRIPES) + along
+}

@@ -1,0 +1,431 @@
+//! Every error, each naming the value that was wrong and what would work.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::batch::Batch;
+use crate::element::DType;
+
+/// The store is full.
+///
+/// The error of every store that refuses rows for want of room. The message can be replaced, as the original's could.
+///
+/// ```
+/// use activation_store::StoreFullError;
+///
+/// assert_eq!(StoreFullError::default().to_string(), "Activation store is full");
+/// assert_eq!(StoreFullError::new("no room left").to_string(), "no room left");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreFullError {
+    message: Cow<'static, str>,
+}
+
+impl StoreFullError {
+    /// An error with a message of its own.
+    #[must_use]
+    pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        StoreFullError {
+            message: message.into(),
+        }
+    }
+}
+
+impl Default for StoreFullError {
+    fn default() -> Self {
+        StoreFullError::new("Activation store is full")
+    }
+}
+
+/// Why a store takes no more rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClosedBy {
+    /// `close()` was called, or every handle that could write was dropped.
+    Close,
+    /// `abort()` was called.
+    Abort,
+    /// Every [`Minibatches`](crate::Minibatches) was dropped, so that no row could ever be served.
+    NoConsumers,
+    /// This producer's lane was closed; the store itself may be open.
+    Lane,
+}
+
+impl fmt::Display for ClosedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ClosedBy::Close => "the store is closed",
+            ClosedBy::Abort => "the store was aborted",
+            ClosedBy::NoConsumers => "the store is closed: every consumer (Minibatches) was dropped",
+            ClosedBy::Lane => "this producer's lane is closed; open another with producer()",
+        })
+    }
+}
+
+/// Why rows were not stored.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The batch has the wrong number of features for its component.
+    #[error("component {component} takes rows of {expected} features, but the batch has {got}")]
+    Features {
+        /// The component, by number and name.
+        component: ComponentName,
+        /// Its features.
+        expected: usize,
+        /// The batch's features.
+        got: usize,
+    },
+    /// The batch's elements cannot be converted to the component's.
+    #[error(
+        "component {component} holds {expected}, and {got} rows cannot be converted to that without loss of meaning"
+    )]
+    Elements {
+        /// The component, by number and name.
+        component: ComponentName,
+        /// Its element type.
+        expected: DType,
+        /// The batch's element type.
+        got: DType,
+    },
+    /// `append` was given something other than one row.
+    #[error("append takes one row, but got {rows}; use extend for a batch")]
+    NotOneRow {
+        /// The rows it was given.
+        rows: usize,
+    },
+    /// There is no such component.
+    #[error(transparent)]
+    Component(#[from] UnknownComponent),
+    /// There is no room.
+    #[error(transparent)]
+    Full(#[from] StoreFullError),
+    /// The store, or this lane of it, takes no more rows.
+    #[error("{0}")]
+    Closed(ClosedBy),
+    /// A component would run too far ahead of another.
+    #[error(
+        "component {ahead} is {by} rows ahead of component {missing} in this lane, and this batch would pass max_skew ({max_skew}): \
+         write component {missing} too, or raise max_skew"
+    )]
+    Skew {
+        /// The component of the batch.
+        ahead: ComponentName,
+        /// The component whose rows are missing.
+        missing: ComponentName,
+        /// How many rows it is behind.
+        by: u64,
+        /// The bound.
+        max_skew: usize,
+    },
+    /// A lane ended while some of its rows lacked a component; those rows were dropped.
+    #[error(
+        "a lane ended while {rows} rows of component {present} had no counterpart in component {missing}: they were dropped"
+    )]
+    Unmatched {
+        /// The component that has the rows.
+        present: ComponentName,
+        /// The component that lacks them.
+        missing: ComponentName,
+        /// How many rows.
+        rows: u64,
+    },
+    /// The writer panicked; the store is unusable.
+    #[error("the store's writer panicked: {cause}")]
+    Poisoned {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
+}
+
+impl WriteError {
+    /// Whether the store had no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, WriteError::Full(_))
+    }
+
+    /// Whether the store or the lane is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self, WriteError::Closed(_))
+    }
+
+    /// Whether the writer panicked.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self, WriteError::Poisoned { .. })
+    }
+}
+
+/// A batch that was not taken: the reason, and the batch itself.
+///
+/// ```
+/// use activation_store::{RingStore, WriteError};
+/// use ndarray::Array2;
+///
+/// let store = RingStore::builder().component("mlp", 4).batch_size(2).window(4).build()?;
+/// let refused = store.extend(Array2::<f32>::zeros((3, 5)), 0).unwrap_err();
+/// assert!(matches!(refused.error, WriteError::Features { expected: 4, got: 5, .. }));
+/// assert_eq!(refused.into_batch().rows(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// Why.
+    #[source]
+    pub error: WriteError,
+    /// The batch, as it was given.
+    pub batch: Batch,
+}
+
+impl Refused {
+    /// The batch, as it was given.
+    #[must_use]
+    pub fn into_batch(self) -> Batch {
+        self.batch
+    }
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Refused> for WriteError {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+/// Why no minibatch came.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// None was ready in time.
+    #[error("no minibatch was ready within {0:?}")]
+    Timeout(std::time::Duration),
+    /// An earlier write failed and nobody had awaited its handle. Reported once; the store goes on.
+    #[error("an earlier write failed unseen: {0}")]
+    FailedWrite(#[source] WriteError),
+    /// The writer panicked; the store is unusable.
+    #[error("the store's writer panicked: {cause}")]
+    Poisoned {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
+}
+
+impl ReadError {
+    /// Whether the wait ran out of time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, ReadError::Timeout(_))
+    }
+}
+
+/// A store that cannot be built as configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A size that must be at least one is zero.
+    #[error("{what} is 0; it must be at least 1")]
+    Zero {
+        /// Which setting.
+        what: Cow<'static, str>,
+    },
+    /// The store has no component.
+    #[error("the store has no component; add one with .component(name, features)")]
+    NoComponents,
+    /// Two components share a name.
+    #[error("two components are named {name:?}; names must differ")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// The window holds less than one minibatch.
+    #[error(
+        "window is {window} rows, less than one minibatch of {batch_size}; use a window of at least {batch_size}, better many times that"
+    )]
+    WindowTooSmall {
+        /// The window, in rows.
+        window: usize,
+        /// The minibatch, in rows.
+        batch_size: usize,
+    },
+    /// The configured sizes do not fit an address space.
+    #[error("{what} overflows: {rows} rows of {row_bytes} bytes; use fewer rows or features")]
+    Overflow {
+        /// What was being sized.
+        what: &'static str,
+        /// Rows.
+        rows: usize,
+        /// Bytes of one row over all components (saturated).
+        row_bytes: usize,
+    },
+    /// A count does not fit its type.
+    #[error("{what} is {value}; it must be at most {limit}")]
+    TooMany {
+        /// Which setting.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// The most it can be.
+        limit: usize,
+    },
+    /// The memory cannot be had.
+    #[error(
+        "{bytes} bytes for {what} cannot be allocated; use a smaller window or max_items, fewer features, or a smaller dtype"
+    )]
+    Allocation {
+        /// What the memory is for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
+    /// The writer's thread could not be started.
+    #[error("the writer's thread could not be started: {reason}")]
+    Thread {
+        /// The operating system's reason.
+        reason: String,
+    },
+    /// No element type has that name.
+    #[error("unknown dtype {name:?}; use one of f32, f16, bf16, u32, i64")]
+    UnknownDType {
+        /// The name given.
+        name: String,
+    },
+}
+
+/// Values whose shape cannot be a batch of rows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShapeError {
+    /// A number has no rows.
+    #[error("a batch needs at least one axis, the features; got a single number")]
+    NoAxes,
+    /// The values do not divide into rows.
+    #[error("{len} values do not divide into rows of {features} features")]
+    Ragged {
+        /// How many values.
+        len: usize,
+        /// Features in a row.
+        features: usize,
+    },
+}
+
+/// There is no such component.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no component {asked}; this store has {known}")]
+pub struct UnknownComponent {
+    /// What was asked for.
+    pub asked: String,
+    /// The components there are.
+    pub known: String,
+}
+
+/// Why a component of a minibatch cannot be viewed as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// There is no such component.
+    #[error(transparent)]
+    Component(#[from] UnknownComponent),
+    /// The component holds another element type.
+    #[error("component {component} holds {dtype}, not {asked}; view it as {dtype}")]
+    Elements {
+        /// The component, by number and name.
+        component: ComponentName,
+        /// What it holds.
+        dtype: DType,
+        /// What was asked for.
+        asked: DType,
+    },
+    /// Components that differ in width or element type cannot be stacked.
+    #[error("components {first} ({first_shape}) and {other} ({other_shape}) cannot be stacked; view them one by one")]
+    Unequal {
+        /// One component.
+        first: ComponentName,
+        /// Its width and element type.
+        first_shape: String,
+        /// A component that differs from it.
+        other: ComponentName,
+        /// Its width and element type.
+        other_shape: String,
+    },
+}
+
+/// Why [`get`](crate::ActivationStore::get) has nothing at that index.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The index is past the end of its axis.
+    #[error("{axis} index {index} is out of range: there are {len}")]
+    OutOfRange {
+        /// `"row"`, `"component"` or `"feature"`.
+        axis: &'static str,
+        /// The index.
+        index: isize,
+        /// The length of the axis.
+        len: usize,
+    },
+    /// More axes than a store has.
+    #[error("{axes} indices given; a store has three axes: row, component, feature")]
+    TooManyAxes {
+        /// How many were given.
+        axes: usize,
+    },
+    /// An index that adds an axis.
+    #[error("a store cannot be indexed with a new axis; insert it in the result")]
+    NewAxis,
+    /// The selected components differ in width.
+    #[error("components {first} and {other} have {first_features} and {other_features} features; select one component")]
+    Unequal {
+        /// One component.
+        first: usize,
+        /// Its features.
+        first_features: usize,
+        /// A component that differs from it.
+        other: usize,
+        /// Its features.
+        other_features: usize,
+    },
+    /// The component holds integers, which `get` does not convert.
+    #[error("component {component} holds {dtype}; get returns f32, so view a minibatch as {dtype} instead")]
+    Integers {
+        /// The component.
+        component: usize,
+        /// What it holds.
+        dtype: DType,
+    },
+    /// The store has ended; what it still holds can only be drained.
+    #[error("the store has ended; its remaining minibatches can only be drained")]
+    Ended,
+    /// The writer panicked; the store is unusable.
+    #[error("the store's writer panicked: {cause}")]
+    Poisoned {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
+}
+
+/// A component's number and name, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentName {
+    /// Its number.
+    pub index: usize,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ComponentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.index, self.name)
+    }
+}

@@ -1,0 +1,275 @@
+//! Where full frames wait for consumers, and where the rows are counted.
+//!
+//! The one lock between the writer and the consumers, taken once per batch and once per minibatch. Because frames and
+//! counts change hands under it together, the counts add up at every moment.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use ndarray::ArrayD;
+use tokio::sync::Notify;
+
+use crate::error::{IndexError, ReadError};
+use crate::fate::Fate;
+use crate::frame::Frame;
+use crate::index::Index;
+use crate::minibatch::Minibatch;
+use crate::pool::Pool;
+use crate::sync::lock;
+
+/// What reaches the writer past the queue.
+pub(crate) enum Control {
+    /// There may be room for a ready minibatch again.
+    Room,
+    /// Discard everything that has been handed over.
+    Empty(Sender<()>),
+    /// Read rows.
+    Get(Index, Sender<Result<ArrayD<f32>, IndexError>>),
+    /// Discard everything and end.
+    Abort,
+    /// The runtime is shutting down.
+    Leave,
+}
+
+/// Full frames on their way from the writer to the consumers.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    capacity: usize,
+    state: Mutex<State>,
+    /// Notified when a minibatch is ready, or none will come any more.
+    pub(crate) arrivals: Arc<Notify>,
+    pub(crate) fate: Arc<Fate>,
+    pool: Arc<Pool>,
+    control: Sender<Control>,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<Full>,
+    next_ordinal: u64,
+    /// Nothing more will become ready.
+    ended: bool,
+    writer_waits: bool,
+    consumers: usize,
+    counts: Counts,
+}
+
+/// A full frame.
+#[derive(Debug)]
+pub(crate) struct Full {
+    pub(crate) frame: Frame,
+    pub(crate) rows: usize,
+    ordinal: u64,
+}
+
+/// What has become of the rows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) components: Vec<ComponentCounts>,
+    /// Rows, of every component, in open frames.
+    pub(crate) open_rows: usize,
+    /// Rows, of every component, in ready frames.
+    pub(crate) ready_rows: usize,
+    pub(crate) ready_frames: usize,
+    pub(crate) open_frames: usize,
+    pub(crate) minibatches_served: u64,
+    pub(crate) producer_wait: Duration,
+    pub(crate) consumer_wait: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ComponentCounts {
+    pub(crate) accepted: u64,
+    /// Accepted rows that wait for another component.
+    pub(crate) staged: u64,
+    pub(crate) served: u64,
+    pub(crate) dropped: u64,
+}
+
+/// What a consumer finds.
+pub(crate) enum Next {
+    Minibatch(Minibatch),
+    Error(ReadError),
+    Nothing,
+    End,
+}
+
+impl Exchange {
+    pub(crate) fn new(
+        capacity: usize,
+        open_frames: usize,
+        pool: Arc<Pool>,
+        fate: Arc<Fate>,
+        control: Sender<Control>,
+    ) -> Self {
+        let components = vec![ComponentCounts::default(); pool.layout().n_components()];
+        let state = State {
+            ready: VecDeque::with_capacity(capacity),
+            next_ordinal: 0,
+            ended: false,
+            writer_waits: false,
+            consumers: 0,
+            counts: Counts {
+                components,
+                open_frames,
+                ..Counts::default()
+            },
+        };
+        Exchange {
+            capacity,
+            state: Mutex::new(state),
+            arrivals: Arc::new(Notify::new()),
+            fate,
+            pool,
+            control,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    // The writer's side.
+
+    /// Changes the counts.
+    pub(crate) fn count<T>(&self, change: impl FnOnce(&mut Counts) -> T) -> T {
+        change(&mut lock(&self.state).counts)
+    }
+
+    /// Whether another full frame may be pushed. If not, [`Control::Room`] will tell when to ask again.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut state = lock(&self.state);
+        let room = state.ready.len() < self.capacity;
+        state.writer_waits = !room;
+        room
+    }
+
+    /// Makes the first `rows` rows of `frame`, until now counted as open, ready for a consumer.
+    pub(crate) fn push(&self, frame: Frame, rows: usize) {
+        {
+            let mut state = lock(&self.state);
+            let ordinal = state.next_ordinal;
+            state.next_ordinal += 1;
+            state.ready.push_back(Full { frame, rows, ordinal });
+            state.counts.open_rows -= rows;
+            state.counts.ready_rows += rows;
+            state.counts.ready_frames += 1;
+        }
+        // All waiting consumers, since a notified one may have stopped polling.
+        self.arrivals.notify_waiters();
+    }
+
+    /// Discards the oldest ready minibatch.
+    pub(crate) fn discard_oldest(&self) {
+        let full = {
+            let mut state = lock(&self.state);
+            let full = state.ready.pop_front();
+            state.counts.drop_ready(full.as_ref());
+            full
+        };
+        if let Some(full) = full {
+            self.pool.put(full.frame);
+        }
+    }
+
+    /// Discards all ready minibatches.
+    pub(crate) fn discard_all(&self) {
+        while self.count(|counts| counts.ready_frames) > 0 {
+            self.discard_oldest();
+        }
+    }
+
+    /// Reads the ready minibatches, which stay where they are meanwhile.
+    pub(crate) fn with_ready<T>(&self, read: impl FnOnce(&VecDeque<Full>) -> T) -> T {
+        read(&lock(&self.state).ready)
+    }
+
+    /// Nothing more will become ready.
+    pub(crate) fn end(&self) {
+        {
+            let mut state = lock(&self.state);
+            state.ended = true;
+            state.counts.open_frames = 0;
+        }
+        self.pool.dissolve();
+        self.arrivals.notify_waiters();
+    }
+
+    // The consumers' side.
+
+    /// Takes the oldest ready minibatch, for which the consumer has waited for `waited`.
+    pub(crate) fn next(&self, waited: impl FnOnce() -> Duration) -> Next {
+        if let Some(error) = self.fate.read_error() {
+            return Next::Error(error);
+        }
+        let (full, room) = {
+            let mut state = lock(&self.state);
+            let Some(full) = state.ready.pop_front() else {
+                return if state.ended { Next::End } else { Next::Nothing };
+            };
+            let counts = &mut state.counts;
+            counts.ready_rows -= full.rows;
+            counts.ready_frames -= 1;
+            counts.minibatches_served += 1;
+            counts.consumer_wait += waited();
+            for component in &mut counts.components {
+                component.served += full.rows as u64;
+            }
+            (full, std::mem::take(&mut state.writer_waits))
+        };
+        if room {
+            // A writer that has ended needs no telling.
+            let _ = self.control.send(Control::Room);
+        }
+        Next::Minibatch(Minibatch::new(full.frame, full.rows, full.ordinal, self.pool.clone()))
+    }
+
+    /// Nobody will take another minibatch: discards everything.
+    pub(crate) fn abandon(&self) {
+        if self.control.send(Control::Abort).is_err() {
+            // The writer has ended, and left these.
+            self.discard_all();
+        }
+    }
+
+    pub(crate) fn add_consumer(&self) {
+        lock(&self.state).consumers += 1;
+    }
+
+    /// Returns how many are left.
+    pub(crate) fn remove_consumer(&self) -> usize {
+        let mut state = lock(&self.state);
+        state.consumers -= 1;
+        state.consumers
+    }
+
+    pub(crate) fn consumers(&self) -> usize {
+        lock(&self.state).consumers
+    }
+}
+
+impl Counts {
+    fn drop_ready(&mut self, full: Option<&Full>) {
+        let Some(full) = full else { return };
+        self.ready_rows -= full.rows;
+        self.ready_frames -= 1;
+        for component in &mut self.components {
+            component.dropped += full.rows as u64;
+        }
+    }
+
+    /// Counts rows of every component that leave the open frames unserved.
+    pub(crate) fn drop_open(&mut self, rows: usize) {
+        self.open_rows -= rows;
+        for component in &mut self.components {
+            component.dropped += rows as u64;
+        }
+    }
+
+    /// Rows that are in the ring with all their components.
+    pub(crate) fn whole_rows(&self) -> usize {
+        self.open_rows + self.ready_rows
+    }
+}

@@ -1,0 +1,194 @@
+//! What [`get`](crate::ActivationStore::get) can be asked for.
+
+use std::ops::{Range, RangeFull};
+
+use ndarray::{ArrayD, Dimension, IxDyn, Slice, SliceInfo, SliceInfoElem};
+
+use crate::error::IndexError;
+
+/// Rows, components and features to get: up to three indices or ranges.
+///
+/// Made from a row, a (row, component) or (row, component, feature) tuple, a range of rows, or anything that
+/// [`ndarray::s!`] can say, with steps and negative indices. An index takes its axis away, a range keeps it; axes that
+/// are left out are taken whole.
+///
+/// ```
+/// use activation_store::{ActivationStore, TensorStore};
+/// use ndarray::{Array2, s};
+///
+/// let store = TensorStore::builder().component("a", 3).component("b", 3).max_items(10).build()?;
+/// store.extend(Array2::<f32>::zeros((10, 3)), 0)?;
+/// store.extend(Array2::<f32>::ones((10, 3)), 1)?;
+/// assert_eq!(store.get(4)?.shape(), [2, 3]); // [component, feature]
+/// assert_eq!(store.get((4, 1))?.shape(), [3]); // [feature]
+/// assert_eq!(store.get((4, 1, 2))?.shape(), []); // a number
+/// assert_eq!(store.get(2..6)?.shape(), [4, 2, 3]);
+/// assert_eq!(store.get(s![..;3, 1, -2..])?.shape(), [4, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Index {
+    axes: Vec<SliceInfoElem>,
+}
+
+impl From<usize> for Index {
+    fn from(row: usize) -> Self {
+        Index { axes: vec![row.into()] }
+    }
+}
+
+impl From<(usize, usize)> for Index {
+    fn from((row, component): (usize, usize)) -> Self {
+        Index {
+            axes: vec![row.into(), component.into()],
+        }
+    }
+}
+
+impl From<(usize, usize, usize)> for Index {
+    fn from((row, component, feature): (usize, usize, usize)) -> Self {
+        Index {
+            axes: vec![row.into(), component.into(), feature.into()],
+        }
+    }
+}
+
+impl From<Range<usize>> for Index {
+    fn from(rows: Range<usize>) -> Self {
+        Index {
+            axes: vec![rows.into()],
+        }
+    }
+}
+
+impl From<RangeFull> for Index {
+    fn from(rows: RangeFull) -> Self {
+        Index {
+            axes: vec![rows.into()],
+        }
+    }
+}
+
+impl<T: AsRef<[SliceInfoElem]>, In: Dimension, Out: Dimension> From<SliceInfo<T, In, Out>> for Index {
+    fn from(info: SliceInfo<T, In, Out>) -> Self {
+        let axes: &[SliceInfoElem] = info.as_ref();
+        Index { axes: axes.to_vec() }
+    }
+}
+
+impl From<&[SliceInfoElem]> for Index {
+    fn from(axes: &[SliceInfoElem]) -> Self {
+        Index { axes: axes.to_vec() }
+    }
+}
+
+impl Index {
+    /// Answers the index for a store of `rows` rows whose components have the given numbers of `features`.
+    ///
+    /// `read(row, component, out)` writes a row's values to `out`, which has room for exactly its features. This is
+    /// all that a store needs to implement `get`.
+    ///
+    /// # Errors
+    /// [`IndexError`] for an index past its axis, more than three axes, or components of different widths; and
+    /// whatever `read` returns.
+    pub fn select(
+        &self,
+        rows: usize,
+        features: &[usize],
+        mut read: impl FnMut(usize, usize, &mut [f32]) -> Result<(), IndexError>,
+    ) -> Result<ArrayD<f32>, IndexError> {
+        if self.axes.len() > 3 {
+            return Err(IndexError::TooManyAxes { axes: self.axes.len() });
+        }
+        let axis = |axis: usize, name, len| Picked::new(self.axes.get(axis), name, len);
+        let picked_rows = axis(0, "row", rows)?;
+        let components = axis(1, "component", features.len())?;
+        let mut chosen = components.positions.iter().copied();
+        let first = chosen.next();
+        let width = first.map_or(0, |component| features[component]);
+        if let (Some(first), Some(other)) = (first, chosen.find(|&component| features[component] != width)) {
+            return Err(IndexError::Unequal {
+                first,
+                first_features: width,
+                other,
+                other_features: features[other],
+            });
+        }
+        let picked_features = axis(2, "feature", width)?;
+
+        let mut line = vec![0.0; width];
+        let mut values = Vec::with_capacity(
+            picked_rows.positions.len() * components.positions.len() * picked_features.positions.len(),
+        );
+        for &row in &picked_rows.positions {
+            for &component in &components.positions {
+                read(row, component, &mut line)?;
+                values.extend(picked_features.positions.iter().map(|&feature| line[feature]));
+            }
+        }
+        let shape: Vec<usize> = [picked_rows, components, picked_features]
+            .iter()
+            .filter_map(Picked::axis_len)
+            .collect();
+        Ok(ArrayD::from_shape_vec(IxDyn(&shape), values).expect("as many values as the axes say"))
+    }
+}
+
+/// Positions picked along an axis, and whether the axis stays.
+struct Picked {
+    positions: Vec<usize>,
+    keeps_axis: bool,
+}
+
+impl Picked {
+    fn new(asked: Option<&SliceInfoElem>, axis: &'static str, len: usize) -> Result<Self, IndexError> {
+        match asked.copied().unwrap_or(SliceInfoElem::from(..)) {
+            SliceInfoElem::NewAxis => Err(IndexError::NewAxis),
+            SliceInfoElem::Index(index) => {
+                let from_end = index.checked_add_unsigned(len).filter(|_| index < 0);
+                let position = usize::try_from(from_end.unwrap_or(index))
+                    .ok()
+                    .filter(|&position| position < len);
+                let position = position.ok_or(IndexError::OutOfRange { axis, index, len })?;
+                Ok(Picked {
+                    positions: vec![position],
+                    keeps_axis: false,
+                })
+            }
+            SliceInfoElem::Slice { start, end, step } => {
+                let range = Slice { start, end, step };
+                Ok(Picked {
+                    positions: positions(range, axis, len)?,
+                    keeps_axis: true,
+                })
+            }
+        }
+    }
+
+    fn axis_len(&self) -> Option<usize> {
+        self.keeps_axis.then_some(self.positions.len())
+    }
+}
+
+/// The positions of a range with a step; with a negative step, in reverse, as in `ndarray`.
+fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>, IndexError> {
+    let bound = |index: isize| {
+        let from_end = if index < 0 {
+            index.checked_add_unsigned(len)
+        } else {
+            Some(index)
+        };
+        from_end
+            .and_then(|position| usize::try_from(position).ok())
+            .filter(|&position| position <= len)
+            .ok_or(IndexError::OutOfRange { axis, index, len })
+    };
+    let (start, end) = (bound(range.start)?, bound(range.end.unwrap_or(len as isize))?);
+    let step = range.step.unsigned_abs().max(1);
+    let forward = start..end.max(start);
+    Ok(if range.step < 0 {
+        forward.rev().step_by(step).collect()
+    } else {
+        forward.step_by(step).collect()
+    })
+}

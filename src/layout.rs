@@ -1,0 +1,167 @@
+//! Where each component's rows lie in a frame.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::batch::Batch;
+use crate::element::DType;
+use crate::error::{BuildError, ComponentName, UnknownComponent, WriteError};
+
+/// Blocks start on a cache line, which is also the widest vector register.
+pub(crate) const ALIGN: usize = 64;
+
+/// One component as configured: its name, how wide its rows are and what they hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Its name, unique in the store.
+    pub name: Arc<str>,
+    /// Features of a row.
+    pub features: usize,
+    /// Element type of a row.
+    pub dtype: DType,
+}
+
+/// The memory of `rows` rows of every component: one block `[rows, features]` after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    components: Vec<Component>,
+    offsets: Vec<usize>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Layout {
+    pub(crate) fn new(components: &[Component], rows: usize) -> Result<Self, BuildError> {
+        if components.is_empty() {
+            return Err(BuildError::NoComponents);
+        }
+        for (i, component) in components.iter().enumerate() {
+            if component.features == 0 {
+                let what = format!("the number of features of component {:?}", component.name);
+                return Err(BuildError::Zero { what: what.into() });
+            }
+            if components[..i].iter().any(|other| other.name == component.name) {
+                return Err(BuildError::DuplicateName {
+                    name: component.name.to_string(),
+                });
+            }
+        }
+        let mut offsets = Vec::with_capacity(components.len());
+        let mut bytes = Some(0_usize);
+        for component in components {
+            offsets.push(bytes.unwrap_or(0));
+            bytes = component
+                .features
+                .checked_mul(component.dtype.size())
+                .and_then(|row| row.checked_mul(rows))
+                .and_then(|block| block.checked_next_multiple_of(ALIGN))
+                .and_then(|block| bytes?.checked_add(block))
+                .filter(|&bytes| isize::try_from(bytes).is_ok());
+        }
+        let bytes = bytes.ok_or_else(|| BuildError::Overflow {
+            what: "the memory",
+            rows,
+            row_bytes: components.iter().fold(0, |sum: usize, c| {
+                sum.saturating_add(c.features.saturating_mul(c.dtype.size()))
+            }),
+        })?;
+        Ok(Layout {
+            components: components.to_vec(),
+            offsets,
+            rows,
+            bytes,
+        })
+    }
+
+    pub(crate) fn components(&self) -> &[Component] {
+        &self.components
+    }
+
+    pub(crate) fn n_components(&self) -> usize {
+        self.components.len()
+    }
+
+    /// Rows of every component.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes in all.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where the component's block starts.
+    pub(crate) fn offset(&self, component: usize) -> usize {
+        self.offsets[component]
+    }
+
+    pub(crate) fn row_bytes(&self, component: usize) -> usize {
+        self.components[component].features * self.components[component].dtype.size()
+    }
+
+    pub(crate) fn name(&self, component: usize) -> ComponentName {
+        ComponentName {
+            index: component,
+            name: self.components[component].name.clone(),
+        }
+    }
+
+    pub(crate) fn unknown(&self, asked: String) -> UnknownComponent {
+        let names: Vec<String> = (0..self.n_components()).map(|c| self.name(c).to_string()).collect();
+        UnknownComponent {
+            asked,
+            known: names.join(", "),
+        }
+    }
+
+    /// Finds the component that `key` names.
+    pub(crate) fn find(&self, key: impl ComponentKey) -> Result<usize, UnknownComponent> {
+        key.find(&self.components).ok_or_else(|| self.unknown(key.to_string()))
+    }
+
+    /// Whether `batch` can be stored as `component`.
+    pub(crate) fn check(&self, batch: &Batch, component: usize) -> Result<(), WriteError> {
+        let expected = &self.components[component];
+        if batch.features() != expected.features && (batch.rows() > 0 || batch.features() > 0) {
+            return Err(WriteError::Features {
+                component: self.name(component),
+                expected: expected.features,
+                got: batch.features(),
+            });
+        }
+        if !batch.dtype().converts_to(expected.dtype) {
+            return Err(WriteError::Elements {
+                component: self.name(component),
+                expected: expected.dtype,
+                got: batch.dtype(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A component's number or its name. Sealed: implemented for `usize` and `&str`.
+pub trait ComponentKey: Copy + fmt::Display + sealed::Sealed {
+    /// The component's number, if there is one.
+    #[doc(hidden)]
+    fn find(self, components: &[Component]) -> Option<usize>;
+}
+
+impl ComponentKey for usize {
+    fn find(self, components: &[Component]) -> Option<usize> {
+        (self < components.len()).then_some(self)
+    }
+}
+
+impl ComponentKey for &str {
+    fn find(self, components: &[Component]) -> Option<usize> {
+        components.iter().position(|component| *component.name == *self)
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for usize {}
+    impl Sealed for &str {}
+}

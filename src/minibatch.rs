@@ -1,0 +1,165 @@
+//! What a consumer gets: some rows of every component, in memory of its own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
+
+use crate::element::Element;
+use crate::error::ViewError;
+use crate::frame::Frame;
+use crate::layout::{Component, ComponentKey, Layout};
+use crate::pool::Pool;
+
+/// Rows of every component, shuffled, in a frame that the minibatch owns.
+///
+/// The same row of every component comes from the same token. Dropping the minibatch returns its frame to the store;
+/// keeping it costs the store nothing but that memory. It can be sent to another thread and outlives its store.
+///
+/// ```
+/// use activation_store::RingStore;
+/// use ndarray::Array2;
+///
+/// let store = RingStore::builder().component("attn", 4).component("mlp", 4).batch_size(8).window(32).build()?;
+/// store.extend(Array2::<f32>::zeros((40, 4)), "attn")?;
+/// store.extend(Array2::<f32>::ones((40, 4)), "mlp")?;
+/// store.close();
+/// for minibatch in store.minibatches().blocking() {
+///     let minibatch = minibatch?;
+///     assert_eq!(minibatch.view::<f32>("mlp")?.dim(), (8, 4)); // [row, feature]
+///     assert_eq!(minibatch.stacked::<f32>()?.dim(), (8, 2, 4)); // [row, component, feature]
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Minibatch {
+    /// `Some` until dropped.
+    frame: Option<Frame>,
+    layout: Arc<Layout>,
+    home: Arc<Pool>,
+    rows: usize,
+    ordinal: u64,
+}
+
+impl Minibatch {
+    /// The first `rows` rows of `frame`, which goes back to `home`.
+    pub(crate) fn new(frame: Frame, rows: usize, ordinal: u64, home: Arc<Pool>) -> Self {
+        home.lend();
+        Minibatch {
+            layout: frame.layout().clone(),
+            frame: Some(frame),
+            home,
+            rows,
+            ordinal,
+        }
+    }
+
+    /// How many rows: the batch size, or fewer in the last minibatch.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its number in the sequence of all minibatches, from 0.
+    #[must_use]
+    pub fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// The components, in order.
+    #[must_use]
+    pub fn components(&self) -> &[Component] {
+        self.layout.components()
+    }
+
+    /// A component's rows, `[row, feature]`, by number or name.
+    ///
+    /// # Errors
+    /// [`ViewError`] if there is no such component or it holds another element type.
+    pub fn view<T: Element>(&self, component: impl ComponentKey) -> Result<ArrayView2<'_, T>, ViewError> {
+        let component = self.typed::<T>(component)?;
+        let shape = (self.rows, self.components()[component].features);
+        let values = bytemuck::cast_slice(self.bytes_of(component));
+        Ok(ArrayView2::from_shape(shape, values).expect("a component is rows × features values"))
+    }
+
+    /// A component's rows, to be changed in place (normalised, say), by number or name.
+    ///
+    /// # Errors
+    /// [`ViewError`] if there is no such component or it holds another element type.
+    pub fn view_mut<T: Element>(&mut self, component: impl ComponentKey) -> Result<ArrayViewMut2<'_, T>, ViewError> {
+        let component = self.typed::<T>(component)?;
+        let shape = (self.rows, self.components()[component].features);
+        let values = bytemuck::cast_slice_mut(
+            self.frame
+                .as_mut()
+                .map_or(&mut [], |frame| frame.rows_mut(component, self.rows)),
+        );
+        Ok(ArrayViewMut2::from_shape(shape, values).expect("a component is rows × features values"))
+    }
+
+    /// All components, `[row, component, feature]`, without a copy.
+    ///
+    /// # Errors
+    /// [`ViewError::Unequal`] if they differ in width or element type, [`ViewError::Elements`] if that is not `T`.
+    pub fn stacked<T: Element>(&self) -> Result<ArrayView3<'_, T>, ViewError> {
+        self.typed::<T>(0)?;
+        let components = self.components();
+        let shape_of = |component: &Component| format!("{} × {}", component.features, component.dtype);
+        let differs =
+            |other: &Component| (other.features, other.dtype) != (components[0].features, components[0].dtype);
+        if let Some(other) = components.iter().position(differs) {
+            return Err(ViewError::Unequal {
+                first: self.layout.name(0),
+                first_shape: shape_of(&components[0]),
+                other: self.layout.name(other),
+                other_shape: shape_of(&components[other]),
+            });
+        }
+        let features = components[0].features;
+        let block = self.layout.bytes() / components.len() / size_of::<T>();
+        let shape = (self.rows, components.len(), features).strides((features, block, 1));
+        let values = bytemuck::cast_slice(self.frame.as_ref().map_or(&[], Frame::all));
+        Ok(ArrayView3::from_shape(shape, values).expect("equal components have equal blocks"))
+    }
+
+    /// The bytes of a component's rows, one row after the other, for handing them to another library.
+    ///
+    /// # Errors
+    /// [`ViewError::Component`] if there is no such component.
+    pub fn bytes(&self, component: impl ComponentKey) -> Result<&[u8], ViewError> {
+        Ok(self.bytes_of(self.layout.find(component)?))
+    }
+
+    fn bytes_of(&self, component: usize) -> &[u8] {
+        self.frame
+            .as_ref()
+            .map_or(&[], |frame| frame.rows(component, self.rows))
+    }
+
+    fn typed<T: Element>(&self, component: impl ComponentKey) -> Result<usize, ViewError> {
+        let component = self.layout.find(component)?;
+        let dtype = self.components()[component].dtype;
+        if dtype != T::DTYPE {
+            return Err(ViewError::Elements {
+                component: self.layout.name(component),
+                dtype,
+                asked: T::DTYPE,
+            });
+        }
+        Ok(component)
+    }
+}
+
+impl Drop for Minibatch {
+    fn drop(&mut self) {
+        if let Some(frame) = self.frame.take() {
+            self.home.give_back(frame);
+        }
+    }
+}
+
+impl fmt::Debug for Minibatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Minibatch {} ({} rows)", self.ordinal, self.rows)
+    }
+}

@@ -1,0 +1,167 @@
+//! The ring: open frames, and the dealing of rows to them. No thread in sight.
+
+use std::sync::Arc;
+
+use crate::batch::Batch;
+use crate::copy::RowCopier;
+use crate::deal::{Dealer, Place};
+use crate::frame::Frame;
+use crate::layout::Layout;
+use crate::rows::RowReader;
+
+/// The largest ring whose frames are written with ordinary stores: it stays in the cache until it is read.
+const CACHED: usize = 1 << 20;
+
+/// Rows dealt in one go: enough to read each component's rows in sequence, few enough for a small plan.
+const PLAN: usize = 4096;
+
+/// The open frames.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    layout: Arc<Layout>,
+    dealer: Dealer,
+    open: Vec<Frame>,
+    plan: Vec<Place>,
+    readers: Vec<RowReader>,
+    /// An open frame that is full and must be taken before more rows are dealt.
+    full: Option<usize>,
+    streaming: bool,
+}
+
+impl Ring {
+    /// A ring of `open` frames, all with one layout; at least one.
+    pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64) -> Self {
+        Ring {
+            dealer: Dealer::new(open.len(), layout.rows(), seed),
+            plan: Vec::with_capacity(PLAN),
+            readers: layout
+                .components()
+                .iter()
+                .map(|component| RowReader::new(component.dtype))
+                .collect(),
+            full: None,
+            streaming: open.len() * layout.bytes() > CACHED,
+            layout,
+            open,
+        }
+    }
+
+    /// Deals up to `rows` rows, where `source(component)` is a batch and its row to start at.
+    ///
+    /// Returns how many rows it dealt: fewer than asked for when a frame is full, see [`Ring::take_full`].
+    pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize)) -> usize {
+        if self.full.is_some() {
+            return 0;
+        }
+        self.plan.clear();
+        self.full = self.dealer.deal(rows.min(PLAN), &mut self.plan);
+        let copier = RowCopier::new(self.streaming);
+        for (component, reader) in self.readers.iter_mut().enumerate() {
+            let (batch, first) = source(component);
+            let (open, plan) = (&mut self.open, &self.plan);
+            reader.read(batch, first..first + plan.len(), |i, row| {
+                let place = plan[i];
+                copier.copy(open[place.frame as usize].row_mut(component, place.slot as usize), row);
+            });
+        }
+        self.plan.len()
+    }
+
+    /// Whether a frame is full and must be taken before more rows are dealt.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.is_some()
+    }
+
+    /// Takes the full frame, leaving `empty` in its place.
+    ///
+    /// Gives `empty` back if no frame is full.
+    pub(crate) fn take_full(&mut self, empty: Frame) -> Result<Frame, Frame> {
+        match self.full.take() {
+            Some(frame) => Ok(std::mem::replace(&mut self.open[frame], empty)),
+            None => Err(empty),
+        }
+    }
+
+    /// Places of all rows in the ring, the full frame's first.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let full = self.full.into_iter().flat_map(|frame| {
+            (0..self.layout.rows()).map(move |slot| Place {
+                frame: frame as u32,
+                slot: slot as u32,
+            })
+        });
+        full.chain(self.dealer.occupied()).collect()
+    }
+
+    /// A row in the ring.
+    pub(crate) fn row(&self, place: Place, component: usize) -> &[u8] {
+        self.open[place.frame as usize].row(component, place.slot as usize)
+    }
+
+    /// Discards all rows and starts again. Returns how many they were.
+    pub(crate) fn clear(&mut self) -> usize {
+        let rows = self.dealer.resident()
+            + if self.full.take().is_some() {
+                self.layout.rows()
+            } else {
+                0
+            };
+        self.dealer.restart();
+        rows
+    }
+
+    /// Ends dealing: the rows still in the ring, to be served in random order.
+    pub(crate) fn into_rest(mut self) -> Rest {
+        debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
+        Rest {
+            places: self.dealer.shuffle_rest(),
+            served: 0,
+            open: self.open,
+        }
+    }
+}
+
+/// What is left in the ring when no more rows come.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    places: Vec<Place>,
+    served: usize,
+    open: Vec<Frame>,
+}
+
+impl Rest {
+    /// How many rows the next minibatch will have: fewer than `batch` at the very end, then none.
+    pub(crate) fn next_rows(&self, batch: usize) -> usize {
+        batch.min(self.places.len() - self.served)
+    }
+
+    /// Fills `frame` with the next rows.
+    pub(crate) fn fill(&mut self, frame: &mut Frame) {
+        let layout = frame.layout().clone();
+        let places = &self.places[self.served..][..self.next_rows(layout.rows())];
+        for component in 0..layout.n_components() {
+            for (slot, place) in places.iter().enumerate() {
+                let row = self.open[place.frame as usize].row(component, place.slot as usize);
+                frame.row_mut(component, slot).copy_from_slice(row);
+            }
+        }
+        self.served += places.len();
+    }
+
+    /// Discards the rows not served yet. Returns how many they were.
+    pub(crate) fn clear(&mut self) -> usize {
+        let rows = self.places().len();
+        self.served = self.places.len();
+        rows
+    }
+
+    /// Places of the rows not served yet.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places[self.served..]
+    }
+
+    /// A row not served yet.
+    pub(crate) fn row(&self, place: Place, component: usize) -> &[u8] {
+        self.open[place.frame as usize].row(component, place.slot as usize)
+    }
+}

@@ -1,0 +1,174 @@
+//! What every store can do.
+
+use ndarray::{Array2, ArrayD};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use crate::batch::Batch;
+use crate::error::{IndexError, Refused};
+use crate::handle::WriteHandle;
+use crate::index::Index;
+
+/// A store of activations: rows of one or more components.
+///
+/// Object safe, so that a model's hook can take `&dyn ActivationStore`, whatever store that is; and shared, so that
+/// several hooks can write at once. Implement it for a store of your own:
+///
+/// ```
+/// use std::sync::Mutex;
+///
+/// use activation_store::{
+///     ActivationStore, ActivationStoreExt, Batch, Index, IndexError, Refused, TestData, WriteError, WriteHandle, Written,
+/// };
+/// use ndarray::ArrayD;
+///
+/// /// Keeps every row in a list.
+/// struct ListStore {
+///     rows: Mutex<Vec<Vec<Vec<f32>>>>, // by component
+/// }
+///
+/// impl ActivationStore for ListStore {
+///     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+///         let mut rows = self.rows.lock().unwrap();
+///         let list = &mut rows[component];
+///         let written = Written { rows: batch.rows(), first_row: list.len() as u64 };
+///         list.extend(batch.to_f32().rows().into_iter().map(|row| row.to_vec()));
+///         Ok(WriteHandle::ready(Ok(written)))
+///     }
+///
+///     fn empty(&self) {
+///         self.rows.lock().unwrap().iter_mut().for_each(Vec::clear);
+///     }
+///
+///     fn n_components(&self) -> usize {
+///         self.rows.lock().unwrap().len()
+///     }
+///
+///     fn current_activations_stored_per_component(&self) -> Vec<usize> {
+///         self.rows.lock().unwrap().iter().map(Vec::len).collect()
+///     }
+///
+///     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+///         let rows = self.rows.lock().unwrap();
+///         let features: Vec<usize> = rows.iter().map(|list| list.first().map_or(0, Vec::len)).collect();
+///         let len = rows.iter().map(Vec::len).min().unwrap_or(0);
+///         index.select(len, &features, |row, component, out| {
+///             out.copy_from_slice(&rows[component][row]);
+///             Ok(())
+///         })
+///     }
+/// }
+///
+/// let store = ListStore { rows: Mutex::new(vec![Vec::new(), Vec::new()]) };
+/// store.fill_with_test_data(TestData { n_components: 2, input_features: 8, ..TestData::default() })?;
+/// assert_eq!(store.len(), 16);
+/// assert_eq!(store.get((3, 1).into())?.shape(), [8]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait ActivationStore: Send + Sync {
+    /// Takes a batch of rows of a component.
+    ///
+    /// # Errors
+    /// [`Refused`] gives the batch back, with the reason; later failures come through the handle.
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused>;
+
+    /// Takes one row of a component.
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and where `row` is not one row.
+    fn append(&self, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        self.extend(one_row(row)?, component)
+    }
+
+    /// Discards all rows.
+    fn empty(&self);
+
+    /// How many components.
+    fn n_components(&self) -> usize;
+
+    /// Rows stored of each component, in order.
+    fn current_activations_stored_per_component(&self) -> Vec<usize>;
+
+    /// Rows that can be got: those stored of every component.
+    fn len(&self) -> usize {
+        self.current_activations_stored_per_component()
+            .into_iter()
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Whether no row can be got.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values at an index, as `f32`; see [`Index`] for what it can say and [`Index::select`] for implementing this.
+    ///
+    /// # Errors
+    /// [`IndexError`] for an index past the end, with the length it is past.
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError>;
+
+    /// Puts the rows in a random order, where the store has an order. Does nothing by default.
+    fn shuffle(&self) {}
+}
+
+/// What works on every store and no store can override.
+pub trait ActivationStoreExt: ActivationStore {
+    /// Writes `data.n_batches` batches of uniform `[0, 1)` rows to each of the first `data.n_components` components,
+    /// waiting for each write.
+    ///
+    /// The same numbers each time.
+    ///
+    /// # Errors
+    /// The first failure to write, such as [`StoreFullError`](crate::StoreFullError).
+    ///
+    /// # Blocking
+    /// Blocks while the store has no room. Do not call it where nobody drains a bounded store that is too small.
+    fn fill_with_test_data(&self, data: TestData) -> Result<(), crate::WriteError> {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
+        for _ in 0..data.n_batches {
+            for component in 0..data.n_components {
+                let rows = Array2::from_shape_simple_fn((data.batch_size, data.input_features), || rng.random::<f32>());
+                self.extend(rows.into(), component)?.wait()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: ActivationStore + ?Sized> ActivationStoreExt for S {}
+
+/// How much [`fill_with_test_data`](ActivationStoreExt::fill_with_test_data) writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestData {
+    /// Batches for each component. Default: 1.
+    pub n_batches: usize,
+    /// Rows of a batch. Default: 16.
+    pub batch_size: usize,
+    /// Components. Default: 1.
+    pub n_components: usize,
+    /// Features of a row. Default: 256.
+    pub input_features: usize,
+}
+
+impl Default for TestData {
+    fn default() -> Self {
+        TestData {
+            n_batches: 1,
+            batch_size: 16,
+            n_components: 1,
+            input_features: 256,
+        }
+    }
+}
+
+/// Checks that a batch is one row.
+pub(crate) fn one_row(row: Batch) -> Result<Batch, Refused> {
+    match row.rows() {
+        1 => Ok(row),
+        rows => Err(Refused {
+            error: crate::WriteError::NotOneRow { rows },
+            batch: row,
+        }),
+    }
+}

@@ -1,0 +1,48 @@
+//! Locking, and waiting for a future on a plain thread.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+/// Locks; a panic elsewhere does not matter, for no lock is held while foreign code runs.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+thread_local! {
+    static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
+}
+
+/// Polls on this thread until ready; `None` if `deadline` comes first.
+///
+/// `tokio`'s and `futures`' own blocking waits panic inside a runtime and know no time limit.
+pub(crate) fn wait<T>(deadline: Option<Instant>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
+    WAKER.with(|waker| {
+        let mut context = Context::from_waker(waker);
+        loop {
+            if let Poll::Ready(value) = poll(&mut context) {
+                return Some(value);
+            }
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(left) if left.is_zero() => return None,
+                Some(left) => thread::park_timeout(left),
+            }
+        }
+    })
+}
+
+/// Waits for a future.
+pub(crate) fn wait_for<F: Future + Unpin>(future: &mut F, deadline: Option<Instant>) -> Option<F::Output> {
+    wait(deadline, |context| Pin::new(&mut *future).poll(context))
+}

@@ -1,0 +1,533 @@
+//! A store of fixed size: fill it, shuffle it, index it, loop over it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use ndarray::ArrayD;
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::SliceRandom;
+use tokio::runtime::Handle;
+
+use crate::batch::Batch;
+use crate::config::{components, not_zero};
+use crate::copy::RowCopier;
+use crate::element::DType;
+use crate::error::{BuildError, IndexError, Refused, StoreFullError, WriteError};
+use crate::fate::Fate;
+use crate::frame::{Frame, Reserved};
+use crate::handle::{Reply, WriteHandle, Written};
+use crate::host::{self, Exit, Task};
+use crate::index::Index;
+use crate::layout::{Component, ComponentKey, Layout};
+use crate::minibatch::Minibatch;
+use crate::pool::Pool;
+use crate::rows::{RowReader, widen};
+use crate::store::{ActivationStore, one_row};
+use crate::sync::lock;
+
+/// A store that holds up to `max_items` rows of each component, to be looped over for several epochs.
+///
+/// Writes are done by a background writer; every read first waits for the writes handed over before it, so they are
+/// always seen. Cloning gives another handle to the same store.
+///
+/// ```
+/// use activation_store::TensorStore;
+/// use ndarray::Array2;
+///
+/// let store = TensorStore::builder().component("mlp", 8).max_items(100).seed(1).build()?;
+/// store.extend(Array2::<f32>::ones((90, 8)), "mlp")?;
+/// let full = store.extend(Array2::<f32>::ones((20, 8)), "mlp").unwrap_err(); // nothing is changed
+/// assert!(full.error.is_full());
+/// for _epoch in 0..3 {
+///     let sizes: Vec<usize> = store.epoch(32)?.map(|minibatch| minibatch.rows()).collect();
+///     assert_eq!(sizes, [32, 32, 26]);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct TensorStore {
+    jobs: Sender<Job>,
+    tensor: Arc<Tensor>,
+}
+
+/// What the handles and the writer share.
+struct Tensor {
+    layout: Arc<Layout>,
+    data: RwLock<Data>,
+    /// Rows handed over of each component. Locked while handing over, so that writes are sent in this order.
+    handed: Mutex<Vec<usize>>,
+    /// Writes handed over that are not in `data` yet.
+    pending: AtomicUsize,
+    fate: Arc<Fate>,
+}
+
+struct Data {
+    /// `max_items` rows of each component.
+    rows: Frame,
+    /// How many rows of each component are stored.
+    stored: Vec<usize>,
+    /// Where the row of each index is.
+    order: Vec<u32>,
+    rng: Xoshiro256PlusPlus,
+    /// Counts how often the store was emptied.
+    generation: u64,
+}
+
+enum Job {
+    Write {
+        component: usize,
+        first: usize,
+        batch: Batch,
+        reply: Reply,
+    },
+    /// Tell when everything before has been written.
+    Settle(Sender<()>),
+}
+
+struct TensorWriter {
+    jobs: Receiver<Job>,
+    /// Says that the runtime is shutting down.
+    leave: Receiver<()>,
+    tensor: Arc<Tensor>,
+    readers: Vec<RowReader>,
+}
+
+impl Task for TensorWriter {
+    fn run(&mut self) -> Exit {
+        loop {
+            let job = select! {
+                recv(self.jobs) -> job => job,
+                recv(self.leave) -> told => {
+                    self.leave = never();
+                    if told.is_ok() {
+                        return Exit::Leave;
+                    }
+                    continue;
+                }
+            };
+            let Ok(job) = job else { return Exit::Done };
+            match job {
+                Job::Write {
+                    component,
+                    first,
+                    batch,
+                    reply,
+                } => {
+                    let rows = batch.rows();
+                    self.write(component, first, &batch);
+                    drop(batch);
+                    self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
+                    reply.done(Written {
+                        rows,
+                        first_row: first as u64,
+                    });
+                }
+                Job::Settle(done) => {
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, cause: &str) {
+        tracing::error!(cause, "the writer panicked");
+        self.tensor.fate.poison(cause);
+    }
+}
+
+impl TensorWriter {
+    fn write(&mut self, component: usize, first: usize, batch: &Batch) {
+        let mut data = self.tensor.write();
+        let copier = RowCopier::new(true);
+        let rows = batch.rows();
+        self.readers[component].read(batch, 0..rows, |i, row| {
+            copier.copy(data.rows.row_mut(component, first + i), row);
+        });
+        data.stored[component] = first + rows;
+    }
+}
+
+impl Tensor {
+    fn read(&self) -> RwLockReadGuard<'_, Data> {
+        self.data.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Data> {
+        self.data.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Data {
+    fn len(&self) -> usize {
+        self.stored.iter().copied().min().unwrap_or(0)
+    }
+}
+
+/// Configures a [`TensorStore`]. Made by [`TensorStore::builder`].
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct TensorStoreBuilder {
+    components: Vec<(String, usize, Option<DType>)>,
+    dtype: DType,
+    max_items: usize,
+    seed: u64,
+    runtime: Option<Handle>,
+}
+
+impl TensorStoreBuilder {
+    /// Adds a component, with rows of `features` values of the store's [`dtype`](Self::dtype). They are numbered from 0.
+    pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
+        self.components.push((name.into(), features, None));
+        self
+    }
+
+    /// Adds a component with an element type of its own.
+    pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
+        self.components.push((name.into(), features, Some(dtype)));
+        self
+    }
+
+    /// The element type of components that have none of their own. Default: `f32`.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Rows of each component that the store can hold. Has no default.
+    pub fn max_items(mut self, rows: usize) -> Self {
+        self.max_items = rows;
+        self
+    }
+
+    /// Seeds `shuffle` and the epochs' order. Default: 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
+    /// writer has a thread of its own.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Builds the store.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the setting that cannot be, and what would work.
+    ///
+    /// # Blocking
+    /// Blocks while the operating system provides the memory.
+    pub fn build(self) -> Result<TensorStore, BuildError> {
+        not_zero("max_items", self.max_items)?;
+        let (value, limit) = (self.max_items, u32::MAX as usize);
+        if value > limit {
+            return Err(BuildError::TooMany {
+                what: "max_items",
+                value,
+                limit,
+            });
+        }
+        let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
+        let memory = Reserved::new(&layout, 1, "max_items rows")?;
+        let bytes = layout.bytes();
+        let rows = memory.touch().pop().ok_or(BuildError::Allocation {
+            what: "max_items rows",
+            bytes,
+        })?;
+        let tensor = Arc::new(Tensor {
+            data: RwLock::new(Data {
+                rows,
+                stored: vec![0; layout.n_components()],
+                order: (0..self.max_items as u32).collect(),
+                rng: Xoshiro256PlusPlus::seed_from_u64(self.seed),
+                generation: 0,
+            }),
+            handed: Mutex::new(vec![0; layout.n_components()]),
+            pending: AtomicUsize::new(0),
+            fate: Arc::default(),
+            layout,
+        });
+        let (jobs, receiver) = unbounded();
+        let readers = tensor
+            .layout
+            .components()
+            .iter()
+            .map(|component| RowReader::new(component.dtype))
+            .collect();
+        // Not through `jobs`: the writer ends when the last handle's sender goes.
+        let (leaving, leave) = bounded(1);
+        let writer = TensorWriter {
+            jobs: receiver,
+            leave,
+            tensor: tensor.clone(),
+            readers,
+        };
+        let runtime = self.runtime.or_else(|| Handle::try_current().ok());
+        host::start(writer, runtime.as_ref(), move || {
+            let _ = leaving.send(());
+        })?;
+        Ok(TensorStore { jobs, tensor })
+    }
+}
+
+impl TensorStore {
+    /// Configures a store.
+    pub fn builder() -> TensorStoreBuilder {
+        TensorStoreBuilder::default()
+    }
+
+    /// Hands over a batch, `[rows, features]`, of a component, and returns at once.
+    ///
+    /// # Errors
+    /// [`Refused`] gives the batch back: wrong component, features or element type, a poisoned store, or
+    /// [`WriteError::Full`] if not all rows fit; then nothing is changed.
+    pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        let batch = batch.into();
+        let layout = &self.tensor.layout;
+        let checked = layout.find(component).map_err(WriteError::from);
+        let component = match checked.and_then(|component| layout.check(&batch, component).map(|()| component)) {
+            Ok(component) => component,
+            Err(error) => return Err(Refused { error, batch }),
+        };
+        if let Some(cause) = self.tensor.fate.poisoned() {
+            return Err(Refused {
+                error: WriteError::Poisoned { cause },
+                batch,
+            });
+        }
+        let mut handed = lock(&self.tensor.handed);
+        let (first, rows) = (handed[component], batch.rows());
+        if rows > layout.rows() - first {
+            let message = format!(
+                "Activation store is full: component {} holds {first} of {} rows, so {rows} more do not fit",
+                layout.name(component),
+                layout.rows(),
+            );
+            return Err(Refused {
+                error: StoreFullError::new(message).into(),
+                batch,
+            });
+        }
+        let (reply, handle) = WriteHandle::pending(self.tensor.fate.clone());
+        self.tensor.pending.fetch_add(1, Ordering::SeqCst);
+        match self.jobs.send(Job::Write {
+            component,
+            first,
+            batch,
+            reply,
+        }) {
+            Ok(()) => {
+                handed[component] += rows;
+                Ok(handle)
+            }
+            Err(unsent) => match unsent.into_inner() {
+                Job::Write { batch, .. } => Err(Refused {
+                    error: self.tensor.fate.cause(),
+                    batch,
+                }),
+                _ => Ok(handle),
+            },
+        }
+    }
+
+    /// Hands over one row of a component; see [`extend`](Self::extend).
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] where `row` is not one row.
+    pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        self.extend(one_row(row.into())?, component)
+    }
+
+    /// Waits for the writes handed over before.
+    fn settle(&self) {
+        if self.tensor.pending.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let (done, settled) = bounded(1);
+        if self.jobs.send(Job::Settle(done)).is_ok() {
+            // An error means that the writer has panicked; reads tell.
+            let _ = settled.recv();
+        }
+    }
+
+    /// The components, in order.
+    #[must_use]
+    pub fn components(&self) -> &[Component] {
+        self.tensor.layout.components()
+    }
+
+    /// Rows of each component that the store can hold.
+    #[must_use]
+    pub fn max_items(&self) -> usize {
+        self.tensor.layout.rows()
+    }
+
+    /// Rows that are stored of every component: the minimum over the components.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.settle();
+        self.tensor.read().len()
+    }
+
+    /// Whether no row is stored of every component.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Discards all rows. Epochs under way end.
+    pub fn empty(&self) {
+        let mut handed = lock(&self.tensor.handed);
+        self.settle();
+        let mut data = self.tensor.write();
+        handed.fill(0);
+        data.stored.fill(0);
+        data.generation += 1;
+        for (place, at) in data.order.iter_mut().zip(0..) {
+            *place = at;
+        }
+    }
+
+    /// Puts the rows in a random order. Permutes an index, so the cost does not depend on the rows' width.
+    pub fn shuffle(&self) {
+        self.settle();
+        let data = &mut *self.tensor.write();
+        let len = data.len();
+        data.order[..len].shuffle(&mut data.rng);
+    }
+
+    /// The values at an index, as `f32`.
+    ///
+    /// # Errors
+    /// [`IndexError`] for an index past [`len`](Self::len), components of integers or of different widths, or a
+    /// poisoned store.
+    pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
+        self.settle();
+        if let Some(cause) = self.tensor.fate.poisoned() {
+            return Err(IndexError::Poisoned { cause });
+        }
+        let data = self.tensor.read();
+        let features: Vec<usize> = self.components().iter().map(|component| component.features).collect();
+        index.into().select(data.len(), &features, |row, component, out| {
+            let dtype = self.components()[component].dtype;
+            if !dtype.is_float() {
+                return Err(IndexError::Integers { component, dtype });
+            }
+            widen(data.rows.row(component, data.order[row] as usize), dtype, out);
+            Ok(())
+        })
+    }
+
+    /// Loops once over the rows stored now, in a new random order, in minibatches of `batch_size` rows; the last may
+    /// have fewer.
+    ///
+    /// # Errors
+    /// [`BuildError`] if `batch_size` is 0 or two minibatches of that size cannot be allocated.
+    pub fn epoch(&self, batch_size: usize) -> Result<Epoch, BuildError> {
+        not_zero("batch_size", batch_size)?;
+        self.settle();
+        let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
+        // One that the caller works on, one to fill meanwhile.
+        let pool = Pool::new(layout.clone(), 2);
+        Reserved::new(&layout, 2, "two minibatches")?
+            .touch()
+            .into_iter()
+            .for_each(|frame| pool.put(frame));
+        let data = &mut *self.tensor.write();
+        let mut order = data.order[..data.len()].to_vec();
+        order.shuffle(&mut data.rng);
+        Ok(Epoch {
+            tensor: self.tensor.clone(),
+            order,
+            served: 0,
+            ordinal: 0,
+            generation: data.generation,
+            pool: Arc::new(pool),
+        })
+    }
+}
+
+/// One loop over a [`TensorStore`]; see [`TensorStore::epoch`].
+pub struct Epoch {
+    tensor: Arc<Tensor>,
+    order: Vec<u32>,
+    served: usize,
+    ordinal: u64,
+    generation: u64,
+    pool: Arc<Pool>,
+}
+
+impl Iterator for Epoch {
+    type Item = Minibatch;
+
+    /// # Panics
+    /// Panics if there is no memory for another minibatch while the caller keeps the earlier ones.
+    fn next(&mut self) -> Option<Minibatch> {
+        let rows = self.pool.layout().rows().min(self.order.len() - self.served);
+        let data = self.tensor.read();
+        if rows == 0 || data.generation != self.generation {
+            return None;
+        }
+        let mut frame = self.pool.take().unwrap_or_else(|error| panic!("{error}"));
+        let picked = &self.order[self.served..][..rows];
+        for component in 0..self.pool.layout().n_components() {
+            for (slot, &row) in picked.iter().enumerate() {
+                frame
+                    .row_mut(component, slot)
+                    .copy_from_slice(data.rows.row(component, row as usize));
+            }
+        }
+        self.served += rows;
+        self.ordinal += 1;
+        Some(Minibatch::new(frame, rows, self.ordinal - 1, self.pool.clone()))
+    }
+}
+
+impl ActivationStore for TensorStore {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        TensorStore::extend(self, batch, component)
+    }
+
+    fn empty(&self) {
+        TensorStore::empty(self);
+    }
+
+    fn n_components(&self) -> usize {
+        self.components().len()
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        self.settle();
+        self.tensor.read().stored.clone()
+    }
+
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        TensorStore::get(self, index)
+    }
+
+    fn shuffle(&self) {
+        TensorStore::shuffle(self);
+    }
+}
+
+impl fmt::Debug for TensorStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorStore")
+            .field("layout", &self.tensor.layout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoch")
+            .field("rows", &self.order.len())
+            .field("served", &self.served)
+            .finish_non_exhaustive()
+    }
+}
