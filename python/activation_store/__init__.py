@@ -1,0 +1,30 @@
+"""A store between a transformer's hooks and SAE training: capture and train at the same time.
+
+`RingStore` is extended by hooks and drained, as shuffled minibatches, by a training loop, at once. `TensorActivationStore`
+is filled, shuffled and indexed. Both are an `ActivationStore`, with the interface of the `sparse_autoencoder` library's.
+`capture` hooks a torch model up to either.
+"""
+
+from ._native import __version__
+from .base_store import ActivationStore
+from .errors import StoreClosedError, StoreFullError
+from .future import Future, Written
+from .hooks import Capture, capture
+from .ring_store import ComponentStats, Producer, RingStore, Stats
+from .tensor_store import TensorActivationStore
+
+__all__ = [
+    "ActivationStore",
+    "Capture",
+    "ComponentStats",
+    "Future",
+    "Producer",
+    "RingStore",
+    "Stats",
+    "StoreClosedError",
+    "StoreFullError",
+    "TensorActivationStore",
+    "Written",
+    "__version__",
+    "capture",
+]

@@ -1,0 +1,140 @@
+"""What a write returns."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._watch import watcher
+
+if TYPE_CHECKING:
+    from . import _native
+
+_RUNNING = "RUNNING"
+_FINISHED = "FINISHED"
+
+
+class Written(NamedTuple):
+    """Rows that a store has taken."""
+
+    rows: int
+    """How many rows."""
+    first_row: int
+    """The position of the first in the sequence of rows that its component has taken on its lane."""
+
+
+class Future(concurrent.futures.Future[Written]):
+    """The outcome of a write: resolves when the store holds the rows, or with the error.
+
+    Works wherever a `concurrent.futures.Future` does, and can be awaited: `await store.extend(batch, 0)`. A write
+    cannot be cancelled. Dropping the future loses nothing; if the write fails and nobody has fetched its error, the
+    next call on the store raises it.
+    """
+
+    # Making one costs next to nothing: the condition that the base class wants is made when somebody uses it, and
+    # only futures that are awaited or given a callback are watched by the background thread (one for all of them).
+
+    def __init__(self, outcome: _native.WriteOutcome) -> None:
+        self._outcome = outcome
+        self._state = _RUNNING
+        self._result: Written | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Any], Any]] = []
+        self._watched = False
+
+    @property
+    def _condition(self) -> threading.Condition:
+        # `concurrent.futures.wait` takes this lock, then looks at the state and leaves a waiter: time to watch.
+        self._watch()
+        condition: threading.Condition = self.__dict__.setdefault("_lock", threading.Condition())
+        return condition
+
+    def _watch(self) -> None:
+        if not self._watched and self._state == _RUNNING:
+            self._watched = True
+            watcher().watch_write(self._outcome, self._settle)
+
+    def _settle(self, timeout: float | None = 0) -> None:
+        """Takes over the outcome.
+
+        Raises:
+            TimeoutError: If it is not known in time.
+        """
+        error, written = None, None
+        try:
+            counts = self._outcome.wait(timeout)
+        except Exception as raised:  # noqa: BLE001
+            self._outcome.done()  # raises too where the future does not work at all: in another process
+            error = raised
+        else:
+            if counts is None:
+                raise TimeoutError(f"the rows were not in the store within {timeout} s; the write goes on")
+            written = Written(*counts)
+        self._watched = True
+        try:
+            if error is None:
+                super().set_result(written)
+            else:
+                super().set_exception(error)
+        except concurrent.futures.InvalidStateError:
+            pass  # another thread was faster
+
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        if self._state == _RUNNING and self._outcome.done():
+            self._settle()
+        return self._state == _FINISHED
+
+    def running(self) -> bool:
+        """Whether the outcome is not known yet."""
+        return not self.done()
+
+    def cancel(self) -> bool:
+        """Does nothing: a write cannot be cancelled."""
+        return False
+
+    def cancelled(self) -> bool:
+        """False: a write cannot be cancelled."""
+        return False
+
+    def result(self, timeout: float | None = None) -> Written:
+        """Waits for the outcome.
+
+        Raises:
+            TimeoutError: If it is not known in time; the write goes on.
+            Exception: The write's error.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        assert self._result is not None
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits for the outcome: the write's error, or None.
+
+        Raises:
+            TimeoutError: If it is not known in time; the write goes on.
+        """
+        if self._state == _RUNNING:
+            self._settle(timeout)
+        self._outcome.seen()
+        return self._exception
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Written]], object]) -> None:
+        """Calls `fn(future)` when the outcome is known: at once, or later on a background thread."""
+        if not self.done():
+            self._watch()
+        super().add_done_callback(fn)
+
+    def __await__(self) -> Generator[Any, None, Written]:
+        if not self.done():
+            yield from asyncio.wrap_future(self).__await__()
+        return self.result()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a write's Future cannot be pickled: it belongs to the process that wrote")

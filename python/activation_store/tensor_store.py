@@ -1,0 +1,160 @@
+"""The store that is filled, shuffled and indexed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _native
+from ._arrays import converter
+from ._batches import Batch, batch_of
+from ._torch import HAS_TORCH, is_tensor, torch
+from .base_store import ActivationStore, Components, fetch, get, one_row, positive, stage
+from .future import Future
+
+
+class TensorActivationStore(ActivationStore):
+    """Room for a fixed number of rows. Fill it, shuffle it, index it or iterate over it, as often as wanted.
+
+        >>> import torch
+        >>> store = TensorActivationStore(max_items=1000, n_neurons=100, n_components=2)
+        >>> for component_idx in range(2):
+        ...     _ = store.extend(torch.randn(10, 100), component_idx)
+        >>> len(store), store[3].shape, store[3, 1].shape
+        (10, torch.Size([2, 100]), torch.Size([100]))
+        >>> store.shuffle()
+        >>> loader = torch.utils.data.DataLoader(store, batch_size=4)
+        >>> next(iter(loader)).shape
+        torch.Size([4, 2, 100])
+
+    Rows are kept as `float32` in main memory. A write is in the store when the call returns; what indexing gives is a
+    copy.
+    """
+
+    def __init__(
+        self,
+        max_items: int,
+        n_neurons: int,
+        n_components: int,
+        device: Any = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Makes an empty store.
+
+        Args:
+            max_items: Rows of each component that it has room for.
+            n_neurons: Features of a row.
+            n_components: Components.
+            device: Where the rows go when they are got; they are kept in main memory.
+            seed: Of the shuffling; by default torch's initial seed, so that `torch.manual_seed` makes it repeat.
+        """
+        self.max_items = positive("max_items", max_items)
+        self._device = None if device is None or str(device) == "cpu" else device
+        if self._device is not None and not HAS_TORCH:
+            raise ValueError(f"device is {device!r}, but torch is not installed; leave device out")
+        names = (str(number) for number in range(positive("n_components", n_components)))
+        self._components = Components(dict.fromkeys(names, (positive("n_neurons", n_neurons), "f32")))
+        if seed is None:
+            seed = torch.initial_seed() if HAS_TORCH else 0
+        self._native = _native.Tensor(self._components.native(), self.max_items, seed % 2**64)
+
+    @property
+    def n_components(self) -> int:
+        """How many components."""
+        return len(self._components.names)
+
+    @property
+    def current_activations_stored_per_component(self) -> list[int]:
+        """Rows stored of each component."""
+        return self._native.stored()
+
+    def __len__(self) -> int:
+        return len(self._native)
+
+    def __sizeof__(self) -> int:
+        return self.max_items * self.n_components * self._components.features[0] * 4
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._out(get(self._native.rows, len(self), self._components, index))
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Many rows at once, for `torch.utils.data.DataLoader`."""
+        length = len(self)
+        for index in indices:
+            if not -length <= index < length:
+                raise IndexError(f"row index {index} is out of range: there are {length}")
+        return list(self._out(fetch(self._native.rows, [index % length for index in indices], self._components)))
+
+    def append(self, item: Any, component_idx: int = 0) -> Future:
+        """Adds one row, `[features]`.
+
+        Raises:
+            StoreFullError: If there is no room.
+        """
+        return self._write(one_row(self._stage(item, None)), component_idx)
+
+    def extend(self, batch: Any, component_idx: int = 0, *, mask: Any = None) -> Future:
+        """Adds rows, `[..., features]`; copies them once, before it returns.
+
+        Args:
+            batch: A numpy array or torch tensor; elements other than f32, f16 and bf16 are converted to f32 first.
+            component_idx: The component.
+            mask: One boolean per row: True keeps the row.
+
+        Returns:
+            A future that is done.
+
+        Raises:
+            StoreFullError: If there is no room for all of them. Nothing was written.
+        """
+        return self._write(self._stage(batch, mask), component_idx)
+
+    def _stage(self, batch: Any, mask: Any) -> _native.Rows:
+        # The original assigned to a tensor, which converts anything.
+        if is_tensor(batch):
+            if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                batch = batch.to(torch.float32)
+        elif isinstance(batch, np.ndarray) and batch.dtype.kind in "biufe" and batch.dtype not in (np.float32, np.float16):
+            batch = batch.astype(np.float32)
+        # The rows are in the store before the call returns, so their memory can be lent.
+        return stage(self._native, batch, mask, copy=False)
+
+    def _write(self, rows: _native.Rows, component_idx: int) -> Future:
+        future = Future(self._native.extend(self._components.number(component_idx), rows))
+        future.result()
+        return future
+
+    def empty(self) -> None:
+        """Discards all rows."""
+        self._native.empty()
+
+    def shuffle(self) -> None:
+        """Puts the rows in a random order; much cheaper than `DataLoader(shuffle=True)`."""
+        self._native.shuffle()
+
+    def batches(self, batch_size: int, *, output: str | None = None, stacked: bool = True) -> Any:
+        """One epoch of shuffled minibatches over what the store holds now, the last partial one included.
+
+        Args:
+            batch_size: Rows of a minibatch.
+            output: `"torch"` or `"numpy"`; by default torch where it is installed.
+            stacked: Several components as one `[batch, component, feature]`, instead of a dict by name.
+        """
+        convert = converter(output, list(self._components.dtypes))
+        epoch = self._native.epoch(positive("batch_size", batch_size))
+        while (minibatch := epoch.next()) is not None:
+            yield self._out(batch_of(minibatch, self._components, convert, stacked))
+
+    def _out(self, batch: Batch) -> Any:
+        return batch if self._device is None else batch.to(self._device)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a TensorActivationStore cannot be pickled: its memory and its background writer belong to this process; "
+            "use it in one process (DataLoader: num_workers=0), or save store[:]"
+        )
+
+    def __repr__(self) -> str:
+        return f"TensorActivationStore({len(self)} of {self.max_items} rows, {self.n_components} components of {self._components.features[0]})"

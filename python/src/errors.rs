@@ -1,0 +1,92 @@
+//! The crate's errors as Python's own kinds, with the crate's messages.
+
+use activation_store::{BuildError, IndexError, ReadError, ShapeError, ViewError, WriteError};
+use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+mod python {
+    #![allow(missing_docs, unreachable_pub)]
+    pyo3::import_exception!(activation_store.errors, StoreClosedError);
+    pyo3::import_exception!(activation_store.errors, StoreFullError);
+}
+
+/// An error of the crate.
+pub(crate) trait IntoPython: std::fmt::Display + Sized {
+    /// The exception, with `message`.
+    fn kind(&self, message: String) -> PyErr;
+
+    fn into_python(self) -> PyErr {
+        let message = self.to_string();
+        self.kind(message)
+    }
+}
+
+impl IntoPython for WriteError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            WriteError::Full(_) => python::StoreFullError::new_err(message),
+            WriteError::Closed(_) => python::StoreClosedError::new_err(message),
+            WriteError::Component(_) => PyIndexError::new_err(message),
+            WriteError::Elements { .. } => PyTypeError::new_err(message),
+            WriteError::Poisoned { .. } => PyRuntimeError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+impl IntoPython for ReadError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            ReadError::Timeout(_) => PyTimeoutError::new_err(message),
+            ReadError::FailedWrite(error) => error.kind(message),
+            _ => PyRuntimeError::new_err(message),
+        }
+    }
+}
+
+impl IntoPython for IndexError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            IndexError::Integers { .. } => PyTypeError::new_err(message),
+            IndexError::Unequal { .. } | IndexError::Ended => PyValueError::new_err(message),
+            IndexError::Poisoned { .. } => PyRuntimeError::new_err(message),
+            _ => PyIndexError::new_err(message),
+        }
+    }
+}
+
+impl IntoPython for ViewError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            ViewError::Component(_) => PyIndexError::new_err(message),
+            ViewError::Elements { .. } => PyTypeError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+impl IntoPython for BuildError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            BuildError::Thread { .. } => PyRuntimeError::new_err(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+}
+
+impl IntoPython for ShapeError {
+    fn kind(&self, message: String) -> PyErr {
+        PyValueError::new_err(message)
+    }
+}
+
+/// `?` on the crate's results.
+pub(crate) trait OrRaise<T> {
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T, E: IntoPython> OrRaise<T> for Result<T, E> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(IntoPython::into_python)
+    }
+}

@@ -1,0 +1,41 @@
+//! The native module of the Python package `activation_store`: a thin layer over the crate of the same name.
+//!
+//! Python's side (`python/activation_store`) turns arrays into bytes and minibatches into tensors; this side moves the
+//! bytes, waits without the GIL, and maps errors.
+
+mod errors;
+mod lane;
+mod minibatch;
+mod process;
+mod ring;
+mod staging;
+mod tensor;
+mod wait;
+mod watcher;
+mod write;
+
+/// The native module.
+#[pyo3::pymodule(gil_used = false)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::lane::Lane;
+    #[pymodule_export]
+    use crate::minibatch::{Block, Minibatch};
+    #[pymodule_export]
+    use crate::ring::Ring;
+    #[pymodule_export]
+    use crate::staging::{Rows, lend};
+    #[pymodule_export]
+    use crate::tensor::{Minibatches, Tensor};
+    #[pymodule_export]
+    use crate::watcher::Watcher;
+    #[pymodule_export]
+    use crate::write::WriteOutcome;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

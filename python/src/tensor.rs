@@ -1,0 +1,104 @@
+//! The store that is filled, shuffled and indexed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use activation_store::{ActivationStore, Epoch, TensorStore};
+use pyo3::exceptions::PyMemoryError;
+use pyo3::prelude::*;
+use pyo3::types::PyByteArray;
+
+use crate::errors::OrRaise;
+use crate::minibatch::Minibatch;
+use crate::process::Home;
+use crate::ring::{Component, dtype, fetch};
+use crate::staging::{self, Depot, Rows};
+use crate::write::{Unseen, WriteOutcome};
+
+#[pyclass(frozen, module = "activation_store._native")]
+pub(crate) struct Tensor {
+    store: Home<TensorStore>,
+    depot: Arc<Depot>,
+    unseen: Arc<Unseen>,
+}
+
+#[pymethods]
+impl Tensor {
+    #[new]
+    fn new(py: Python<'_>, components: Vec<Component>, max_items: usize, seed: u64) -> PyResult<Self> {
+        let mut builder = TensorStore::builder().max_items(max_items).seed(seed);
+        for (name, features, element) in components {
+            builder = builder.component_of(name, features, dtype(&element)?);
+        }
+        let store = py.detach(|| builder.build()).or_raise()?;
+        Ok(Tensor { store: Home::new(store), depot: Depot::new(0), unseen: Arc::default() })
+    }
+
+    /// Copies rows, seen as bytes, for a later `extend`.
+    #[pyo3(signature = (rows, dtype, features, mask=None))]
+    fn stage(&self, rows: &Bound<'_, PyAny>, dtype: &str, features: usize, mask: Option<&Bound<'_, PyAny>>) -> PyResult<Rows> {
+        self.store.get()?;
+        staging::stage(rows.py(), &self.depot, rows, self::dtype(dtype)?, features, mask, false)
+    }
+
+    /// Hands rows in. The handle tells when they are in the store.
+    fn extend(&self, component: usize, rows: &Rows) -> PyResult<WriteOutcome> {
+        let store = self.store.get()?;
+        let handles = rows.take()?.into_iter().map(|batch| ActivationStore::extend(store, batch, component));
+        Ok(WriteOutcome::new(handles.collect::<Result<_, _>>().or_raise()?, &self.unseen))
+    }
+
+    fn empty(&self, py: Python<'_>) -> PyResult<()> {
+        let store = self.store.get()?;
+        py.detach(|| store.empty());
+        Ok(())
+    }
+
+    fn shuffle(&self, py: Python<'_>) -> PyResult<()> {
+        let store = self.store.get()?;
+        py.detach(|| store.shuffle());
+        Ok(())
+    }
+
+    fn stored(&self, py: Python<'_>) -> PyResult<Vec<usize>> {
+        let store = self.store.get()?;
+        Ok(py.detach(|| store.current_activations_stored_per_component()))
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        let store = self.store.get()?;
+        Ok(py.detach(|| ActivationStore::len(store)))
+    }
+
+    /// The given rows, `[row, component, feature]` as `f32`, one after the other.
+    fn rows<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyByteArray>> {
+        fetch(py, self.store.get()?, &rows)
+    }
+
+    /// Shuffled minibatches over what the store holds.
+    fn epoch(&self, py: Python<'_>, batch_size: usize) -> PyResult<Minibatches> {
+        let store = self.store.get()?;
+        let epoch = py.detach(|| store.epoch(batch_size)).or_raise()?;
+        Ok(Minibatches { epoch: Home::new(Mutex::new(epoch)) })
+    }
+}
+
+/// Minibatches of one epoch.
+#[pyclass(frozen, module = "activation_store._native")]
+pub(crate) struct Minibatches {
+    epoch: Home<Mutex<Epoch>>,
+}
+
+#[pymethods]
+impl Minibatches {
+    /// The next minibatch; None at the end.
+    fn next(&self, py: Python<'_>) -> PyResult<Option<Minibatch>> {
+        let epoch = self.epoch.get()?;
+        let next = py.detach(|| {
+            // The only panic is for want of memory.
+            catch_unwind(AssertUnwindSafe(|| epoch.lock().unwrap_or_else(PoisonError::into_inner).next()))
+        });
+        let no_memory = |_| PyMemoryError::new_err("no memory for another minibatch while the earlier ones are kept");
+        next.map_err(no_memory)?.map(Minibatch::new).transpose()
+    }
+}

@@ -1,0 +1,73 @@
+//! Waiting without the GIL, in slices, so that Ctrl-C is heard.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// How long a wait goes on before it looks for signals.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// When a wait ends. `None` in Python is no limit.
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub(crate) fn new(timeout: Option<f64>) -> PyResult<Self> {
+        let Some(seconds) = timeout else {
+            return Ok(Deadline(None));
+        };
+        if seconds.is_nan() || seconds < 0.0 {
+            return Err(PyValueError::new_err(format!("timeout is {seconds}; it must be at least 0 seconds, or None")));
+        }
+        Ok(Deadline(Duration::try_from_secs_f64(seconds).ok().and_then(|limit| Instant::now().checked_add(limit))))
+    }
+
+    fn slice(&self) -> Duration {
+        self.0.map_or(SLICE, |end| SLICE.min(end.saturating_duration_since(Instant::now())))
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+/// Calls `step` with the time it may take, without the GIL, until it has a result: `None` if the deadline comes first.
+pub(crate) fn wait<R: Send>(py: Python<'_>, deadline: &Deadline, mut step: impl FnMut(Duration) -> Option<R> + Send) -> PyResult<Option<R>> {
+    loop {
+        let slice = deadline.slice();
+        if let Some(result) = py.detach(|| step(slice)) {
+            return Ok(Some(result));
+        }
+        py.check_signals()?;
+        if deadline.is_over() {
+            return Ok(None);
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Polls a future on this thread for at most `slice`.
+pub(crate) fn poll_for<F: Future + Unpin>(future: &mut F, slice: Duration) -> Option<F::Output> {
+    let end = Instant::now() + slice;
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        if let Poll::Ready(output) = Pin::new(&mut *future).poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        match end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return None,
+            left => thread::park_timeout(left),
+        }
+    }
+}
