@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::error::WriteError;
+use crate::error::{ClosedBy, WriteError};
 use crate::fate::Fate;
 use crate::sync::wait_for;
 
@@ -119,7 +119,7 @@ impl WriteHandle {
     /// # Errors
     /// The write's error.
     pub fn wait(mut self) -> Result<Written, WriteError> {
-        wait_for(&mut self, None).unwrap_or(Err(WriteError::Closed(crate::error::ClosedBy::Close)))
+        wait_for(&mut self, None).unwrap_or(Err(WriteError::Closed(ClosedBy::Close)))
     }
 
     /// Blocks this thread until the outcome is known, but no longer than `timeout`: `None` if it is not known by then.
@@ -183,6 +183,11 @@ impl Flush {
     pub fn wait(mut self) -> Result<(), WriteError> {
         wait_for(&mut self, None).unwrap_or(Ok(()))
     }
+
+    /// Blocks this thread until the rows are in, but no longer than `timeout`: `None` if they are not in by then.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<(), WriteError>> {
+        wait_for(self, Instant::now().checked_add(timeout))
+    }
 }
 
 impl Future for Flush {
@@ -194,7 +199,11 @@ impl Future for Flush {
         Poll::Ready(match (this.fate.take_unseen(), done) {
             (Some(error), _) => Err(error),
             (None, Ok(())) => Ok(()),
-            (None, Err(_)) => Err(this.fate.cause()),
+            (None, Err(_)) => match this.fate.cause() {
+                // The writer ended because it had nothing left to do.
+                WriteError::Closed(ClosedBy::Close) => Ok(()),
+                cause => Err(cause),
+            },
         })
     }
 }

@@ -430,8 +430,9 @@ impl RingStore {
     /// Waits until everything handed over before is in the ring.
     pub fn flush(&self) -> Flush {
         let (done, flushed) = oneshot::channel();
-        // Where the writer has ended, the dropped `done` says so.
+        // Where the writer has ended, the dropped `done` says so; where it only waits for room, it must look.
         let _ = self.intake().jobs.send(Job::Flush(done));
+        let _ = self.intake().control.send(Control::Room);
         Flush::new(flushed, self.intake().exchange.fate.clone())
     }
 
@@ -470,6 +471,12 @@ impl RingStore {
             }
         }
         self.intake().exchange.discard_all();
+    }
+
+    /// Whether the store takes no more rows: closed, aborted, poisoned, or left by every consumer.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.intake().exchange.fate.enter().is_err()
     }
 
     /// Counts, all taken at the same moment.

@@ -138,6 +138,12 @@ impl Writer {
 
     /// Does the next piece of work there is.
     fn step(&mut self) -> Step {
+        if self.finishing {
+            // No batches any more, but somebody may still want to flush.
+            while let Ok(job) = self.jobs.try_recv() {
+                self.job(job);
+            }
+        }
         match &mut self.stage {
             Stage::Starting(_) => self.start(),
             Stage::Dealing(ring) if ring.is_full() && self.exchange.has_room() => return self.hand_over(),
