@@ -11,12 +11,7 @@ const BATCH: usize = 250;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let store = RingStore::builder()
-        .component("mlp", 64)
-        .batch_size(128)
-        .window(4_096)
-        .seed(1)
-        .build()?;
+    let store = RingStore::builder().component("mlp", 64).batch_size(128).window(4_096).seed(1).build()?;
     let mut minibatches = store.minibatches();
 
     let capture = async move {

@@ -46,10 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut minibatches = store.minibatches();
     drop(store); // the producers keep it open
 
-    let threads: Vec<_> = (0..)
-        .zip(producers)
-        .map(|(replica, producer)| thread::spawn(move || capture(&producer, replica)))
-        .collect();
+    let threads: Vec<_> =
+        (0..).zip(producers).map(|(replica, producer)| thread::spawn(move || capture(&producer, replica))).collect();
 
     let mut per_replica = [0; REPLICAS as usize];
     for minibatch in minibatches.blocking() {

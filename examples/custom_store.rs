@@ -9,6 +9,7 @@ use activation_store::{TestData, WriteError, WriteHandle, Written};
 use ndarray::{Array1, ArrayD, Axis};
 
 const FEATURES: usize = 16;
+const DATA: TestData = TestData { n_batches: 8, batch_size: 16, n_components: 2, input_features: FEATURES };
 
 /// Per component, how many rows there were and their sum.
 struct MeanStore(Mutex<Vec<(usize, Array1<f32>)>>);
@@ -23,10 +24,7 @@ impl ActivationStore for MeanStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         let mut sums = self.sums();
         let (rows, sum) = &mut sums[component];
-        let written = Written {
-            rows: batch.rows(),
-            first_row: *rows as u64,
-        };
+        let written = Written { rows: batch.rows(), first_row: *rows as u64 };
         *sum += &batch.to_f32().sum_axis(Axis(0));
         *rows += batch.rows();
         Ok(WriteHandle::ready(Ok(written)))
@@ -57,21 +55,12 @@ impl ActivationStore for MeanStore {
 
 /// What a model would call: it does not know which store it writes to.
 fn hook(store: &dyn ActivationStore) -> Result<(), WriteError> {
-    store.fill_with_test_data(TestData {
-        n_batches: 8,
-        n_components: 2,
-        input_features: FEATURES,
-        ..TestData::default()
-    })
+    store.fill_with_test_data(DATA)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let means = MeanStore(Mutex::new(vec![(0, Array1::zeros(FEATURES)); 2]));
-    let rows = TensorStore::builder()
-        .component("a", FEATURES)
-        .component("b", FEATURES)
-        .max_items(1_000)
-        .build()?;
+    let rows = TensorStore::builder().component("a", FEATURES).component("b", FEATURES).max_items(1_000).build()?;
     for store in [&means as &dyn ActivationStore, &rows] {
         hook(store)?;
         assert_eq!(store.current_activations_stored_per_component(), [128, 128]);

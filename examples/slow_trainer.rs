@@ -30,12 +30,8 @@ fn show(when: &str, stats: &Stats) {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let store = RingStore::builder()
-        .component("mlp", 128)
-        .batch_size(ROWS)
-        .window(16 * ROWS)
-        .queue_rows(4 * ROWS)
-        .build()?;
+    let store =
+        RingStore::builder().component("mlp", 128).batch_size(ROWS).window(16 * ROWS).queue_rows(4 * ROWS).build()?;
     let mut minibatches = store.minibatches();
 
     let capture = tokio::spawn({
@@ -60,9 +56,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stats = store.stats();
     show("end", &stats);
     assert_eq!(stats.components[0].served, (BATCHES * ROWS) as u64);
-    assert!(
-        stats.producer_wait > stats.consumer_wait,
-        "the trainer was the slower side"
-    );
+    assert!(stats.producer_wait > stats.consumer_wait, "the trainer was the slower side");
     Ok(())
 }

@@ -1,4 +1,10 @@
-//! An asynchronous store for transformer activations.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to start
+//!
+//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what they have in common.
+//! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
+//! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) are pages of their own.
 
 mod batch;
 mod config;
@@ -45,3 +51,13 @@ pub use crate::{
     store::{ActivationStore, ActivationStoreExt, TestData},
     tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
 };
+
+/// Longer texts, for reading; nothing here is code.
+pub mod _documentation {
+    #[doc = include_str!("../docs/architecture.md")]
+    pub mod architecture {}
+    #[doc = include_str!("../docs/promises.md")]
+    pub mod promises {}
+    #[doc = include_str!("../CHANGELOG.md")]
+    pub mod changelog {}
+}
