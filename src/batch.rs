@@ -54,11 +54,7 @@ pub(crate) use with_rows;
 pub enum Rows<T> {
     Owned(Array2<T>),
     Shared(ArcArray2<T>),
-    Foreign {
-        owner: Box<dyn Owner<T>>,
-        rows: usize,
-        features: usize,
-    },
+    Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
 }
 
 pub trait Owner<T>: Send {
@@ -108,9 +104,7 @@ impl<T> Rows<T> {
 
 impl Batch {
     fn new<T: Element>(rows: Rows<T>) -> Self {
-        Batch {
-            rows: Plain::wrap(rows),
-        }
+        Batch { rows: Plain::wrap(rows) }
     }
 
     /// Rows of `features` values each, one after the other.
@@ -119,10 +113,8 @@ impl Batch {
     /// [`ShapeError::Ragged`] where the values do not divide into rows.
     pub fn from_vec<T: Element>(values: Vec<T>, features: usize) -> Result<Self, ShapeError> {
         let rows = count_rows(values.len(), features)?;
-        let array = Array2::from_shape_vec((rows, features), values).map_err(|_| ShapeError::Ragged {
-            len: rows * features,
-            features,
-        })?;
+        let array = Array2::from_shape_vec((rows, features), values)
+            .map_err(|_| ShapeError::Ragged { len: rows * features, features })?;
         Ok(Batch::new(Rows::Owned(array)))
     }
 
@@ -137,9 +129,7 @@ impl Batch {
             return Err(ShapeError::NoAxes);
         };
         let rows = leading.iter().product();
-        let array = array
-            .into_shape_clone((rows, features))
-            .map_err(|_| ShapeError::NoAxes)?;
+        let array = array.into_shape_clone((rows, features)).map_err(|_| ShapeError::NoAxes)?;
         Ok(Batch::new(Rows::Owned(array)))
     }
 
@@ -156,11 +146,7 @@ impl Batch {
         O: AsRef<[T]> + Send + 'static,
     {
         let rows = count_rows(owner.as_ref().len(), features)?;
-        Ok(Batch::new(Rows::Foreign {
-            owner: Box::new(owner),
-            rows,
-            features,
-        }))
+        Ok(Batch::new(Rows::Foreign { owner: Box::new(owner), rows, features }))
     }
 
     /// How many rows.

@@ -169,6 +169,9 @@ impl RingStoreBuilder {
 
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
+    ///
+    /// The writer takes up one blocking thread for as long as the store lives. Under tokio's paused test clock that keeps
+    /// time from advancing by itself; build the store outside of the runtime there.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -197,17 +200,12 @@ impl RingStoreBuilder {
             not_zero(what, value)?;
         }
         if self.window < self.batch_size {
-            return Err(BuildError::WindowTooSmall {
-                window: self.window,
-                batch_size: self.batch_size,
-            });
+            return Err(BuildError::WindowTooSmall { window: self.window, batch_size: self.batch_size });
         }
         let open_frames = self.window / self.batch_size;
-        for (what, value) in [
-            ("batch_size", self.batch_size),
-            ("window / batch_size", open_frames),
-            ("ready_frames", self.ready_frames),
-        ] {
+        for (what, value) in
+            [("batch_size", self.batch_size), ("window / batch_size", open_frames), ("ready_frames", self.ready_frames)]
+        {
             // Frames and slots are counted in `u32`s.
             let limit = u32::MAX as usize;
             if value > limit {
@@ -238,9 +236,5 @@ pub(crate) fn components(named: Vec<(String, usize, Option<DType>)>, default: DT
 }
 
 pub(crate) fn not_zero(what: &'static str, value: usize) -> Result<(), BuildError> {
-    if value == 0 {
-        Err(BuildError::Zero { what: what.into() })
-    } else {
-        Ok(())
-    }
+    if value == 0 { Err(BuildError::Zero { what: what.into() }) } else { Ok(()) }
 }

@@ -34,11 +34,7 @@ impl Minibatches {
     pub(crate) fn new(exchange: Arc<Exchange>) -> Self {
         exchange.add_consumer();
         let arrival = Box::pin(exchange.arrivals.clone().notified_owned());
-        Minibatches {
-            exchange,
-            arrival,
-            waiting: None,
-        }
+        Minibatches { exchange, arrival, waiting: None }
     }
 
     /// Iterates on this thread, blocking it while no minibatch is ready. Works inside and outside a runtime, but blocks
@@ -67,10 +63,7 @@ impl Minibatches {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Minibatch, ReadError>>> {
         loop {
             let waiting = self.waiting;
-            let next = match self
-                .exchange
-                .next(|| waiting.map_or(Duration::ZERO, |since| since.elapsed()))
-            {
+            let next = match self.exchange.next(|| waiting.map_or(Duration::ZERO, |since| since.elapsed())) {
                 Next::Minibatch(minibatch) => Some(Ok(minibatch)),
                 Next::Error(error) => Some(Err(error)),
                 Next::End => None,

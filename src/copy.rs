@@ -140,12 +140,7 @@ mod tests {
                         let start = aligned + to;
                         RowCopier { kernel }.copy(&mut target[start..][..len], &source[from..][..len]);
                         assert_eq!(target[start..][..len], source[from..][..len]);
-                        assert!(
-                            target[..start]
-                                .iter()
-                                .chain(&target[start + len..])
-                                .all(|&byte| byte == 0)
-                        );
+                        assert!(target[..start].iter().chain(&target[start + len..]).all(|&byte| byte == 0));
                     }
                 }
             }

@@ -68,10 +68,7 @@ impl Dealer {
             let frame = self.run[self.dealt];
             self.dealt += 1;
             let filled = &mut self.filled[frame as usize];
-            places.push(Place {
-                frame,
-                slot: slot(*filled as usize, self.slots) as u32,
-            });
+            places.push(Place { frame, slot: slot(*filled as usize, self.slots) as u32 });
             *filled += 1;
             if *filled as usize == self.slots {
                 *filled = 0;
@@ -107,10 +104,7 @@ impl Dealer {
     pub(crate) fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
         let slots = self.slots;
         (0_u32..).zip(&self.filled).flat_map(move |(frame, &filled)| {
-            (0..filled as usize).map(move |i| Place {
-                frame,
-                slot: slot(i, slots) as u32,
-            })
+            (0..filled as usize).map(move |i| Place { frame, slot: slot(i, slots) as u32 })
         })
     }
 

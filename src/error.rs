@@ -27,9 +27,7 @@ impl StoreFullError {
     /// An error with a message of its own.
     #[must_use]
     pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
-        StoreFullError {
-            message: message.into(),
-        }
+        StoreFullError { message: message.into() }
     }
 }
 
@@ -176,7 +174,6 @@ impl WriteError {
 #[error("{error}")]
 pub struct Refused {
     /// Why.
-    #[source]
     pub error: WriteError,
     /// The batch, as it was given.
     pub batch: Batch,
@@ -192,9 +189,7 @@ impl Refused {
 
 impl fmt::Debug for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refused")
-            .field("error", &self.error)
-            .finish_non_exhaustive()
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
     }
 }
 
@@ -213,7 +208,7 @@ pub enum ReadError {
     Timeout(std::time::Duration),
     /// An earlier write failed and nobody had awaited its handle. Reported once; the store goes on.
     #[error("an earlier write failed unseen: {0}")]
-    FailedWrite(#[source] WriteError),
+    FailedWrite(WriteError),
     /// The writer panicked; the store is unusable.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {

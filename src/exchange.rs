@@ -111,20 +111,9 @@ impl Exchange {
             ended: false,
             writer_waits: false,
             consumers: 0,
-            counts: Counts {
-                components,
-                open_frames,
-                ..Counts::default()
-            },
+            counts: Counts { components, open_frames, ..Counts::default() },
         };
-        Exchange {
-            capacity,
-            state: Mutex::new(state),
-            arrivals: Arc::new(Notify::new()),
-            fate,
-            pool,
-            control,
-        }
+        Exchange { capacity, state: Mutex::new(state), arrivals: Arc::new(Notify::new()), fate, pool, control }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -188,11 +177,13 @@ impl Exchange {
 
     /// Nothing more will become ready.
     pub(crate) fn end(&self) {
-        {
+        let Counts { minibatches_served, producer_wait, consumer_wait, .. } = {
             let mut state = lock(&self.state);
             state.ended = true;
             state.counts.open_frames = 0;
-        }
+            state.counts.clone()
+        };
+        tracing::info!(minibatches_served, ?producer_wait, ?consumer_wait, "no more minibatches become ready");
         self.pool.dissolve();
         self.arrivals.notify_waiters();
     }

@@ -59,8 +59,7 @@ impl Fate {
     }
 
     fn check_poison(&self) -> Result<(), WriteError> {
-        self.poisoned()
-            .map_or(Ok(()), |cause| Err(WriteError::Poisoned { cause }))
+        self.poisoned().map_or(Ok(()), |cause| Err(WriteError::Poisoned { cause }))
     }
 
     /// Why a write that the writer dropped without an answer failed.

@@ -35,9 +35,7 @@ unsafe impl Sync for Chunk {}
 impl Chunk {
     fn allocate(bytes: usize) -> Option<Chunk> {
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
-        let memory = Memory::from_size_align(bytes, align)
-            .ok()
-            .filter(|memory| memory.size() > 0)?;
+        let memory = Memory::from_size_align(bytes, align).ok().filter(|memory| memory.size() > 0)?;
         // SAFETY: the size is not zero.
         let start = NonNull::new(unsafe { alloc::alloc(memory) })?;
         advise_huge_pages(start, memory);
@@ -79,11 +77,8 @@ impl Reserved {
             rows: count.saturating_mul(layout.rows()),
             row_bytes: layout.bytes() / layout.rows().max(1),
         };
-        let total = layout
-            .bytes()
-            .checked_mul(count)
-            .filter(|&total| isize::try_from(total).is_ok())
-            .ok_or_else(overflow)?;
+        let total =
+            layout.bytes().checked_mul(count).filter(|&total| isize::try_from(total).is_ok()).ok_or_else(overflow)?;
         let refused = || BuildError::Allocation { what, bytes: total };
         // Asked for in one piece first: an operating system that overcommits refuses only single requests that are too large.
         drop(Chunk::allocate(total).ok_or_else(refused)?);
@@ -95,10 +90,7 @@ impl Reserved {
             chunks.push((Chunk::allocate(frames * layout.bytes()).ok_or_else(refused)?, frames));
             left -= frames;
         }
-        Ok(Reserved {
-            layout: layout.clone(),
-            chunks,
-        })
+        Ok(Reserved { layout: layout.clone(), chunks })
     }
 
     /// Zeroes the memory, which also makes the operating system provide it.
@@ -111,11 +103,7 @@ impl Reserved {
             for i in 0..count {
                 // SAFETY: the chunk was sized for `count` frames, so the frame's start is within it.
                 let start = unsafe { chunk.start.add(i * self.layout.bytes()) };
-                frames.push(Frame {
-                    start,
-                    layout: self.layout.clone(),
-                    _chunk: chunk.clone(),
-                });
+                frames.push(Frame { start, layout: self.layout.clone(), _chunk: chunk.clone() });
             }
         }
         frames
@@ -194,18 +182,8 @@ mod tests {
     use crate::layout::Component;
 
     fn layout(features: usize, rows: usize) -> Arc<Layout> {
-        let component = |name: &str, features, dtype| Component {
-            name: name.into(),
-            features,
-            dtype,
-        };
-        Arc::new(
-            Layout::new(
-                &[component("a", features, DType::F32), component("b", 3, DType::F16)],
-                rows,
-            )
-            .unwrap(),
-        )
+        let component = |name: &str, features, dtype| Component { name: name.into(), features, dtype };
+        Arc::new(Layout::new(&[component("a", features, DType::F32), component("b", 3, DType::F16)], rows).unwrap())
     }
 
     #[test]
@@ -234,13 +212,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "asks for more memory than Miri has")]
     fn impossible_sizes_are_refused() {
         let layout = layout(1 << 20, 1 << 20);
-        assert!(matches!(
-            Reserved::new(&layout, 1 << 30, "test"),
-            Err(BuildError::Overflow { .. })
-        ));
-        assert!(matches!(
-            Reserved::new(&layout, 1 << 10, "test"),
-            Err(BuildError::Allocation { .. })
-        ));
+        assert!(matches!(Reserved::new(&layout, 1 << 30, "test"), Err(BuildError::Overflow { .. })));
+        assert!(matches!(Reserved::new(&layout, 1 << 10, "test"), Err(BuildError::Allocation { .. })));
     }
 }

@@ -51,10 +51,7 @@ pub struct WriteHandle {
 
 enum State {
     Done(Result<Written, WriteError>),
-    Pending {
-        outcome: oneshot::Receiver<Outcome>,
-        fate: Arc<Fate>,
-    },
+    Pending { outcome: oneshot::Receiver<Outcome>, fate: Arc<Fate> },
 }
 
 #[derive(Debug)]
@@ -90,19 +87,12 @@ impl Drop for Reply {
 impl WriteHandle {
     /// A handle whose outcome is known, for stores that write at once.
     pub fn ready(outcome: Result<Written, WriteError>) -> Self {
-        WriteHandle {
-            state: State::Done(outcome),
-        }
+        WriteHandle { state: State::Done(outcome) }
     }
 
     pub(crate) fn pending(fate: Arc<Fate>) -> (Reply, Self) {
         let (sender, outcome) = oneshot::channel();
-        (
-            Reply(Some(sender)),
-            WriteHandle {
-                state: State::Pending { outcome, fate },
-            },
-        )
+        (Reply(Some(sender)), WriteHandle { state: State::Pending { outcome, fate } })
     }
 
     /// Whether the outcome is known.
@@ -150,11 +140,7 @@ impl Future for WriteHandle {
 
 impl fmt::Debug for WriteHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.is_done() {
-            "WriteHandle(done)"
-        } else {
-            "WriteHandle(pending)"
-        })
+        f.write_str(if self.is_done() { "WriteHandle(done)" } else { "WriteHandle(pending)" })
     }
 }
 

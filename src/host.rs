@@ -37,9 +37,7 @@ pub(crate) fn start<T: Task>(
     leave: impl FnOnce() + Send + 'static,
 ) -> Result<(), BuildError> {
     let Some(runtime) = runtime else {
-        return spawn(task).map_err(|error| BuildError::Thread {
-            reason: error.to_string(),
-        });
+        return spawn(task).map_err(|error| BuildError::Thread { reason: error.to_string() });
     };
     let (running, stopped) = oneshot::channel::<()>();
     let seat = Seat(Some(task));
@@ -86,14 +84,12 @@ impl<F: FnOnce()> Drop for Guard<F> {
 
 fn spawn<T: Task>(task: T) -> std::io::Result<()> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let thread = thread::Builder::new()
-        .name("activation-store".to_owned())
-        .spawn(move || {
-            let mut task = receiver.recv().ok();
-            while let Some(left) = task.and_then(drive) {
-                task = Some(left);
-            }
-        });
+    let thread = thread::Builder::new().name("activation-store".to_owned()).spawn(move || {
+        let mut task = receiver.recv().ok();
+        while let Some(left) = task.and_then(drive) {
+            task = Some(left);
+        }
+    });
     match thread {
         Ok(_) => {
             let _ = sender.send(task);
@@ -123,6 +119,5 @@ fn drive<T: Task>(mut task: T) -> Option<T> {
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }

@@ -39,33 +39,25 @@ impl From<usize> for Index {
 
 impl From<(usize, usize)> for Index {
     fn from((row, component): (usize, usize)) -> Self {
-        Index {
-            axes: vec![row.into(), component.into()],
-        }
+        Index { axes: vec![row.into(), component.into()] }
     }
 }
 
 impl From<(usize, usize, usize)> for Index {
     fn from((row, component, feature): (usize, usize, usize)) -> Self {
-        Index {
-            axes: vec![row.into(), component.into(), feature.into()],
-        }
+        Index { axes: vec![row.into(), component.into(), feature.into()] }
     }
 }
 
 impl From<Range<usize>> for Index {
     fn from(rows: Range<usize>) -> Self {
-        Index {
-            axes: vec![rows.into()],
-        }
+        Index { axes: vec![rows.into()] }
     }
 }
 
 impl From<RangeFull> for Index {
     fn from(rows: RangeFull) -> Self {
-        Index {
-            axes: vec![rows.into()],
-        }
+        Index { axes: vec![rows.into()] }
     }
 }
 
@@ -107,12 +99,7 @@ impl Index {
         let first = chosen.next();
         let width = first.map_or(0, |component| features[component]);
         if let (Some(first), Some(other)) = (first, chosen.find(|&component| features[component] != width)) {
-            return Err(IndexError::Unequal {
-                first,
-                first_features: width,
-                other,
-                other_features: features[other],
-            });
+            return Err(IndexError::Unequal { first, first_features: width, other, other_features: features[other] });
         }
         let picked_features = axis(2, "feature", width)?;
 
@@ -126,10 +113,8 @@ impl Index {
                 values.extend(picked_features.positions.iter().map(|&feature| line[feature]));
             }
         }
-        let shape: Vec<usize> = [picked_rows, components, picked_features]
-            .iter()
-            .filter_map(Picked::axis_len)
-            .collect();
+        let shape: Vec<usize> =
+            [picked_rows, components, picked_features].iter().filter_map(Picked::axis_len).collect();
         Ok(ArrayD::from_shape_vec(IxDyn(&shape), values).expect("as many values as the axes say"))
     }
 }
@@ -146,21 +131,13 @@ impl Picked {
             SliceInfoElem::NewAxis => Err(IndexError::NewAxis),
             SliceInfoElem::Index(index) => {
                 let from_end = index.checked_add_unsigned(len).filter(|_| index < 0);
-                let position = usize::try_from(from_end.unwrap_or(index))
-                    .ok()
-                    .filter(|&position| position < len);
+                let position = usize::try_from(from_end.unwrap_or(index)).ok().filter(|&position| position < len);
                 let position = position.ok_or(IndexError::OutOfRange { axis, index, len })?;
-                Ok(Picked {
-                    positions: vec![position],
-                    keeps_axis: false,
-                })
+                Ok(Picked { positions: vec![position], keeps_axis: false })
             }
             SliceInfoElem::Slice { start, end, step } => {
                 let range = Slice { start, end, step };
-                Ok(Picked {
-                    positions: positions(range, axis, len)?,
-                    keeps_axis: true,
-                })
+                Ok(Picked { positions: positions(range, axis, len)?, keeps_axis: true })
             }
         }
     }
@@ -173,11 +150,7 @@ impl Picked {
 /// The positions of a range with a step; with a negative step, in reverse, as in `ndarray`.
 fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>, IndexError> {
     let bound = |index: isize| {
-        let from_end = if index < 0 {
-            index.checked_add_unsigned(len)
-        } else {
-            Some(index)
-        };
+        let from_end = if index < 0 { index.checked_add_unsigned(len) } else { Some(index) };
         from_end
             .and_then(|position| usize::try_from(position).ok())
             .filter(|&position| position <= len)
@@ -186,9 +159,5 @@ fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>,
     let (start, end) = (bound(range.start)?, bound(range.end.unwrap_or(len as isize))?);
     let step = range.step.unsigned_abs().max(1);
     let forward = start..end.max(start);
-    Ok(if range.step < 0 {
-        forward.rev().step_by(step).collect()
-    } else {
-        forward.step_by(step).collect()
-    })
+    Ok(if range.step < 0 { forward.rev().step_by(step).collect() } else { forward.step_by(step).collect() })
 }

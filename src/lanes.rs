@@ -39,13 +39,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     pub(crate) fn new(merge: Merge) -> Self {
-        Lanes {
-            lanes: BTreeMap::new(),
-            merge,
-            current: 0,
-            turn: TURN,
-            touched: Vec::new(),
-        }
+        Lanes { lanes: BTreeMap::new(), merge, current: 0, turn: TURN, touched: Vec::new() }
     }
 
     pub(crate) fn open(&mut self, id: u64, components: usize, budget: Arc<Budget>) {
@@ -162,15 +156,8 @@ impl Pending {
     }
 
     fn answer(&mut self) -> Option<Answer> {
-        let written = Written {
-            rows: self.batch.rows(),
-            first_row: self.first_row,
-        };
-        self.reply.take().map(|reply| Answer {
-            reply,
-            written,
-            ticket: self.ticket,
-        })
+        let written = Written { rows: self.batch.rows(), first_row: self.first_row };
+        self.reply.take().map(|reply| Answer { reply, written, ticket: self.ticket })
     }
 
     fn finish(mut self) -> Finished {
@@ -181,17 +168,8 @@ impl Pending {
 
 impl Lane {
     pub(crate) fn new(components: usize, budget: Arc<Budget>) -> Self {
-        let column = || Column {
-            pending: VecDeque::new(),
-            rows: 0,
-            received: 0,
-            skip: 0,
-        };
-        Lane {
-            columns: (0..components).map(|_| column()).collect(),
-            budget,
-            ended: false,
-        }
+        let column = || Column { pending: VecDeque::new(), rows: 0, received: 0, skip: 0 };
+        Lane { columns: (0..components).map(|_| column()).collect(), budget, ended: false }
     }
 
     pub(crate) fn budget(&self) -> &Budget {
@@ -205,13 +183,7 @@ impl Lane {
 
     /// Takes a batch from the queue.
     pub(crate) fn push(&mut self, write: Write, ticket: u64, counts: &mut Counts, finished: &mut Vec<Finished>) {
-        let Write {
-            component,
-            batch,
-            first_row,
-            reply,
-            ..
-        } = write;
+        let Write { component, batch, first_row, reply, .. } = write;
         let column = &mut self.columns[component];
         let rows = batch.rows();
         let skipped = column.skip.min(rows as u64) as usize;
@@ -221,13 +193,7 @@ impl Lane {
         self.budget.leave(component, skipped);
         counts.components[component].accepted += skipped as u64;
         counts.components[component].dropped += skipped as u64;
-        let pending = Pending {
-            batch,
-            taken: skipped,
-            first_row,
-            ticket,
-            reply: Some(reply),
-        };
+        let pending = Pending { batch, taken: skipped, first_row, ticket, reply: Some(reply) };
         if pending.left() == 0 {
             finished.push(pending.finish());
         } else {
@@ -242,11 +208,7 @@ impl Lane {
 
     /// Rows that can be dealt without crossing the end of a batch.
     pub(crate) fn front_rows(&self) -> usize {
-        self.columns
-            .iter()
-            .map(|column| column.pending.front().map_or(0, Pending::left))
-            .min()
-            .unwrap_or(0)
+        self.columns.iter().map(|column| column.pending.front().map_or(0, Pending::left)).min().unwrap_or(0)
     }
 
     /// The batch that has the component's next row, and which of its rows that is. Only while `front_rows() > 0`.
@@ -279,12 +241,7 @@ impl Lane {
     pub(crate) fn accept(&mut self, counts: &mut Counts, answers: &mut Vec<Answer>) {
         for (component, (column, counts)) in self.columns.iter_mut().zip(&mut counts.components).enumerate() {
             // The accepted ones come first.
-            for pending in column
-                .pending
-                .iter_mut()
-                .rev()
-                .take_while(|pending| pending.reply.is_some())
-            {
+            for pending in column.pending.iter_mut().rev().take_while(|pending| pending.reply.is_some()) {
                 let rows = pending.left();
                 counts.accepted += rows as u64;
                 counts.staged += rows as u64;

@@ -41,9 +41,7 @@ impl Layout {
                 return Err(BuildError::Zero { what: what.into() });
             }
             if components[..i].iter().any(|other| other.name == component.name) {
-                return Err(BuildError::DuplicateName {
-                    name: component.name.to_string(),
-                });
+                return Err(BuildError::DuplicateName { name: component.name.to_string() });
             }
         }
         let mut offsets = Vec::with_capacity(components.len());
@@ -61,16 +59,11 @@ impl Layout {
         let bytes = bytes.ok_or_else(|| BuildError::Overflow {
             what: "the memory",
             rows,
-            row_bytes: components.iter().fold(0, |sum: usize, c| {
-                sum.saturating_add(c.features.saturating_mul(c.dtype.size()))
-            }),
+            row_bytes: components
+                .iter()
+                .fold(0, |sum: usize, c| sum.saturating_add(c.features.saturating_mul(c.dtype.size()))),
         })?;
-        Ok(Layout {
-            components: components.to_vec(),
-            offsets,
-            rows,
-            bytes,
-        })
+        Ok(Layout { components: components.to_vec(), offsets, rows, bytes })
     }
 
     pub(crate) fn components(&self) -> &[Component] {
@@ -101,18 +94,12 @@ impl Layout {
     }
 
     pub(crate) fn name(&self, component: usize) -> ComponentName {
-        ComponentName {
-            index: component,
-            name: self.components[component].name.clone(),
-        }
+        ComponentName { index: component, name: self.components[component].name.clone() }
     }
 
     pub(crate) fn unknown(&self, asked: String) -> UnknownComponent {
         let names: Vec<String> = (0..self.n_components()).map(|c| self.name(c).to_string()).collect();
-        UnknownComponent {
-            asked,
-            known: names.join(", "),
-        }
+        UnknownComponent { asked, known: names.join(", ") }
     }
 
     /// Finds the component that `key` names.

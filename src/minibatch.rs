@@ -44,13 +44,7 @@ impl Minibatch {
     /// The first `rows` rows of `frame`, which goes back to `home`.
     pub(crate) fn new(frame: Frame, rows: usize, ordinal: u64, home: Arc<Pool>) -> Self {
         home.lend();
-        Minibatch {
-            layout: frame.layout().clone(),
-            frame: Some(frame),
-            home,
-            rows,
-            ordinal,
-        }
+        Minibatch { layout: frame.layout().clone(), frame: Some(frame), home, rows, ordinal }
     }
 
     /// How many rows: the batch size, or fewer in the last minibatch.
@@ -89,11 +83,8 @@ impl Minibatch {
     pub fn view_mut<T: Element>(&mut self, component: impl ComponentKey) -> Result<ArrayViewMut2<'_, T>, ViewError> {
         let component = self.typed::<T>(component)?;
         let shape = (self.rows, self.components()[component].features);
-        let values = bytemuck::cast_slice_mut(
-            self.frame
-                .as_mut()
-                .map_or(&mut [], |frame| frame.rows_mut(component, self.rows)),
-        );
+        let values =
+            bytemuck::cast_slice_mut(self.frame.as_mut().map_or(&mut [], |frame| frame.rows_mut(component, self.rows)));
         Ok(ArrayViewMut2::from_shape(shape, values).expect("a component is rows × features values"))
     }
 
@@ -131,20 +122,14 @@ impl Minibatch {
     }
 
     fn bytes_of(&self, component: usize) -> &[u8] {
-        self.frame
-            .as_ref()
-            .map_or(&[], |frame| frame.rows(component, self.rows))
+        self.frame.as_ref().map_or(&[], |frame| frame.rows(component, self.rows))
     }
 
     fn typed<T: Element>(&self, component: impl ComponentKey) -> Result<usize, ViewError> {
         let component = self.layout.find(component)?;
         let dtype = self.components()[component].dtype;
         if dtype != T::DTYPE {
-            return Err(ViewError::Elements {
-                component: self.layout.name(component),
-                dtype,
-                asked: T::DTYPE,
-            });
+            return Err(ViewError::Elements { component: self.layout.name(component), dtype, asked: T::DTYPE });
         }
         Ok(component)
     }

@@ -26,14 +26,7 @@ struct State {
 impl Pool {
     /// A pool that keeps at most `keep` frames. It starts without any.
     pub(crate) fn new(layout: Arc<Layout>, keep: usize) -> Self {
-        Pool {
-            layout,
-            state: Mutex::new(State {
-                empty: Vec::with_capacity(keep),
-                keep,
-                lent: 0,
-            }),
-        }
+        Pool { layout, state: Mutex::new(State { empty: Vec::with_capacity(keep), keep, lent: 0 }) }
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {
@@ -57,10 +50,7 @@ impl Pool {
             return Ok(frame);
         }
         let mut frames = Reserved::new(&self.layout, 1, "a minibatch")?.touch();
-        frames.pop().ok_or(BuildError::Allocation {
-            what: "a minibatch",
-            bytes: self.layout.bytes(),
-        })
+        frames.pop().ok_or(BuildError::Allocation { what: "a minibatch", bytes: self.layout.bytes() })
     }
 
     /// Counts a frame as with a consumer.

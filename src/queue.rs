@@ -85,11 +85,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(bound: usize, total: Arc<Vec<AtomicUsize>>) -> Self {
-        Budget {
-            bound,
-            queued: total.iter().map(|_| AtomicUsize::new(0)).collect(),
-            total,
-        }
+        Budget { bound, queued: total.iter().map(|_| AtomicUsize::new(0)).collect(), total }
     }
 
     /// Counts rows in, over the bound if need be.
@@ -101,9 +97,7 @@ impl Budget {
     /// Counts rows in if there is room. A batch larger than the bound fits when nothing else is queued.
     pub(crate) fn try_enter(&self, component: usize, rows: usize) -> bool {
         let fits = |queued: usize| (queued == 0 || queued.saturating_add(rows) <= self.bound).then_some(queued + rows);
-        let entered = self.queued[component]
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits)
-            .is_ok();
+        let entered = self.queued[component].fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok();
         if entered {
             self.total[component].fetch_add(rows, Ordering::Relaxed);
         }

@@ -34,11 +34,7 @@ impl Ring {
         Ring {
             dealer: Dealer::new(open.len(), layout.rows(), seed),
             plan: Vec::with_capacity(PLAN),
-            readers: layout
-                .components()
-                .iter()
-                .map(|component| RowReader::new(component.dtype))
-                .collect(),
+            readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
             full: None,
             streaming: open.len() * layout.bytes() > CACHED,
             layout,
@@ -85,10 +81,7 @@ impl Ring {
     /// Places of all rows in the ring, the full frame's first.
     pub(crate) fn places(&self) -> Vec<Place> {
         let full = self.full.into_iter().flat_map(|frame| {
-            (0..self.layout.rows()).map(move |slot| Place {
-                frame: frame as u32,
-                slot: slot as u32,
-            })
+            (0..self.layout.rows()).map(move |slot| Place { frame: frame as u32, slot: slot as u32 })
         });
         full.chain(self.dealer.occupied()).collect()
     }
@@ -100,12 +93,7 @@ impl Ring {
 
     /// Discards all rows and starts again. Returns how many they were.
     pub(crate) fn clear(&mut self) -> usize {
-        let rows = self.dealer.resident()
-            + if self.full.take().is_some() {
-                self.layout.rows()
-            } else {
-                0
-            };
+        let rows = self.dealer.resident() + if self.full.take().is_some() { self.layout.rows() } else { 0 };
         self.dealer.restart();
         rows
     }
@@ -113,11 +101,7 @@ impl Ring {
     /// Ends dealing: the rows still in the ring, to be served in random order.
     pub(crate) fn into_rest(mut self) -> Rest {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
-        Rest {
-            places: self.dealer.shuffle_rest(),
-            served: 0,
-            open: self.open,
-        }
+        Rest { places: self.dealer.shuffle_rest(), served: 0, open: self.open }
     }
 }
 

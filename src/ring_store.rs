@@ -251,31 +251,19 @@ impl Producer {
         } else {
             self.budget.enter(component, rows);
         }
-        Ok(Admitted {
-            component,
-            rows,
-            state,
-            _open: open,
-        })
+        Ok(Admitted { component, rows, state, _open: open })
     }
 
     fn check_skew(&self, handed: &[u64], component: usize, rows: usize) -> Result<(), WriteError> {
         let config = &*self.intake.config;
-        let missing = (0..handed.len())
-            .min_by_key(|&other| handed[other])
-            .unwrap_or(component);
+        let missing = (0..handed.len()).min_by_key(|&other| handed[other]).unwrap_or(component);
         let by = handed[component] - handed[missing];
         // One batch may always run ahead, however large it is.
         if by == 0 || by.saturating_add(rows as u64) <= config.max_skew as u64 {
             return Ok(());
         }
         let (ahead, missing) = (config.layout.name(component), config.layout.name(missing));
-        Err(WriteError::Skew {
-            ahead,
-            missing,
-            by,
-            max_skew: config.max_skew,
-        })
+        Err(WriteError::Skew { ahead, missing, by, max_skew: config.max_skew })
     }
 }
 
@@ -293,13 +281,7 @@ impl Admitted<'_> {
         let Admitted { component, rows, .. } = self;
         let first_row = self.state.rows[component];
         let (reply, handle) = WriteHandle::pending(intake.exchange.fate.clone());
-        let write = Write {
-            lane: producer.lane,
-            component,
-            batch,
-            first_row,
-            reply,
-        };
+        let write = Write { lane: producer.lane, component, batch, first_row, reply };
         match intake.jobs.send(Job::Write(write)) {
             Ok(()) => {
                 self.state.rows[component] += rows as u64;
@@ -310,10 +292,7 @@ impl Admitted<'_> {
                 let Job::Write(write) = unsent.into_inner() else {
                     return Ok(handle);
                 };
-                Err(Refused {
-                    error: intake.exchange.fate.cause(),
-                    batch: write.batch,
-                })
+                Err(Refused { error: intake.exchange.fate.cause(), batch: write.batch })
             }
         }
     }
@@ -345,24 +324,15 @@ impl RingStore {
         let config = Arc::new(config);
         // Those open, those ready, and one that a consumer works on.
         let spare = config.ready_frames + 1;
-        let overflow = BuildError::TooMany {
-            what: "ready_frames",
-            value: config.ready_frames,
-            limit: u32::MAX as usize,
-        };
+        let overflow =
+            BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
         let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
         let memory = Reserved::new(&config.layout, frames, "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();
         let (control, control_receiver) = unbounded();
         let pool = Arc::new(Pool::new(config.layout.clone(), spare));
         let fate = Arc::new(Fate::default());
-        let exchange = Arc::new(Exchange::new(
-            config.ready_frames,
-            config.open_frames,
-            pool,
-            fate,
-            control.clone(),
-        ));
+        let exchange = Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone()));
         let room = Arc::new(Room::default());
         let queued: Arc<Vec<_>> = Arc::new((0..config.layout.n_components()).map(|_| AtomicUsize::new(0)).collect());
         let budget = Arc::new(Budget::new(config.queue_rows, queued.clone()));
@@ -380,20 +350,9 @@ impl RingStore {
             // A writer that has ended has left.
             let _ = leaving.send(Control::Leave);
         })?;
-        let intake = Intake {
-            jobs,
-            control,
-            exchange,
-            room,
-            config,
-            budget,
-            queued,
-            next_lane: AtomicU64::new(1),
-        };
+        let intake = Intake { jobs, control, exchange, room, config, budget, queued, next_lane: AtomicU64::new(1) };
         let budget = intake.budget.clone();
-        Ok(RingStore {
-            producer: Arc::new(Producer::new(Arc::new(intake), 0, budget)),
-        })
+        Ok(RingStore { producer: Arc::new(Producer::new(Arc::new(intake), 0, budget)) })
     }
 
     fn intake(&self) -> &Arc<Intake> {
@@ -549,10 +508,7 @@ impl RingStore {
             Some(cause) => IndexError::Poisoned { cause },
             None => IndexError::Ended,
         };
-        asked
-            .ok()
-            .and_then(|()| answered.recv().ok())
-            .unwrap_or_else(|| Err(ended()))
+        asked.ok().and_then(|()| answered.recv().ok()).unwrap_or_else(|| Err(ended()))
     }
 
     /// [`Producer::extend`] on the store's own lane.
@@ -616,12 +572,7 @@ impl RingStore {
 impl Producer {
     fn new(intake: Arc<Intake>, lane: u64, budget: Arc<Budget>) -> Self {
         let rows = vec![0; intake.config.layout.n_components()];
-        Producer {
-            intake,
-            lane,
-            budget,
-            state: Mutex::new(LaneState { rows, closed: false }),
-        }
+        Producer { intake, lane, budget, state: Mutex::new(LaneState { rows, closed: false }) }
     }
 }
 
@@ -639,11 +590,7 @@ impl ActivationStore for RingStore {
     }
 
     fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.stats()
-            .components
-            .iter()
-            .map(|component| component.resident as usize)
-            .collect()
+        self.stats().components.iter().map(|component| component.resident as usize).collect()
     }
 
     fn len(&self) -> usize {
@@ -657,16 +604,12 @@ impl ActivationStore for RingStore {
 
 impl fmt::Debug for RingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RingStore")
-            .field("config", &self.intake().config)
-            .finish_non_exhaustive()
+        f.debug_struct("RingStore").field("config", &self.intake().config).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Producer")
-            .field("lane", &self.lane)
-            .finish_non_exhaustive()
+        f.debug_struct("Producer").field("lane", &self.lane).finish_non_exhaustive()
     }
 }

@@ -19,10 +19,7 @@ pub(crate) struct RowReader {
 
 impl RowReader {
     pub(crate) fn new(target: DType) -> Self {
-        RowReader {
-            target,
-            scratch: Vec::new(),
-        }
+        RowReader { target, scratch: Vec::new() }
     }
 
     /// Calls `each` with the number (from 0) and the bytes of each row in `range`.
@@ -56,10 +53,7 @@ impl RowReader {
 fn each_row<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
     let features = rows.ncols();
     if let Some(values) = rows.as_slice() {
-        for (i, row) in values[range.start * features..range.end * features]
-            .chunks_exact(features)
-            .enumerate()
-        {
+        for (i, row) in values[range.start * features..range.end * features].chunks_exact(features).enumerate() {
             each(i, row);
         }
         return;
@@ -139,11 +133,7 @@ fn round_to_bf16(row: &[f32], out: &mut [u16]) {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet_nan = (bits >> 16) | 0x40;
-        (if bits & 0x7fff_ffff > 0x7f80_0000 {
-            quiet_nan
-        } else {
-            rounded
-        }) as u16
+        (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet_nan } else { rounded }) as u16
     });
 }
 
@@ -175,9 +165,7 @@ mod tests {
             0x3f80_8000,
             0x3f81_8000,
         ];
-        let bits = special
-            .into_iter()
-            .chain((0..=u32::MAX).step_by(if cfg!(miri) { 99_999_989 } else { 65_521 }));
+        let bits = special.into_iter().chain((0..=u32::MAX).step_by(if cfg!(miri) { 99_999_989 } else { 65_521 }));
         let row: Vec<f32> = bits.map(f32::from_bits).collect();
         let mut out = vec![0; row.len()];
         round_to_bf16(&row, &mut out);

@@ -91,10 +91,7 @@ pub trait ActivationStore: Send + Sync {
 
     /// Rows that can be got: those stored of every component.
     fn len(&self) -> usize {
-        self.current_activations_stored_per_component()
-            .into_iter()
-            .min()
-            .unwrap_or(0)
+        self.current_activations_stored_per_component().into_iter().min().unwrap_or(0)
     }
 
     /// Whether no row can be got.
@@ -153,12 +150,7 @@ pub struct TestData {
 
 impl Default for TestData {
     fn default() -> Self {
-        TestData {
-            n_batches: 1,
-            batch_size: 16,
-            n_components: 1,
-            input_features: 256,
-        }
+        TestData { n_batches: 1, batch_size: 16, n_components: 1, input_features: 256 }
     }
 }
 
@@ -166,9 +158,6 @@ impl Default for TestData {
 pub(crate) fn one_row(row: Batch) -> Result<Batch, Refused> {
     match row.rows() {
         1 => Ok(row),
-        rows => Err(Refused {
-            error: crate::WriteError::NotOneRow { rows },
-            batch: row,
-        }),
+        rows => Err(Refused { error: crate::WriteError::NotOneRow { rows }, batch: row }),
     }
 }

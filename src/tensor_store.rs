@@ -110,20 +110,12 @@ impl Task for TensorWriter {
             };
             let Ok(job) = job else { return Exit::Done };
             match job {
-                Job::Write {
-                    component,
-                    first,
-                    batch,
-                    reply,
-                } => {
+                Job::Write { component, first, batch, reply } => {
                     let rows = batch.rows();
                     self.write(component, first, &batch);
                     drop(batch);
                     self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
-                    reply.done(Written {
-                        rows,
-                        first_row: first as u64,
-                    });
+                    reply.done(Written { rows, first_row: first as u64 });
                 }
                 Job::Settle(done) => {
                     let _ = done.send(());
@@ -226,19 +218,12 @@ impl TensorStoreBuilder {
         not_zero("max_items", self.max_items)?;
         let (value, limit) = (self.max_items, u32::MAX as usize);
         if value > limit {
-            return Err(BuildError::TooMany {
-                what: "max_items",
-                value,
-                limit,
-            });
+            return Err(BuildError::TooMany { what: "max_items", value, limit });
         }
         let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
         let memory = Reserved::new(&layout, 1, "max_items rows")?;
         let bytes = layout.bytes();
-        let rows = memory.touch().pop().ok_or(BuildError::Allocation {
-            what: "max_items rows",
-            bytes,
-        })?;
+        let rows = memory.touch().pop().ok_or(BuildError::Allocation { what: "max_items rows", bytes })?;
         let tensor = Arc::new(Tensor {
             data: RwLock::new(Data {
                 rows,
@@ -253,20 +238,10 @@ impl TensorStoreBuilder {
             layout,
         });
         let (jobs, receiver) = unbounded();
-        let readers = tensor
-            .layout
-            .components()
-            .iter()
-            .map(|component| RowReader::new(component.dtype))
-            .collect();
+        let readers = tensor.layout.components().iter().map(|component| RowReader::new(component.dtype)).collect();
         // Not through `jobs`: the writer ends when the last handle's sender goes.
         let (leaving, leave) = bounded(1);
-        let writer = TensorWriter {
-            jobs: receiver,
-            leave,
-            tensor: tensor.clone(),
-            readers,
-        };
+        let writer = TensorWriter { jobs: receiver, leave, tensor: tensor.clone(), readers };
         let runtime = self.runtime.or_else(|| Handle::try_current().ok());
         host::start(writer, runtime.as_ref(), move || {
             let _ = leaving.send(());
@@ -295,10 +270,7 @@ impl TensorStore {
             Err(error) => return Err(Refused { error, batch }),
         };
         if let Some(cause) = self.tensor.fate.poisoned() {
-            return Err(Refused {
-                error: WriteError::Poisoned { cause },
-                batch,
-            });
+            return Err(Refused { error: WriteError::Poisoned { cause }, batch });
         }
         let mut handed = lock(&self.tensor.handed);
         let (first, rows) = (handed[component], batch.rows());
@@ -308,28 +280,17 @@ impl TensorStore {
                 layout.name(component),
                 layout.rows(),
             );
-            return Err(Refused {
-                error: StoreFullError::new(message).into(),
-                batch,
-            });
+            return Err(Refused { error: StoreFullError::new(message).into(), batch });
         }
         let (reply, handle) = WriteHandle::pending(self.tensor.fate.clone());
         self.tensor.pending.fetch_add(1, Ordering::SeqCst);
-        match self.jobs.send(Job::Write {
-            component,
-            first,
-            batch,
-            reply,
-        }) {
+        match self.jobs.send(Job::Write { component, first, batch, reply }) {
             Ok(()) => {
                 handed[component] += rows;
                 Ok(handle)
             }
             Err(unsent) => match unsent.into_inner() {
-                Job::Write { batch, .. } => Err(Refused {
-                    error: self.tensor.fate.cause(),
-                    batch,
-                }),
+                Job::Write { batch, .. } => Err(Refused { error: self.tensor.fate.cause(), batch }),
                 _ => Ok(handle),
             },
         }
@@ -434,10 +395,7 @@ impl TensorStore {
         let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
         // One that the caller works on, one to fill meanwhile.
         let pool = Pool::new(layout.clone(), 2);
-        Reserved::new(&layout, 2, "two minibatches")?
-            .touch()
-            .into_iter()
-            .for_each(|frame| pool.put(frame));
+        Reserved::new(&layout, 2, "two minibatches")?.touch().into_iter().for_each(|frame| pool.put(frame));
         let data = &mut *self.tensor.write();
         let mut order = data.order[..data.len()].to_vec();
         order.shuffle(&mut data.rng);
@@ -477,9 +435,7 @@ impl Iterator for Epoch {
         let picked = &self.order[self.served..][..rows];
         for component in 0..self.pool.layout().n_components() {
             for (slot, &row) in picked.iter().enumerate() {
-                frame
-                    .row_mut(component, slot)
-                    .copy_from_slice(data.rows.row(component, row as usize));
+                frame.row_mut(component, slot).copy_from_slice(data.rows.row(component, row as usize));
             }
         }
         self.served += rows;
@@ -517,17 +473,12 @@ impl ActivationStore for TensorStore {
 
 impl fmt::Debug for TensorStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TensorStore")
-            .field("layout", &self.tensor.layout)
-            .finish_non_exhaustive()
+        f.debug_struct("TensorStore").field("layout", &self.tensor.layout).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Epoch")
-            .field("rows", &self.order.len())
-            .field("served", &self.served)
-            .finish_non_exhaustive()
+        f.debug_struct("Epoch").field("rows", &self.order.len()).field("served", &self.served).finish_non_exhaustive()
     }
 }

@@ -235,9 +235,7 @@ impl Writer {
         let layout = &self.config.layout;
         if let Some((present, missing, rows)) = lane.unmatched() {
             let (present, missing) = (layout.name(present), layout.name(missing));
-            self.exchange
-                .fate
-                .report(WriteError::Unmatched { present, missing, rows });
+            self.exchange.fate.report(WriteError::Unmatched { present, missing, rows });
         }
         self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
         self.finish_writes();
@@ -292,11 +290,7 @@ impl Writer {
             Job::Flush(done) if self.unanswered == 0 => {
                 let _ = done.send(());
             }
-            Job::Flush(done) => self.flushes.push(Flush {
-                ticket: self.next_ticket,
-                left: self.unanswered,
-                done,
-            }),
+            Job::Flush(done) => self.flushes.push(Flush { ticket: self.next_ticket, left: self.unanswered, done }),
             Job::Finish => {
                 self.finishing = true;
                 self.lanes.end_all();
@@ -306,15 +300,13 @@ impl Writer {
 
     fn take(&mut self, write: Write) {
         if self.lanes.lane(write.lane).is_none() {
-            self.lanes
-                .open(write.lane, self.config.layout.n_components(), self.budget.clone());
+            self.lanes.open(write.lane, self.config.layout.n_components(), self.budget.clone());
         }
         if let Some(lane) = self.lanes.lane(write.lane) {
             let ticket = self.next_ticket;
             self.next_ticket += 1;
             self.unanswered += 1;
-            self.exchange
-                .count(|counts| lane.push(write, ticket, counts, &mut self.finished));
+            self.exchange.count(|counts| lane.push(write, ticket, counts, &mut self.finished));
         }
     }
 
