@@ -192,7 +192,7 @@ fn count_rows(len: usize, features: usize) -> Result<usize, ShapeError> {
     match (len, features) {
         (0, _) => Ok(0),
         (_, 0) => Err(ShapeError::Ragged { len, features }),
-        _ if len % features == 0 => Ok(len / features),
+        _ if len.is_multiple_of(features) => Ok(len / features),
         _ => Err(ShapeError::Ragged { len, features }),
     }
 }

@@ -274,7 +274,9 @@ impl Lane {
     /// Forgets what was not accepted: its replies are lost.
     pub(crate) fn refuse(&mut self) {
         for (component, column) in self.columns.iter_mut().enumerate() {
-            while let Some(pending) = column.pending.pop_back_if(|pending| pending.reply.is_some()) {
+            // The accepted ones come first.
+            let accepted = column.pending.partition_point(|pending| pending.reply.is_none());
+            for pending in column.pending.drain(accepted..) {
                 column.rows -= pending.left();
                 self.budget.leave(component, pending.left());
             }
