@@ -236,6 +236,7 @@ impl Writer {
         if let Some((present, missing, rows)) = lane.unmatched() {
             let (present, missing) = (layout.name(present), layout.name(missing));
             self.exchange.fate.report(WriteError::Unmatched { present, missing, rows });
+            self.exchange.arrivals.notify_waiters();
         }
         self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
         self.finish_writes();
