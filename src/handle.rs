@@ -1,12 +1,13 @@
 //! What a write returns: a future of its outcome.
 
 use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::task::unconstrained;
 
 use crate::error::{ClosedBy, WriteError};
 use crate::fate::Fate;
@@ -118,13 +119,22 @@ impl WriteHandle {
     }
 }
 
+/// Polls outside `tokio`'s budget of polls per turn: a task that blocks on one handle after another never ends its turn,
+/// and would be told to wait for the next.
+fn poll_now<T>(
+    receiver: &mut oneshot::Receiver<T>,
+    context: &mut Context<'_>,
+) -> Poll<Result<T, oneshot::error::RecvError>> {
+    pin!(unconstrained(receiver)).poll(context)
+}
+
 impl Future for WriteHandle {
     type Output = Result<Written, WriteError>;
 
     /// May be polled again after completion, and then gives the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Pending { outcome, fate } = &mut self.state {
-            let outcome = match Pin::new(outcome).poll(context) {
+            let outcome = match poll_now(outcome, context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(Outcome::Written(written))) => Ok(written),
                 Poll::Ready(Ok(Outcome::Lost) | Err(_)) => Err(fate.cause()),
@@ -181,7 +191,7 @@ impl Future for Flush {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let done = std::task::ready!(Pin::new(&mut this.done).poll(context));
+        let done = std::task::ready!(poll_now(&mut this.done, context));
         Poll::Ready(match (this.fate.take_unseen(), done) {
             (Some(error), _) => Err(error),
             (None, Ok(())) => Ok(()),
