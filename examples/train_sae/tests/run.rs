@@ -1,0 +1,55 @@
+//! The program as a user runs it, on a small text.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn train_sae(args: &[&str], dir: &Path) -> Output {
+    let paragraph = |n| format!("Paragraph {n} tells of {} rivers and {} towns.\n\n", n * 7 % 31, n * 11 % 17);
+    fs::write(dir.join("text.txt"), (0..600).map(paragraph).collect::<String>()).expect("can write");
+    Command::new(env!("CARGO_BIN_EXE_train_sae"))
+        .args("--text text.txt --out out --rows 1501 --layers 0,1".split(' '))
+        .args("--batch-size 64 --window 256 --latents 96 -k 8".split(' '))
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .expect("can run")
+}
+
+#[test]
+fn a_run_leaves_saes_a_picture_and_a_summary() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = train_sae(&[], dir.path());
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for layer in ["layer.0", "layer.1"] {
+        assert!(stdout.contains(&format!("{layer}: 1501 rows accepted = 1501 rows served")), "{stdout}");
+        let bytes = fs::read(dir.path().join(format!("out/sae.{layer}.safetensors"))).unwrap();
+        let sae = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(sae.tensor("W_enc").unwrap().shape(), [384, 96]);
+        assert_eq!(sae.tensor("b_enc").unwrap().shape(), [96]);
+        assert_eq!(sae.tensor("W_dec").unwrap().shape(), [96, 384]);
+        assert_eq!(sae.tensor("b_dec").unwrap().shape(), [384]);
+    }
+    let picture = fs::read_to_string(dir.path().join("out/run.svg")).unwrap();
+    assert!(picture.contains("layer.1 SAE") && !picture.contains("NaN") && !picture.contains("inf"));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_value() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, message) in [
+        (["--window", "32"], "32"),
+        (["-k", "97"], "-k 97"),
+        (["--layers", "1,1"], "1 is there twice"),
+        (["--layers", "9"], "layer 9 does not exist"),
+        (["--rows", "63"], "--rows 63"),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--model", "missing"], "--model missing"),
+    ] {
+        let output = train_sae(&args, dir.path());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(message), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}
