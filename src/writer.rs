@@ -248,6 +248,8 @@ impl Writer {
             drop(batch);
             self.answers.extend(answer);
         }
+        // Part of a batch has left the queue, too.
+        self.room.look_again();
         if self.answers.is_empty() {
             return;
         }
@@ -261,7 +263,6 @@ impl Writer {
         for flush in self.flushes.extract_if(.., |flush| flush.left == 0) {
             let _ = flush.done.send(());
         }
-        self.room.look_again();
     }
 
     /// No more rows come: turns to serving those in the ring.
