@@ -24,8 +24,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
-use activation_store::{Batch, Producer, RingStore};
-use anyhow::{Context as _, Result, ensure};
+use activation_store::{Batch, Merge, Producer, RingStore};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Parser;
 use ndarray::Array2;
 use tokio::sync::oneshot;
@@ -79,6 +79,9 @@ struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 0.002)]
     rate: f32,
+    /// Take the threads' rows in turn, not as they come, so that the same arguments give the same SAEs to the last bit
+    #[arg(long)]
+    reproducible: bool,
     /// Seed of all that is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -132,9 +135,8 @@ fn held_out(hooked: &Hooked, dataset: &Dataset) -> Result<Vec<Component>> {
         captured[component].extend(rows);
         Ok(())
     })?;
-    let name = |layer: usize| format!("layer.{layer}");
-    let component = |(&layer, rows_of): (&usize, Vec<f32>)| {
-        Ok(Component::new(name(layer), layer, Array2::from_shape_vec((rows, width), rows_of)?))
+    let component = |(layer, numbers): (&usize, Vec<f32>)| {
+        Ok(Component::new(format!("layer.{layer}"), Array2::from_shape_vec((rows, width), numbers)?))
     };
     hooked.layers.iter().zip(captured).map(component).collect()
 }
@@ -146,6 +148,7 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
         .batch_size(args.batch_size)
         .window(args.window)
         .seed(args.seed)
+        .merge(if args.reproducible { Merge::RoundRobin } else { Merge::Arrival })
         .runtime(runtime.handle().clone());
     for component in components.iter() {
         builder = builder.component(&component.name, hooked.model.width());
@@ -182,22 +185,24 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
 /// Runs one thread per share, and closes the store when all have ended.
 fn capture_all(hooked: &Hooked, shares: &[Vec<Sequence>], rows: usize, store: &RingStore) -> Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
+    // All lanes are opened before the first row comes: their order is the order in which they take turns.
+    let lanes = shares.iter().map(|_| store.producer()).collect::<Result<Vec<_>, _>>()?;
     let result = thread::scope(|scope| {
-        let captures: Vec<_> = shares
-            .iter()
+        let captures: Vec<_> = lanes
+            .into_iter()
+            .zip(shares)
             .enumerate()
-            .map(|(index, share)| {
+            .map(|(index, (lane, share))| {
                 // The rows that do not divide evenly go to the first threads.
                 let rows = rows / shares.len() + usize::from(index < rows % shares.len());
                 scope.spawn(move || {
-                    let lane = store.producer()?;
                     // Candle computes in the pool it is called from: each thread has one of its own.
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
                     pool.install(|| capture_one(hooked, share, rows, &lane))
                 })
             })
             .collect();
-        captures.into_iter().try_for_each(|capture| capture.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        captures.into_iter().try_for_each(|capture| capture.join().map_err(|_| anyhow!("a capture thread panicked"))?)
     });
     match &result {
         Ok(()) => store.close(),

@@ -127,10 +127,10 @@ impl Sae {
     }
 
     /// Writes the parameters for rows as they are captured, not scaled, under the names and in the layout that other
-    /// tools use: `W_enc` `[width, latent]`, `b_enc`, `W_dec` `[latent, width]` and `b_dec`.
+    /// tools use: `W_enc` `[width, latent]`, `b_enc`, `W_dec` `[latent, width]` and `b_dec`. `k` is in the metadata.
     ///
     /// The SAE makes `relu(top_k((x - b_dec) W_enc + b_enc)) W_dec + b_dec` of a row `x`.
-    pub(crate) fn save(&self, file: &Path, layer: usize) -> Result<()> {
+    pub(crate) fn save(&self, file: &Path) -> Result<()> {
         let (latents, width) = self.weights.dim();
         let weights = &self.weights;
         let parameters = [
@@ -143,8 +143,8 @@ impl Sae {
             .iter()
             .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
             .collect::<Result<Vec<_>>>()?;
-        let about = [("layer", layer), ("k", self.k)].map(|(name, value)| (name.to_owned(), value.to_string()));
-        safetensors::serialize_to_file(views, Some(about.into()), file)
+        let about = [("k".to_owned(), self.k.to_string())].into();
+        safetensors::serialize_to_file(views, Some(about), file)
             .with_context(|| format!("cannot write {}", file.display()))
     }
 }
@@ -255,7 +255,7 @@ mod tests {
         let sae = Sae::new(10, 10, 4, rows.view());
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("sae.safetensors");
-        sae.save(&file, 3).unwrap();
+        sae.save(&file).unwrap();
         let bytes = std::fs::read(file).unwrap();
         let saved = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let read = |name: &str| {

@@ -28,7 +28,7 @@ impl Run {
         self.print_outcomes(components, &outcomes);
         for component in components {
             let file = out.join(format!("sae.{}.safetensors", component.name));
-            component.sae()?.save(&file, component.layer)?;
+            component.sae()?.save(&file)?;
             println!("wrote {}", file.display());
         }
         let picture = out.join("run.svg");

@@ -28,7 +28,6 @@ pub(crate) struct Plan {
 /// What is learnt and noted about one component.
 pub(crate) struct Component {
     pub(crate) name: String,
-    pub(crate) layer: usize,
     held_out: Array2<f32>,
     covariance: Covariance,
     /// None before the first minibatch.
@@ -49,9 +48,9 @@ pub(crate) struct Outcome {
 }
 
 impl Component {
-    pub(crate) fn new(name: String, layer: usize, held_out: Array2<f32>) -> Self {
+    pub(crate) fn new(name: String, held_out: Array2<f32>) -> Self {
         let covariance = Covariance::new(held_out.ncols());
-        Self { name, layer, held_out, covariance, trainer: None, before: f64::NAN, losses: Vec::new() }
+        Self { name, held_out, covariance, trainer: None, before: f64::NAN, losses: Vec::new() }
     }
 
     /// Trains on a minibatch; the first one also says how to start.

@@ -36,6 +36,17 @@ fn a_run_leaves_saes_a_picture_and_a_summary() {
 }
 
 #[test]
+fn reproducible_runs_agree_to_the_last_bit() {
+    let [first, second] = [(); 2].map(|()| {
+        let dir = tempfile::tempdir().unwrap();
+        let output = train_sae(&["--reproducible"], dir.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ["layer.0", "layer.1"].map(|layer| fs::read(dir.path().join(format!("out/sae.{layer}.safetensors"))).unwrap())
+    });
+    assert!(first == second);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_with_its_value() {
     let dir = tempfile::tempdir().unwrap();
     for (args, message) in [
