@@ -52,15 +52,17 @@ def capture(
         model: Any module: a `transformers` model, a TransformerLens model, one of your own.
         components: For every module to capture, its path in the model (as in `model.named_modules()`, such as
             `"encoder.layer.2"` or `"blocks.0.hook_resid_post"`) and the store's component. Where a module gives a tuple,
-            its first element is taken.
-        store: Where the rows go.
+            its first element is taken. A path that ends in `":input"` or `":output"` has a `point` of its own, so
+            that both can be taken of one module.
+        store: Where the rows go. All components of a ring must be captured, for only whole rows come out of it; where
+            some of them are written by hand (token ids, say), give a `producer()` of the store, and write to that.
         mask: Which rows to keep: booleans of the shape of the activations without their last axis, True to keep;
             the name of one of the model's arguments (`"attention_mask"`); or a function of the model's
             positional and keyword arguments, `mask(args, kwargs)`.
         point: Whether to take the modules' `"output"` or their `"input"`.
 
     Raises:
-        ValueError: If the model has no such module.
+        ValueError: If the model has no such module, or not all components are captured.
         IndexError: If the store has no such component.
     """
     return Capture(model, components, store, mask=mask, point=point)
@@ -92,18 +94,23 @@ class Capture:
         if not components:
             raise ValueError("there is nothing to capture; name at least one module and its component")
         self._model = model
-        self._modules = [(_module(model, path), path) for path in components]
+        self._modules = [_module(model, path, point) for path in components]
         self._to: _Lanes | _Store = _Lanes(store) if isinstance(store, RingStore | Producer) else _Store(store)
         self._components = [self._to.number(component) for component in components.values()]
         if len(set(self._components)) != len(self._components):
             raise ValueError("two modules are captured into one component; give each a component of its own")
+        if isinstance(store, RingStore) and len(components) < store.n_components:
+            missing = [name for number, name in enumerate(store.component_names) if number not in self._components]
+            raise ValueError(
+                f"nothing is captured into {', '.join(map(repr, missing))}, so no row would be whole; "
+                "capture it too, or capture into a store.producer() and write the rest to that yourself"
+            )
         self._mask = mask
         self._signature = inspect.signature(model.forward) if isinstance(mask, str) else None
         if self._signature is not None and mask not in self._signature.parameters and not any(
             parameter.kind is parameter.VAR_KEYWORD for parameter in self._signature.parameters.values()
         ):
             raise ValueError(f"the model's forward has no argument {mask!r} to take the mask from; it has {', '.join(self._signature.parameters)}")
-        self._point = point
         self._hooks: list[RemovableHandle] = []
         self._threads = threading.local()
         self._lock = threading.Lock()
@@ -114,8 +121,8 @@ class Capture:
             raise ValueError("this capture has been entered already; make another with capture()")
         try:
             self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            for number, (module, path) in enumerate(self._modules):
-                if self._point == "output":
+            for number, (module, path, which) in enumerate(self._modules):
+                if which == "output":
                     hook = module.register_forward_hook(self._on_output(number, path))
                 else:
                     hook = module.register_forward_pre_hook(self._on_input(number, path), with_kwargs=True)
@@ -223,7 +230,7 @@ class Capture:
         taken: dict[int, Any] = self._threads.__dict__.get("taken") or {}
         if not taken:
             return []
-        missing = [repr(path) for number, (_, path) in enumerate(self._modules) if number not in taken]
+        missing = [repr(path) for number, (_, path, _) in enumerate(self._modules) if number not in taken]
         taken.clear()
         with self._lock:
             self.passes_dropped += 1
@@ -238,9 +245,13 @@ class Capture:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _module(model: torch.nn.Module, path: str) -> torch.nn.Module:
+def _module(model: torch.nn.Module, path: str, point: str) -> tuple[torch.nn.Module, str, str]:
+    """The module, its path, and whether its input or its output is wanted."""
+    name, _, suffix = path.rpartition(":")
+    if suffix in ("output", "input") and ":" in path:
+        path, point = name, suffix
     try:
-        return model.get_submodule(path)
+        return model.get_submodule(path), path, point
     except AttributeError:
         paths = [name for name, _ in model.named_modules()]
         close = difflib.get_close_matches(path, paths, n=3) or paths[1:4]

@@ -83,18 +83,23 @@ pub(crate) fn hand_in(
     }
     let mut handles = Vec::with_capacity(1);
     for batch in rows.take()? {
-        handles.push(match room {
-            // Pieces after the first are part of a batch that was taken.
-            Room::Need if handles.is_empty() => to.try_extend(batch, component),
-            _ => to.extend(batch, component),
-        }.or_raise()?);
+        handles.push(
+            match room {
+                // Pieces after the first are part of a batch that was taken.
+                Room::Need if handles.is_empty() => to.try_extend(batch, component),
+                _ => to.extend(batch, component),
+            }
+            .or_raise()?,
+        );
     }
     Ok(WriteOutcome::new(handles, unseen))
 }
 
 fn no_room(rows: usize, timeout: Option<f64>) -> PyErr {
     let limit = timeout.unwrap_or_default();
-    PyTimeoutError::new_err(format!("no room for {rows} rows within {limit} s: the consumer lags or has stopped. Nothing was written"))
+    PyTimeoutError::new_err(format!(
+        "no room for {rows} rows within {limit} s: the consumer lags or has stopped. Nothing was written"
+    ))
 }
 
 impl IntoPython for Refused {
@@ -119,7 +124,14 @@ impl Lane {
 #[pymethods]
 impl Lane {
     #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(&self, py: Python<'_>, component: usize, rows: &Rows, room: Room, timeout: Option<f64>) -> PyResult<WriteOutcome> {
+    fn extend(
+        &self,
+        py: Python<'_>,
+        component: usize,
+        rows: &Rows,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
         hand_in(py, self.producer.get()?, component, rows, room, timeout, &self.unseen)
     }
 

@@ -95,7 +95,10 @@ impl Minibatch {
         let blocks = &self.blocks;
         match (blocks.start.get(component), blocks.bytes.get(component)) {
             (Some(&start), Some(&bytes)) => Ok(Block { start, bytes, _blocks: blocks.clone() }),
-            _ => Err(PyIndexError::new_err(format!("there is no component {component}; there are {}", blocks.start.len()))),
+            _ => Err(PyIndexError::new_err(format!(
+                "there is no component {component}; there are {}",
+                blocks.start.len()
+            ))),
         }
     }
 
@@ -134,7 +137,8 @@ impl Block {
         let block = slf.get();
         let bytes = ffi::Py_ssize_t::try_from(block.bytes).map_err(|_| PyBufferError::new_err("too large"))?;
         // SAFETY: the memory outlives `slf`, to which the view holds a reference.
-        let failed = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), block.start.as_ptr().cast(), bytes, 0, flags) };
+        let failed =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), block.start.as_ptr().cast(), bytes, 0, flags) };
         if failed == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 

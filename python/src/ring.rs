@@ -19,7 +19,11 @@ use crate::write::{Unseen, WriteOutcome};
 pub(crate) type Component = (String, usize, String);
 
 /// Rows of a store, `[row, component, feature]` as `f32`, one after the other.
-pub(crate) fn fetch<'py>(py: Python<'py>, store: &dyn ActivationStore, rows: &[usize]) -> PyResult<Bound<'py, PyByteArray>> {
+pub(crate) fn fetch<'py>(
+    py: Python<'py>,
+    store: &dyn ActivationStore,
+    rows: &[usize],
+) -> PyResult<Bound<'py, PyByteArray>> {
     let values = py.detach(|| {
         let mut values: Vec<f32> = Vec::new();
         // Runs of consecutive rows.
@@ -49,7 +53,7 @@ pub(crate) struct Ring {
     inside: Home<Inside>,
     depot: Arc<Depot>,
     unseen: Arc<Unseen>,
-    /// Whether rows may be handed in piece by piece: not where a full store refuses them.
+    /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
     in_pieces: bool,
 }
 
@@ -81,6 +85,8 @@ impl Ring {
         when_full: &str,
         merge: &str,
     ) -> PyResult<Self> {
+        // A later piece of a batch must not be refused for running ahead of another component.
+        let one_component = components.len() == 1;
         let mut builder = RingStore::builder();
         let mut row_bytes = 0_usize;
         for (name, features, element) in components {
@@ -89,15 +95,21 @@ impl Ring {
             builder = builder.component_of(name, features, element);
         }
         let (when_full, in_pieces) = match when_full {
-            "wait" => (WhenFull::Wait, true),
+            "wait" => (WhenFull::Wait, one_component),
             "reject" => (WhenFull::Reject, false),
-            "drop_oldest" => (WhenFull::DropOldest, true),
-            other => return Err(PyValueError::new_err(format!("when_full is {other:?}; use \"wait\", \"reject\" or \"drop_oldest\""))),
+            "drop_oldest" => (WhenFull::DropOldest, one_component),
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "when_full is {other:?}; use \"wait\", \"reject\" or \"drop_oldest\""
+                )));
+            }
         };
         let merge = match merge {
             "arrival" => Merge::Arrival,
             "round_robin" => Merge::RoundRobin,
-            other => return Err(PyValueError::new_err(format!("merge is {other:?}; use \"arrival\" or \"round_robin\""))),
+            other => {
+                return Err(PyValueError::new_err(format!("merge is {other:?}; use \"arrival\" or \"round_robin\"")));
+            }
         };
         builder = builder.batch_size(batch_size).window(window).ready_frames(ready_frames).seed(seed);
         builder = builder.drop_last(drop_last).when_full(when_full).merge(merge);
@@ -110,19 +122,37 @@ impl Ring {
         let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
         let store = py.detach(|| builder.build()).or_raise()?;
         let consumer = Mutex::new(store.minibatches());
-        Ok(Ring { inside: Home::new(Inside { store, consumer }), depot: Depot::new(queue), unseen: Arc::default(), in_pieces })
+        Ok(Ring {
+            inside: Home::new(Inside { store, consumer }),
+            depot: Depot::new(queue),
+            unseen: Arc::default(),
+            in_pieces,
+        })
     }
 
     /// Copies rows, seen as bytes, for a later `extend`.
     #[pyo3(signature = (rows, dtype, features, mask=None))]
-    fn stage(&self, rows: &Bound<'_, PyAny>, dtype: &str, features: usize, mask: Option<&Bound<'_, PyAny>>) -> PyResult<Rows> {
+    fn stage(
+        &self,
+        rows: &Bound<'_, PyAny>,
+        dtype: &str,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Rows> {
         self.inside.get()?;
         staging::stage(rows.py(), &self.depot, rows, self::dtype(dtype)?, features, mask, self.in_pieces)
     }
 
     /// Hands rows in; `room` says what to do while the queue is full: "line", "wait" or "need".
     #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(&self, py: Python<'_>, component: usize, rows: &Rows, room: Room, timeout: Option<f64>) -> PyResult<WriteOutcome> {
+    fn extend(
+        &self,
+        py: Python<'_>,
+        component: usize,
+        rows: &Rows,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
         hand_in(py, &self.inside.get()?.store, component, rows, room, timeout, &self.unseen)
     }
 
@@ -154,11 +184,13 @@ impl Ring {
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let mut flush = self.inside.get()?.store.flush();
         self.unseen.raise()?;
-        match wait(py, &Deadline::new(timeout)?, |slice| crate::wait::poll_for(&mut flush, slice))? {
+        match wait(py, &Deadline::new(timeout)?, |slice| flush.wait_timeout(slice))? {
             Some(done) => done.or_raise(),
             None => {
                 let limit = timeout.unwrap_or_default();
-                Err(PyTimeoutError::new_err(format!("the rows were not in the ring within {limit} s: the consumer lags or has stopped")))
+                Err(PyTimeoutError::new_err(format!(
+                    "the rows were not in the ring within {limit} s: the consumer lags or has stopped"
+                )))
             }
         }
     }
@@ -183,7 +215,7 @@ impl Ring {
 
     #[getter]
     fn closed(&self) -> PyResult<bool> {
-        Ok(self.inside.get()?.store.producer().is_err())
+        Ok(self.inside.get()?.store.is_closed())
     }
 
     /// Bytes of the ring's frames.

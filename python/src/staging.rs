@@ -34,7 +34,8 @@ impl Depot {
     }
 
     fn take(self: &Arc<Self>, bytes: usize) -> Loan {
-        let recycled = if bytes < SMALL { None } else { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() };
+        let recycled =
+            if bytes < SMALL { None } else { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() };
         let memory = recycled.filter(|memory| size_of_val(&memory[..]) >= bytes);
         let memory = memory.unwrap_or_else(|| {
             let bytes = if bytes < SMALL { bytes } else { bytes.max(PIECE) };
@@ -182,7 +183,11 @@ impl Rows {
     /// The batches, which can be taken once.
     pub(crate) fn take(&self) -> PyResult<Vec<Batch>> {
         let batches = std::mem::take(&mut *self.batches.lock().unwrap_or_else(PoisonError::into_inner));
-        if batches.is_empty() { Err(PyValueError::new_err("these rows have been handed to a store already")) } else { Ok(batches) }
+        if batches.is_empty() {
+            Err(PyValueError::new_err("these rows have been handed to a store already"))
+        } else {
+            Ok(batches)
+        }
     }
 }
 
@@ -190,11 +195,26 @@ impl Rows {
 macro_rules! with_dtype {
     ($dtype:expr, $T:ident => $call:expr) => {
         match $dtype {
-            DType::F32 => { type $T = f32; $call }
-            DType::F16 => { type $T = f16; $call }
-            DType::BF16 => { type $T = bf16; $call }
-            DType::U32 => { type $T = u32; $call }
-            DType::I64 => { type $T = i64; $call }
+            DType::F32 => {
+                type $T = f32;
+                $call
+            }
+            DType::F16 => {
+                type $T = f16;
+                $call
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $call
+            }
+            DType::U32 => {
+                type $T = u32;
+                $call
+            }
+            DType::I64 => {
+                type $T = i64;
+                $call
+            }
             other => Err(PyTypeError::new_err(format!("{other} rows are not supported here"))),
         }
     };
@@ -223,7 +243,9 @@ pub(crate) fn stage(
             let rows = left.min(rows_per_piece);
             let mut loan = depot.take(rows * row_bytes);
             source.fill(keep, &mut next, loan.bytes_mut());
-            batches.push(with_dtype!(dtype, T => Batch::from_owner::<T, _>(Staged(loan, PhantomData), features).or_raise())?);
+            batches.push(
+                with_dtype!(dtype, T => Batch::from_owner::<T, _>(Staged(loan, PhantomData), features).or_raise())?,
+            );
             left -= rows;
         }
         Ok::<_, PyErr>((batches, total))

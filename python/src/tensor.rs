@@ -36,7 +36,13 @@ impl Tensor {
 
     /// Copies rows, seen as bytes, for a later `extend`.
     #[pyo3(signature = (rows, dtype, features, mask=None))]
-    fn stage(&self, rows: &Bound<'_, PyAny>, dtype: &str, features: usize, mask: Option<&Bound<'_, PyAny>>) -> PyResult<Rows> {
+    fn stage(
+        &self,
+        rows: &Bound<'_, PyAny>,
+        dtype: &str,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Rows> {
         self.store.get()?;
         staging::stage(rows.py(), &self.depot, rows, self::dtype(dtype)?, features, mask, false)
     }

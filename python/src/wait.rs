@@ -1,9 +1,5 @@
 //! Waiting without the GIL, in slices, so that Ctrl-C is heard.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
@@ -36,7 +32,11 @@ impl Deadline {
 }
 
 /// Calls `step` with the time it may take, without the GIL, until it has a result: `None` if the deadline comes first.
-pub(crate) fn wait<R: Send>(py: Python<'_>, deadline: &Deadline, mut step: impl FnMut(Duration) -> Option<R> + Send) -> PyResult<Option<R>> {
+pub(crate) fn wait<R: Send>(
+    py: Python<'_>,
+    deadline: &Deadline,
+    mut step: impl FnMut(Duration) -> Option<R> + Send,
+) -> PyResult<Option<R>> {
     loop {
         let slice = deadline.slice();
         if let Some(result) = py.detach(|| step(slice)) {
@@ -45,29 +45,6 @@ pub(crate) fn wait<R: Send>(py: Python<'_>, deadline: &Deadline, mut step: impl 
         py.check_signals()?;
         if deadline.is_over() {
             return Ok(None);
-        }
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Polls a future on this thread for at most `slice`.
-pub(crate) fn poll_for<F: Future + Unpin>(future: &mut F, slice: Duration) -> Option<F::Output> {
-    let end = Instant::now() + slice;
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    loop {
-        if let Poll::Ready(output) = Pin::new(&mut *future).poll(&mut Context::from_waker(&waker)) {
-            return Some(output);
-        }
-        match end.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => return None,
-            left => thread::park_timeout(left),
         }
     }
 }

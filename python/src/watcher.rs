@@ -95,11 +95,17 @@ impl Watcher {
 
 /// The stream's `poll_next` with the end of the stream inside.
 trait PollMinibatch {
-    fn poll_minibatch(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>>;
+    fn poll_minibatch(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>>;
 }
 
 impl PollMinibatch for Minibatches {
-    fn poll_minibatch(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>> {
+    fn poll_minibatch(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>> {
         futures_core::Stream::poll_next(self, context).map(Option::transpose)
     }
 }

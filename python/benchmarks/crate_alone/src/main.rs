@@ -30,7 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let producer = scope.spawn(|| {
             let sources: Vec<_> = (0..8).map(|i| Arc::new(vec![i as f32; batch * features])).collect();
             for source in sources.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
-                let Ok(batch) = Batch::from_owner(Shared(source.clone()), features) else { break };
+                let Ok(batch) = Batch::from_owner(Shared(source.clone()), features) else {
+                    break;
+                };
                 if store.extend_blocking(batch, 0).is_err() {
                     break;
                 }
