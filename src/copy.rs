@@ -5,41 +5,54 @@
 //! (non-temporal) stores write whole lines past it. They are weakly ordered, so a fence must follow before another
 //! thread may read: dropping the [`RowCopier`] issues it.
 
-use std::sync::OnceLock;
-
 use crate::layout::ALIGN;
 
-type Kernel = unsafe fn(*mut u8, *const u8, usize);
+/// Where rows are copied to.
+pub(crate) trait Slots {
+    /// The memory for the `i`-th row.
+    fn slot(&mut self, i: usize) -> &mut [u8];
+}
 
 /// Copies rows; what it has written may be read by other threads once it is dropped.
 pub(crate) struct RowCopier {
-    kernel: Option<Kernel>,
+    kernel: Kernel,
+}
+
+/// The stores that a row is written with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kernel {
+    Ordinary,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Stream128,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Stream256,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Stream512,
 }
 
 impl RowCopier {
     /// A copier with the widest streaming stores this processor has, or with ordinary stores if not `streaming`:
     /// better where the destination will still be in the cache when it is read.
     pub(crate) fn new(streaming: bool) -> Self {
-        static BEST: OnceLock<Option<Kernel>> = OnceLock::new();
-        let kernel = if streaming { *BEST.get_or_init(detect) } else { None };
-        RowCopier { kernel }
+        RowCopier { kernel: if streaming { widest() } else { Kernel::Ordinary } }
     }
 
-    /// Copies `row` to `slot`.
+    /// Copies `rows`, of `width` bytes each, to their slots.
     ///
     /// # Panics
-    /// Panics if they differ in length.
-    #[inline]
-    pub(crate) fn copy(&self, slot: &mut [u8], row: &[u8]) {
-        assert_eq!(slot.len(), row.len(), "a row and its slot have the same width");
+    /// Panics if a slot is not `width` bytes long.
+    pub(crate) fn copy(&self, rows: &[u8], width: usize, slots: &mut impl Slots) {
         match self.kernel {
-            Some(kernel) if (slot.as_ptr() as usize | slot.len()).is_multiple_of(ALIGN) => {
-                // SAFETY: both are `row.len()` bytes long, a multiple of 64; `slot` starts on a 64-byte boundary; they
-                // cannot overlap, for `slot` is borrowed exclusively; `detect` made sure that the processor can run
-                // the kernel.
-                unsafe { kernel(slot.as_mut_ptr(), row.as_ptr(), row.len()) }
-            }
-            _ => slot.copy_from_slice(row),
+            Kernel::Ordinary => ordinary(rows, width, slots),
+            // SAFETY: these kernels exist only where `widest` has found that the processor can run them.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kernel::Stream128 => unsafe { x86::stream_128(rows, width, slots) },
+            // SAFETY: as above.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kernel::Stream256 => unsafe { x86::stream_256(rows, width, slots) },
+            // SAFETY: as above.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kernel::Stream512 => unsafe { x86::stream_512(rows, width, slots) },
         }
     }
 }
@@ -47,7 +60,7 @@ impl RowCopier {
 impl Drop for RowCopier {
     fn drop(&mut self) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        if self.kernel.is_some() {
+        if self.kernel != Kernel::Ordinary {
             // SAFETY: SSE is part of x86-64.
             unsafe { std::arch::x86_64::_mm_sfence() }
         }
@@ -55,19 +68,25 @@ impl Drop for RowCopier {
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-fn detect() -> Option<Kernel> {
+fn widest() -> Kernel {
     if is_x86_feature_detected!("avx512f") {
-        Some(x86::stream_512)
+        Kernel::Stream512
     } else if is_x86_feature_detected!("avx") {
-        Some(x86::stream_256)
+        Kernel::Stream256
     } else {
-        Some(x86::stream_128)
+        Kernel::Stream128
     }
 }
 
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-fn detect() -> Option<Kernel> {
-    None
+fn widest() -> Kernel {
+    Kernel::Ordinary
+}
+
+fn ordinary(rows: &[u8], width: usize, slots: &mut impl Slots) {
+    for (i, row) in rows.chunks_exact(width).enumerate() {
+        slots.slot(i).copy_from_slice(row);
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -77,26 +96,36 @@ mod x86 {
         _mm512_loadu_si512, _mm512_stream_si512,
     };
 
-    /// Defines a copy of `len` bytes, a multiple of 64, to `to`, which is 64-byte aligned, with stores of one width.
+    use super::{ALIGN, Slots};
+
+    /// Defines a copy of rows with streaming stores of one width. The loop over the rows is inside, for a function with
+    /// a target feature is not inlined into callers without: a call for each row would cost as much as a narrow row.
     macro_rules! kernel {
         ($name:ident, $feature:literal, $vector:ty, $load:ident, $stream:ident) => {
             /// # Safety
-            /// `to` and `from` are valid for `len` bytes and do not overlap, `to` is aligned to 64 bytes, `len` is a
-            /// multiple of 64, and the processor has the target feature.
+            /// The processor must have the target feature.
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn $name(to: *mut u8, from: *const u8, len: usize) {
-                let mut at = 0;
-                while at < len {
-                    // SAFETY: `at + 64 <= len`, for both are multiples of 64; the rest is the caller's promise.
-                    unsafe {
-                        let mut line = 0;
-                        while line < 64 {
-                            let vector = $load(from.add(at + line).cast::<$vector>());
-                            $stream(to.add(at + line).cast::<$vector>(), vector);
-                            line += size_of::<$vector>();
+            pub(super) unsafe fn $name(rows: &[u8], width: usize, slots: &mut impl Slots) {
+                for (i, row) in rows.chunks_exact(width).enumerate() {
+                    let slot = slots.slot(i);
+                    assert_eq!(slot.len(), row.len(), "a row and its slot have the same width");
+                    if !(slot.as_ptr() as usize | slot.len()).is_multiple_of(ALIGN) {
+                        slot.copy_from_slice(row);
+                        continue;
+                    }
+                    let lines = slot.chunks_exact_mut(ALIGN).zip(row.chunks_exact(ALIGN));
+                    for (to, from) in lines {
+                        let mut at = 0;
+                        while at < ALIGN {
+                            // SAFETY: both lines are 64 bytes long and a vector's size divides that; `to` is a whole
+                            // line of `slot`, which starts on a 64-byte boundary, so the store is aligned.
+                            unsafe {
+                                let vector = $load(from.as_ptr().add(at).cast::<$vector>());
+                                $stream(to.as_mut_ptr().add(at).cast::<$vector>(), vector);
+                            }
+                            at += size_of::<$vector>();
                         }
                     }
-                    at += 64;
                 }
             }
         };
@@ -112,35 +141,53 @@ mod tests {
     use super::*;
 
     /// Every kernel this processor can run.
-    fn kernels() -> Vec<Option<Kernel>> {
+    fn kernels() -> Vec<Kernel> {
         #[allow(unused_mut)]
-        let mut kernels = vec![None];
+        let mut kernels = vec![Kernel::Ordinary];
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            kernels.push(Some(x86::stream_128 as Kernel));
+            kernels.push(Kernel::Stream128);
             if is_x86_feature_detected!("avx") {
-                kernels.push(Some(x86::stream_256));
+                kernels.push(Kernel::Stream256);
             }
             if is_x86_feature_detected!("avx512f") {
-                kernels.push(Some(x86::stream_512));
+                kernels.push(Kernel::Stream512);
             }
         }
         kernels
     }
 
+    /// Slots of `width` bytes from `start` on, the first row's last.
+    struct Backwards<'a> {
+        target: &'a mut [u8],
+        start: usize,
+        width: usize,
+        rows: usize,
+    }
+
+    impl Slots for Backwards<'_> {
+        fn slot(&mut self, i: usize) -> &mut [u8] {
+            &mut self.target[self.start + (self.rows - 1 - i) * self.width..][..self.width]
+        }
+    }
+
     #[test]
-    fn every_kernel_copies_exactly_the_row() {
-        let source: Vec<u8> = (0..2048_u32).map(|i| (i * 31 % 251) as u8).collect();
+    fn every_kernel_copies_exactly_the_rows() {
+        let source: Vec<u8> = (0..4096_u32).map(|i| (i * 31 % 251) as u8).collect();
+        let rows = 3;
         for kernel in kernels() {
-            for len in [0, 1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] {
+            for width in [1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] {
                 for from in [0, 1, 7, 32] {
                     for to in [0, 64, 8, 33] {
-                        let mut target = vec![0_u8; 2048 + ALIGN];
-                        let aligned = target.as_ptr().align_offset(ALIGN);
-                        let start = aligned + to;
-                        RowCopier { kernel }.copy(&mut target[start..][..len], &source[from..][..len]);
-                        assert_eq!(target[start..][..len], source[from..][..len]);
-                        assert!(target[..start].iter().chain(&target[start + len..]).all(|&byte| byte == 0));
+                        let mut target = vec![0_u8; 4096 + ALIGN];
+                        let start = target.as_ptr().align_offset(ALIGN) + to;
+                        let copied = &source[from..][..rows * width];
+                        let mut slots = Backwards { target: &mut target, start, width, rows };
+                        RowCopier { kernel }.copy(copied, width, &mut slots);
+                        let (before, rest) = target.split_at(start);
+                        let (written, after) = rest.split_at(rows * width);
+                        assert!(written.chunks_exact(width).eq(copied.rchunks_exact(width)));
+                        assert!(before.iter().chain(after).all(|&byte| byte == 0));
                     }
                 }
             }

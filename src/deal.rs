@@ -16,9 +16,9 @@
 //! slot:                     0  1  2  3 …  ¹⁄₈B …          ²⁄₈B …         …
 //! ```
 
-use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 
 /// Contiguous parts that a frame is filled along.
 const STRIPES: usize = 8;
@@ -61,18 +61,22 @@ impl Dealer {
     ///
     /// Returns that frame, which counts as empty from then on: whoever owns the memory must replace it before dealing on.
     pub(crate) fn deal(&mut self, rows: usize, places: &mut Vec<Place>) -> Option<usize> {
-        for _ in 0..rows {
+        let mut left = rows;
+        while left > 0 {
             if self.dealt == self.run.len() {
                 self.next_run();
             }
-            let frame = self.run[self.dealt];
-            self.dealt += 1;
-            let filled = &mut self.filled[frame as usize];
-            places.push(Place { frame, slot: slot(*filled as usize, self.slots) as u32 });
-            *filled += 1;
-            if *filled as usize == self.slots {
-                *filled = 0;
-                return Some(frame as usize);
+            let rest = &self.run[self.dealt..];
+            for &frame in &rest[..left.min(rest.len())] {
+                self.dealt += 1;
+                left -= 1;
+                let filled = &mut self.filled[frame as usize];
+                places.push(Place { frame, slot: slot(*filled as usize, self.slots) as u32 });
+                *filled += 1;
+                if *filled as usize == self.slots {
+                    *filled = 0;
+                    return Some(frame as usize);
+                }
             }
         }
         None
@@ -92,7 +96,7 @@ impl Dealer {
                 self.starting -= 1;
             }
         }
-        self.run.shuffle(&mut self.rng);
+        shuffle(&mut self.run, &mut self.rng);
     }
 
     /// How many rows the open frames hold.
@@ -129,4 +133,13 @@ fn slot(i: usize, slots: usize) -> usize {
     let (stripe, along) = (i % STRIPES, i / STRIPES);
     // The first `slots % STRIPES` stripes are one slot longer.
     stripe * (slots / STRIPES) + stripe.min(slots % STRIPES) + along
+}
+
+/// Fisher and Yates's shuffle in less than half the time of `rand`'s, which narrow rows notice: one multiplication a
+/// draw and no rejection, which makes a draw's probability wrong by at most M / 2^64.
+fn shuffle(run: &mut [u32], rng: &mut impl Rng) {
+    for i in (1..run.len()).rev() {
+        let scaled = u128::from(rng.next_u64()) * (i as u128 + 1);
+        run.swap(i, (scaled >> 64) as usize);
+    }
 }

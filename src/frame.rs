@@ -103,7 +103,12 @@ impl Reserved {
             for i in 0..count {
                 // SAFETY: the chunk was sized for `count` frames, so the frame's start is within it.
                 let start = unsafe { chunk.start.add(i * self.layout.bytes()) };
-                frames.push(Frame { start, layout: self.layout.clone(), _chunk: chunk.clone() });
+                frames.push(Frame {
+                    start,
+                    len: self.layout.bytes(),
+                    layout: self.layout.clone(),
+                    _chunk: chunk.clone(),
+                });
             }
         }
         frames
@@ -112,8 +117,10 @@ impl Reserved {
 
 /// The memory of one minibatch: `layout.rows()` rows of every component. Always initialised.
 pub(crate) struct Frame {
-    /// Start of `layout.bytes()` initialised bytes that this frame alone uses.
+    /// Start of `len` initialised bytes that this frame alone uses.
     start: NonNull<u8>,
+    /// `layout.bytes()`; here too, for the writer asks for it with every row.
+    len: usize,
     layout: Arc<Layout>,
     _chunk: Arc<Chunk>,
 }
@@ -128,26 +135,29 @@ impl Frame {
         &self.layout
     }
 
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` is the start of `bytes()` initialised bytes that only this frame uses (see `Reserved::touch`).
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.bytes()) }
+    /// Every component, block after block.
+    pub(crate) fn all(&self) -> &[u8] {
+        // SAFETY: `start` is the start of `len` initialised bytes that only this frame uses (see `Reserved::touch`).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.bytes()) }
+    /// Every component, block after block.
+    #[inline]
+    pub(crate) fn all_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `all`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     /// The first `rows` rows of a component.
     pub(crate) fn rows(&self, component: usize, rows: usize) -> &[u8] {
         let start = self.layout.offset(component);
-        &self.bytes()[start..][..rows * self.layout.row_bytes(component)]
+        &self.all()[start..][..rows * self.layout.row_bytes(component)]
     }
 
     /// The first `rows` rows of a component.
     pub(crate) fn rows_mut(&mut self, component: usize, rows: usize) -> &mut [u8] {
         let (start, len) = (self.layout.offset(component), rows * self.layout.row_bytes(component));
-        &mut self.bytes_mut()[start..][..len]
+        &mut self.all_mut()[start..][..len]
     }
 
     /// The row of a component in a slot.
@@ -161,11 +171,6 @@ impl Frame {
         let width = self.layout.row_bytes(component);
         let rows = self.layout.rows();
         &mut self.rows_mut(component, rows)[slot * width..][..width]
-    }
-
-    /// Every component, block after block.
-    pub(crate) fn all(&self) -> &[u8] {
-        self.bytes()
     }
 }
 

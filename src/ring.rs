@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::batch::Batch;
-use crate::copy::RowCopier;
+use crate::copy::{RowCopier, Slots};
 use crate::deal::{Dealer, Place};
 use crate::frame::Frame;
 use crate::layout::Layout;
@@ -54,10 +54,12 @@ impl Ring {
         let copier = RowCopier::new(self.streaming);
         for (component, reader) in self.readers.iter_mut().enumerate() {
             let (batch, first) = source(component);
-            let (open, plan) = (&mut self.open, &self.plan);
-            reader.read(batch, first..first + plan.len(), |i, row| {
-                let place = plan[i];
-                copier.copy(open[place.frame as usize].row_mut(component, place.slot as usize), row);
+            let (open, plan) = (&mut self.open[..], &self.plan);
+            let width = self.layout.row_bytes(component);
+            let offset = self.layout.offset(component);
+            reader.read(batch, first..first + plan.len(), |first, rows| {
+                let mut slots = Planned { open, places: &plan[first..], offset, width };
+                copier.copy(rows, width, &mut slots);
             });
         }
         self.plan.len()
@@ -102,6 +104,24 @@ impl Ring {
     pub(crate) fn into_rest(mut self) -> Rest {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
         Rest { places: self.dealer.shuffle_rest(), served: 0, open: self.open }
+    }
+}
+
+/// Where the plan says that a component's rows go.
+struct Planned<'a> {
+    open: &'a mut [Frame],
+    places: &'a [Place],
+    /// Where the component's block starts in a frame, and how wide its rows are.
+    offset: usize,
+    width: usize,
+}
+
+impl Slots for Planned<'_> {
+    #[inline]
+    fn slot(&mut self, i: usize) -> &mut [u8] {
+        let Place { frame, slot } = self.places[i];
+        let start = self.offset + slot as usize * self.width;
+        &mut self.open[frame as usize].all_mut()[start..][..self.width]
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads a batch row by row, as bytes of the element type that a component holds.
+//! Reads a batch, as bytes of the element type that a component holds.
 
 use std::ops::Range;
 
@@ -22,7 +22,8 @@ impl RowReader {
         RowReader { target, scratch: Vec::new() }
     }
 
-    /// Calls `each` with the number (from 0) and the bytes of each row in `range`.
+    /// Calls `each` with the bytes of the rows in `range`: as many rows in sequence as lie, or are converted, in one
+    /// piece, and the number (from 0) of the first.
     ///
     /// The batch's elements must convert to the component's (`Layout::check` sees to that).
     pub(crate) fn read(&mut self, batch: &Batch, range: Range<usize>, each: impl FnMut(usize, &[u8])) {
@@ -35,27 +36,34 @@ impl RowReader {
         range: Range<usize>,
         mut each: impl FnMut(usize, &[u8]),
     ) {
-        let features = rows.ncols();
         if T::DTYPE == self.target {
-            each_row(rows, range, |i, row| each(i, bytemuck::cast_slice(row)));
-        } else {
-            let bytes = features * self.target.size();
-            self.scratch.resize(bytes.div_ceil(size_of::<u64>()), 0);
-            let converted = &mut bytemuck::cast_slice_mut(&mut self.scratch)[..bytes];
-            each_row(rows, range, |i, row| {
-                T::convert(row, self.target, converted);
-                each(i, converted);
-            });
+            pieces(rows, range, |first, values| each(first, bytemuck::cast_slice(values)));
+            return;
         }
+        let features = rows.ncols();
+        let bytes = features * self.target.size();
+        // Several narrow rows at a time; they stay in the cache until they are copied.
+        let at_once = (CONVERTED / bytes).max(1);
+        self.scratch.resize((at_once * bytes).div_ceil(size_of::<u64>()), 0);
+        let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
+        pieces(rows, range, |first, values| {
+            for (i, some) in values.chunks(at_once * features).enumerate() {
+                let converted = &mut scratch[..some.len() / features * bytes];
+                T::convert(some, self.target, converted);
+                each(first + i * at_once, converted);
+            }
+        });
     }
 }
 
-fn each_row<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
+/// Bytes of rows that are converted before they are copied.
+const CONVERTED: usize = 8 << 10;
+
+/// Calls `each` with rows in one piece and the number (from 0) of the first.
+fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
     let features = rows.ncols();
     if let Some(values) = rows.as_slice() {
-        for (i, row) in values[range.start * features..range.end * features].chunks_exact(features).enumerate() {
-            each(i, row);
-        }
+        each(0, &values[range.start * features..range.end * features]);
         return;
     }
     let mut gathered = Vec::new();
@@ -70,7 +78,7 @@ fn each_row<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: imp
     }
 }
 
-/// Conversion of a row to another floating-point type.
+/// Conversion of values to another floating-point type.
 trait Convert: Element {
     fn convert(row: &[Self], target: DType, out: &mut [u8]);
 }

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::batch::Batch;
 use crate::config::{components, not_zero};
-use crate::copy::RowCopier;
+use crate::copy::{RowCopier, Slots};
 use crate::element::DType;
 use crate::error::{BuildError, IndexError, Refused, StoreFullError, WriteError};
 use crate::fate::Fate;
@@ -135,10 +135,26 @@ impl TensorWriter {
         let mut data = self.tensor.write();
         let copier = RowCopier::new(true);
         let rows = batch.rows();
-        self.readers[component].read(batch, 0..rows, |i, row| {
-            copier.copy(data.rows.row_mut(component, first + i), row);
+        let width = self.tensor.layout.row_bytes(component);
+        self.readers[component].read(batch, 0..rows, |i, some| {
+            let mut slots = Following { frame: &mut data.rows, component, first: first + i };
+            copier.copy(some, width, &mut slots);
         });
         data.stored[component] = first + rows;
+    }
+}
+
+/// Slots in sequence.
+struct Following<'a> {
+    frame: &'a mut Frame,
+    component: usize,
+    first: usize,
+}
+
+impl Slots for Following<'_> {
+    #[inline]
+    fn slot(&mut self, i: usize) -> &mut [u8] {
+        self.frame.row_mut(self.component, self.first + i)
     }
 }
 
