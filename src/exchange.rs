@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use ndarray::ArrayD;
 use tokio::sync::Notify;
 
-use crate::error::{IndexError, ReadError};
+use crate::error::{ClosedBy, IndexError, ReadError};
 use crate::fate::Fate;
 use crate::frame::Frame;
 use crate::index::Index;
@@ -185,6 +185,10 @@ impl Exchange {
         };
         tracing::info!(minibatches_served, ?producer_wait, ?consumer_wait, "no more minibatches become ready");
         self.pool.dissolve();
+        if matches!(self.fate.closed_by(), Some(ClosedBy::Abort | ClosedBy::NoConsumers)) {
+            // The writer may have ended by itself, without having read the order.
+            self.discard_all();
+        }
         self.arrivals.notify_waiters();
     }
 
@@ -217,12 +221,17 @@ impl Exchange {
         Next::Minibatch(Minibatch::new(full.frame, full.rows, full.ordinal, self.pool.clone()))
     }
 
-    /// Nobody will take another minibatch: discards everything.
+    /// Has everything discarded. The store's fate is known to be `Abort` or `NoConsumers`.
     pub(crate) fn abandon(&self) {
-        if self.control.send(Control::Abort).is_err() {
-            // The writer has ended, and left these.
+        let _ = self.control.send(Control::Abort);
+        if self.has_ended() {
+            // The writer may not have read that.
             self.discard_all();
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        lock(&self.state).ended
     }
 
     pub(crate) fn add_consumer(&self) {

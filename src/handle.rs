@@ -164,12 +164,14 @@ impl fmt::Debug for WriteHandle {
 pub struct Flush {
     done: oneshot::Receiver<()>,
     fate: Arc<Fate>,
+    /// Kept once known.
+    outcome: Option<Result<(), WriteError>>,
 }
 
 impl Flush {
     /// `done` resolves, or is dropped where the store ended.
     pub(crate) fn new(done: oneshot::Receiver<()>, fate: Arc<Fate>) -> Self {
-        Flush { done, fate }
+        Flush { done, fate, outcome: None }
     }
 
     /// Blocks this thread until the rows are in. Works inside and outside a runtime.
@@ -189,18 +191,22 @@ impl Flush {
 impl Future for Flush {
     type Output = Result<(), WriteError>;
 
+    /// May be polled again after completion, and then gives the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let done = std::task::ready!(poll_now(&mut this.done, context));
-        Poll::Ready(match (this.fate.take_unseen(), done) {
-            (Some(error), _) => Err(error),
-            (None, Ok(())) => Ok(()),
-            (None, Err(_)) => match this.fate.cause() {
-                // The writer ended because it had nothing left to do.
-                WriteError::Closed(ClosedBy::Close) => Ok(()),
-                cause => Err(cause),
-            },
-        })
+        if this.outcome.is_none() {
+            let done = std::task::ready!(poll_now(&mut this.done, context));
+            this.outcome = Some(match (this.fate.take_unseen(), done) {
+                (Some(error), _) => Err(error),
+                (None, Ok(())) => Ok(()),
+                (None, Err(_)) => match this.fate.cause() {
+                    // The writer ended because it had nothing left to do.
+                    WriteError::Closed(ClosedBy::Close) => Ok(()),
+                    cause => Err(cause),
+                },
+            });
+        }
+        this.outcome.clone().map_or(Poll::Pending, Poll::Ready)
     }
 }
 

@@ -309,7 +309,7 @@ impl Drop for Intake {
         // Nobody is left who could ask for minibatches.
         if self.exchange.consumers() == 0 {
             self.exchange.fate.close(ClosedBy::Abort);
-            let _ = self.control.send(Control::Abort);
+            self.exchange.abandon();
         }
     }
 }
@@ -409,7 +409,7 @@ impl RingStore {
     /// Pending handles fail with [`WriteError::Closed`].
     pub fn abort(&self) {
         if self.intake().exchange.fate.close(ClosedBy::Abort) {
-            let _ = self.intake().control.send(Control::Abort);
+            self.intake().exchange.abandon();
             self.intake().room.look_again();
         }
     }

@@ -23,11 +23,7 @@ fn current_thread() -> Runtime {
 }
 
 fn multi_thread() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// One task writes and awaits, the other drains.
@@ -89,9 +85,7 @@ fn an_executor_may_poll_from_many_threads_at_once() {
             let consumers: Vec<_> = (0..3).map(|_| store.minibatches()).collect();
             let consumers: Vec<_> = consumers
                 .into_iter()
-                .map(|consumer| {
-                    tokio::spawn(consumer.map(|minibatch| ids(&minibatch.unwrap(), 0)).collect::<Vec<_>>())
-                })
+                .map(|consumer| tokio::spawn(consumer.map(|minibatch| ids(&minibatch.unwrap(), 0)).collect::<Vec<_>>()))
                 .collect();
             let producers: Vec<_> = (0..4_usize)
                 .map(|lane| {
@@ -205,12 +199,7 @@ fn a_runtime_that_is_already_gone_will_do() {
             let store = builder().runtime(handle.clone()).build().unwrap();
             let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
             assert_exactly(0..20, &common::finish(&store));
-            let store = TensorStore::builder()
-                .component("a", 3)
-                .max_items(20)
-                .runtime(handle)
-                .build()
-                .unwrap();
+            let store = TensorStore::builder().component("a", 3).max_items(20).runtime(handle).build().unwrap();
             let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
             assert_eq!(store.len(), 20);
         }

@@ -65,10 +65,7 @@ pub(crate) fn long_ids(minibatch: &Minibatch, component: usize) -> Vec<usize> {
 
 /// The ids (component 0) of every minibatch until the end.
 pub(crate) fn drain(minibatches: &mut Minibatches) -> Vec<Vec<usize>> {
-    minibatches
-        .blocking()
-        .map(|minibatch| ids(&minibatch.expect("a minibatch"), 0))
-        .collect()
+    minibatches.blocking().map(|minibatch| ids(&minibatch.expect("a minibatch"), 0)).collect()
 }
 
 /// Closes the store, and drains it.
@@ -87,11 +84,7 @@ pub(crate) fn assert_exactly(ids: Range<usize>, minibatches: &[Vec<usize>]) {
 /// Fails unless accepted = resident + served + dropped.
 pub(crate) fn assert_adds_up(stats: &Stats) {
     for component in &stats.components {
-        assert_eq!(
-            component.accepted,
-            component.resident + component.served + component.dropped,
-            "{component:?}"
-        );
+        assert_eq!(component.accepted, component.resident + component.served + component.dropped, "{component:?}");
     }
 }
 
