@@ -290,6 +290,12 @@ pub enum BuildError {
         /// The operating system's reason.
         reason: String,
     },
+    /// The store whose rows were asked for is unusable: its writer panicked.
+    #[error("the store's writer panicked: {cause}")]
+    Poisoned {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
     /// No element type has that name.
     #[error("unknown dtype {name:?}; use one of f32, f16, bf16, u32, i64")]
     UnknownDType {

@@ -93,6 +93,8 @@ struct TensorWriter {
     leave: Receiver<()>,
     tensor: Arc<Tensor>,
     readers: Vec<RowReader>,
+    /// Of the batch being written: foreign memory may panic, and the reply is lost only once the cause is known.
+    answering: Option<Reply>,
 }
 
 impl Task for TensorWriter {
@@ -111,11 +113,14 @@ impl Task for TensorWriter {
             let Ok(job) = job else { return Exit::Done };
             match job {
                 Job::Write { component, first, batch, reply } => {
-                    let rows = batch.rows();
+                    let written = Written { rows: batch.rows(), first_row: first as u64 };
+                    self.answering = Some(reply);
                     self.write(component, first, &batch);
                     drop(batch);
                     self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
-                    reply.done(Written { rows, first_row: first as u64 });
+                    if let Some(reply) = self.answering.take() {
+                        reply.done(written);
+                    }
                 }
                 Job::Settle(done) => {
                     let _ = done.send(());
@@ -257,7 +262,7 @@ impl TensorStoreBuilder {
         let readers = tensor.layout.components().iter().map(|component| RowReader::new(component.dtype)).collect();
         // Not through `jobs`: the writer ends when the last handle's sender goes.
         let (leaving, leave) = bounded(1);
-        let writer = TensorWriter { jobs: receiver, leave, tensor: tensor.clone(), readers };
+        let writer = TensorWriter { jobs: receiver, leave, tensor: tensor.clone(), readers, answering: None };
         let runtime = self.runtime.or_else(|| Handle::try_current().ok());
         host::start(writer, runtime.as_ref(), move || {
             let _ = leaving.send(());
@@ -404,10 +409,13 @@ impl TensorStore {
     /// have fewer.
     ///
     /// # Errors
-    /// [`BuildError`] if `batch_size` is 0 or two minibatches of that size cannot be allocated.
+    /// [`BuildError`] if `batch_size` is 0, two minibatches of that size cannot be allocated, or the writer panicked.
     pub fn epoch(&self, batch_size: usize) -> Result<Epoch, BuildError> {
         not_zero("batch_size", batch_size)?;
         self.settle();
+        if let Some(cause) = self.tensor.fate.poisoned() {
+            return Err(BuildError::Poisoned { cause });
+        }
         let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
         // One that the caller works on, one to fill meanwhile.
         let pool = Pool::new(layout.clone(), 2);

@@ -244,10 +244,9 @@ impl Writer {
 
     /// Drops what is done with, and only then answers: whoever lent memory has it back by then.
     fn finish_writes(&mut self) {
-        for (batch, answer) in self.finished.drain(..) {
-            drop(batch);
-            self.answers.extend(answer);
-        }
+        // Foreign memory may panic when dropped; the answers are lost only once the cause is known.
+        self.answers.extend(self.finished.iter_mut().filter_map(|(_, answer)| answer.take()));
+        self.finished.clear();
         // Part of a batch has left the queue, too.
         self.room.look_again();
         if self.answers.is_empty() {

@@ -1,0 +1,347 @@
+//! Promise 9: a panic in the writer reaches every waiter and every later call, with its cause; a failure that nobody
+//! awaited surfaces at the next call.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use activation_store::{
+    ActivationStore, Batch, ClosedBy, IndexError, ReadError, RingStore, RingStoreBuilder, TensorStore, WriteError,
+};
+use common::{LIMIT, Lent, assert_exactly, drain, rows, watchdog};
+use futures::StreamExt;
+use futures::executor::block_on;
+
+/// Memory that fails the writer, in one of three ways.
+struct Bomb {
+    values: Vec<f32>,
+    kind: Kind,
+    armed: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Read,
+    Shrink,
+    Drop,
+}
+
+const KINDS: [Kind; 3] = [Kind::Read, Kind::Shrink, Kind::Drop];
+
+impl AsRef<[f32]> for Bomb {
+    fn as_ref(&self) -> &[f32] {
+        let armed = self.armed.load(Ordering::SeqCst);
+        assert!(!(armed && self.kind == Kind::Read), "the bomb was read");
+        if armed && self.kind == Kind::Shrink { &self.values[..1] } else { &self.values }
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.kind == Kind::Drop && self.armed.load(Ordering::SeqCst) && !thread::panicking() {
+            panic!("the bomb was dropped");
+        }
+    }
+}
+
+fn bomb(kind: Kind, rows: usize) -> Batch {
+    let armed = Arc::new(AtomicBool::new(false));
+    let values = vec![0.5; rows * 2];
+    let owner = Bomb { values, kind, armed: armed.clone() };
+    let batch = Batch::from_owner(owner, 2).unwrap();
+    armed.store(true, Ordering::SeqCst);
+    batch
+}
+
+fn cause(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Read => "the bomb was read",
+        Kind::Shrink => "the owner of a batch of 8 rows of 2 features shows only 1 values",
+        Kind::Drop => "the bomb was dropped",
+    }
+}
+
+fn builder() -> RingStoreBuilder {
+    RingStore::builder().component("a", 2).batch_size(10).window(40).ready_frames(2).queue_rows(20)
+}
+
+#[track_caller]
+fn assert_poisoned(error: &WriteError, kind: Kind) {
+    assert!(error.is_poisoned(), "{error:?}");
+    assert!(error.to_string().contains(cause(kind)), "{error}");
+}
+
+#[test]
+fn the_panic_reaches_every_waiter_of_a_ring_store() {
+    for kind in KINDS.repeat(20) {
+        watchdog(move || {
+            let store = builder().build().unwrap();
+            // Everybody waits before the bomb goes off.
+            let mut consumer = store.minibatches();
+            let reading = thread::spawn(move || consumer.blocking().next().unwrap().unwrap_err());
+            let mut stream = store.minibatches();
+            let streaming = thread::spawn(move || block_on(stream.next()).unwrap().unwrap_err());
+            let before = store.extend(rows(0..5, 2), 0).unwrap();
+            let its_own = store.extend(bomb(kind, 8), 0).unwrap();
+            let outcome = store.extend(rows(5..10, 2), 0).map_err(|refused| refused.error);
+            let outcomes: Vec<_> = [before.wait(), its_own.wait(), outcome.and_then(|handle| handle.wait())].into();
+            assert_eq!(outcomes[0].as_ref().unwrap().rows, 5);
+            assert_poisoned(outcomes[1].as_ref().unwrap_err(), kind);
+            assert_poisoned(outcomes[2].as_ref().unwrap_err(), kind);
+            for reader in [reading, streaming] {
+                let error = reader.join().unwrap();
+                assert!(matches!(&error, ReadError::Poisoned { cause: text } if text.contains(cause(kind))), "{error}");
+            }
+            // And every later call.
+            let refused = store.extend(rows(5..10, 2), 0).unwrap_err();
+            assert_poisoned(&refused.error, kind);
+            assert_eq!(refused.into_batch().rows(), 5);
+            assert_poisoned(&store.extend_blocking(rows(5..10, 2), 0).unwrap_err().error, kind);
+            assert_poisoned(&store.try_append(vec![0.0_f32; 2], 0).unwrap_err().error, kind);
+            assert_poisoned(&store.flush().wait().unwrap_err(), kind);
+            assert_poisoned(&store.producer().unwrap_err(), kind);
+            assert!(matches!(store.get(0), Err(IndexError::Poisoned { .. })));
+            assert!(matches!(store.minibatches().next_timeout(LIMIT), Err(ReadError::Poisoned { .. })));
+            assert!(store.wait_for_room(0, None));
+            assert!(store.is_closed());
+            let _ = store.stats();
+            store.empty();
+            store.close();
+            store.abort();
+        });
+    }
+}
+
+#[test]
+fn the_panic_reaches_those_blocked_by_a_full_queue() {
+    for kind in KINDS {
+        watchdog(move || {
+            let store = builder().build().unwrap();
+            let mut minibatches = store.minibatches();
+            let _ = store.extend(rows(0..100, 2), 0).unwrap();
+            let its_own = store.extend(bomb(kind, 8), 0).unwrap();
+            let flush = store.flush();
+            let blocked: Vec<_> = (0..2)
+                .map(|_| {
+                    let producer = store.producer().unwrap();
+                    thread::spawn(move || match producer.extend_blocking(rows(0..100, 2), 0) {
+                        Ok(handle) => handle.wait().unwrap_err(),
+                        Err(refused) => refused.error,
+                    })
+                })
+                .collect();
+            let error = loop {
+                if let Err(error) = minibatches.next_timeout(LIMIT) {
+                    break error;
+                }
+            };
+            assert!(matches!(error, ReadError::Poisoned { .. }), "{error}");
+            assert_poisoned(&its_own.wait().unwrap_err(), kind);
+            assert_poisoned(&flush.wait().unwrap_err(), kind);
+            for blocked in blocked {
+                assert_poisoned(&blocked.join().unwrap(), kind);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_get_under_way_hears_of_the_panic() {
+    watchdog(|| {
+        for _ in 0..30 {
+            let store = builder().build().unwrap();
+            let asking: Vec<_> = (0..2)
+                .map(|_| {
+                    let store = store.clone();
+                    thread::spawn(move || while store.get(..).is_ok() {})
+                })
+                .collect();
+            let _ = store.extend(bomb(Kind::Read, 8), 0).unwrap().wait().unwrap_err();
+            for asking in asking {
+                asking.join().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn the_panic_reaches_every_waiter_of_a_tensor_store() {
+    for kind in KINDS.repeat(20) {
+        watchdog(move || {
+            let store = TensorStore::builder().component("a", 2).max_items(100).build().unwrap();
+            let before = store.extend(rows(0..5, 2), 0).unwrap();
+            let its_own = store.extend(bomb(kind, 8), 0).unwrap();
+            let after = store.extend(rows(5..10, 2), 0).map_err(|refused| refused.error);
+            assert_eq!(before.wait().unwrap().rows, 5);
+            assert_poisoned(&its_own.wait().unwrap_err(), kind);
+            assert_poisoned(&after.and_then(|handle| handle.wait()).unwrap_err(), kind);
+            assert_poisoned(&store.extend(rows(5..10, 2), 0).unwrap_err().error, kind);
+            let error = store.get(0).unwrap_err();
+            assert!(matches!(&error, IndexError::Poisoned { cause: text } if text.contains(cause(kind))), "{error}");
+            let error = store.epoch(4).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains(cause(kind)), "{error}");
+            // No error to return, but no hang either.
+            store.shuffle();
+            store.empty();
+            let _ = store.len();
+            let _ = store.current_activations_stored_per_component();
+        });
+    }
+}
+
+#[test]
+fn what_the_writer_held_is_given_back_after_a_panic() {
+    watchdog(|| {
+        let returned = Arc::new(AtomicUsize::new(0));
+        let lend = || {
+            let owner = Lent { values: vec![0.0; 60], returned: returned.clone() };
+            Batch::from_owner(owner, 2).unwrap()
+        };
+        let store = builder().build().unwrap();
+        let tensor = TensorStore::builder().component("a", 2).max_items(100).build().unwrap();
+        let mut handles = Vec::new();
+        let mut refused = 0;
+        for batch in [bomb(Kind::Read, 8), lend(), lend(), lend()] {
+            handles.extend(store.extend(batch, 0).map_err(|_| refused += 1).ok());
+        }
+        for batch in [bomb(Kind::Read, 8), lend(), lend(), lend()] {
+            handles.extend(tensor.extend(batch, 0).map_err(|_| refused += 1).ok());
+        }
+        for handle in handles {
+            assert!(handle.wait().unwrap_err().is_poisoned());
+        }
+        while returned.load(Ordering::SeqCst) < 6 {
+            thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn minibatches_taken_before_the_panic_stay_good() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let _ = store.extend(rows(0..40, 2), 0).unwrap();
+        let kept = minibatches.next_timeout(LIMIT).unwrap().unwrap();
+        let before = common::ids(&kept, 0);
+        let _ = store.extend(bomb(Kind::Read, 8), 0).unwrap().wait().unwrap_err();
+        drop((store, minibatches));
+        assert_eq!(common::ids(&kept, 0), before);
+    });
+}
+
+#[test]
+fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_nobody() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let _ = store.extend(rows(0..100, 2), 0).unwrap();
+        let its_own = store.extend(bomb(Kind::Drop, 8), 0).unwrap();
+        let other = store.extend(rows(0..10, 2), 0).unwrap();
+        store.abort();
+        let _ = its_own.wait().unwrap_err();
+        let _ = other.wait().unwrap_err();
+        let mut minibatches = store.minibatches();
+        // Aborted or poisoned: ended in any case.
+        assert!(!matches!(minibatches.next_timeout(LIMIT), Ok(Some(_))));
+    });
+}
+
+fn pair() -> RingStoreBuilder {
+    builder().component("b", 2)
+}
+
+#[test]
+fn rows_that_lost_their_counterparts_surface_at_the_next_extend() {
+    watchdog(|| {
+        let store = pair().build().unwrap();
+        let producer = store.producer().unwrap();
+        let _ = producer.extend(rows(0..5, 2), "a").unwrap().wait().unwrap();
+        drop(producer);
+        let error = loop {
+            // Once the writer has seen the lane end.
+            match store.extend(rows(0..0, 2), "a") {
+                Ok(_) => thread::yield_now(),
+                Err(refused) => break refused.error,
+            }
+        };
+        assert!(matches!(&error, WriteError::Unmatched { rows: 5, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("5 rows of component 0 (\"a\")") && text.contains("1 (\"b\")"), "{text}");
+        // Reported once; the store works on.
+        let _ = store.extend(rows(0..20, 2), "a").unwrap();
+        let _ = store.extend(rows(0..20, 2), "b").unwrap();
+        assert_exactly(0..20, &common::finish(&store));
+    });
+}
+
+#[test]
+fn rows_that_lost_their_counterparts_surface_at_flush() {
+    watchdog(|| {
+        let store = pair().build().unwrap();
+        let producer = store.producer().unwrap();
+        drop(producer.extend(rows(0..5, 2), "b").unwrap());
+        drop(producer);
+        let error = loop {
+            match store.flush().wait() {
+                Ok(()) => thread::yield_now(),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, WriteError::Unmatched { rows: 5, .. }));
+        store.flush().wait().unwrap();
+    });
+}
+
+/// The consumer waits already, and no other minibatch may ever come.
+#[test]
+fn rows_that_lost_their_counterparts_surface_at_a_waiting_consumer() {
+    watchdog(|| {
+        let store = pair().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let producer = store.producer().unwrap();
+        let _ = producer.extend(rows(0..5, 2), "a").unwrap().wait().unwrap();
+        let (waiting, waits) = std::sync::mpsc::channel();
+        let consumer = thread::spawn(move || {
+            block_on(std::future::poll_fn(|context| {
+                let next = minibatches.poll_next_unpin(context);
+                let _ = waiting.send(());
+                next
+            }))
+        });
+        waits.recv().unwrap();
+        drop(producer);
+        let error = consumer.join().unwrap().unwrap().unwrap_err();
+        assert!(matches!(error, ReadError::FailedWrite(WriteError::Unmatched { rows: 5, .. })), "{error}");
+    });
+}
+
+#[test]
+fn close_reports_unmatched_rows_before_the_end() {
+    watchdog(|| {
+        let store = pair().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let _ = store.extend(rows(0..30, 2), "a").unwrap();
+        let _ = store.extend(rows(0..25, 2), "b").unwrap();
+        store.close();
+        let (mut served, mut errors) = (0, Vec::new());
+        for minibatch in minibatches.blocking() {
+            match minibatch {
+                Ok(minibatch) => served += minibatch.rows(),
+                Err(error) => errors.push(error),
+            }
+        }
+        assert_eq!(served, 25);
+        assert!(
+            matches!(&errors[..], [ReadError::FailedWrite(WriteError::Unmatched { rows: 5, missing, .. })] if missing.index == 1),
+            "{errors:?}"
+        );
+        let stats = store.stats();
+        common::assert_adds_up(&stats);
+        assert_eq!((stats.components[0].dropped, stats.components[1].dropped), (5, 0));
+        assert!(drain(&mut minibatches).is_empty());
+        assert!(matches!(store.extend(rows(0..1, 2), 0).unwrap_err().error, WriteError::Closed(ClosedBy::Close)));
+    });
+}
