@@ -143,3 +143,6 @@ fn shuffle(run: &mut [u32], rng: &mut impl Rng) {
         run.swap(i, (scaled >> 64) as usize);
     }
 }
+
+#[cfg(test)]
+mod tests;

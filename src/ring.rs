@@ -169,3 +169,6 @@ impl Rest {
         self.open[place.frame as usize].row(component, place.slot as usize)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! The ring against a plain model: no thread in sight.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::element::DType;
+use crate::frame::Reserved;
+use crate::layout::Component;
+
+fn layout(batch_size: usize, features: &[usize]) -> Arc<Layout> {
+    let component = |(i, &features): (usize, &usize)| Component {
+        name: format!("c{i}").as_str().into(),
+        features,
+        dtype: DType::F32,
+    };
+    let components: Vec<_> = features.iter().enumerate().map(component).collect();
+    Arc::new(Layout::new(&components, batch_size).unwrap())
+}
+
+fn frames(layout: &Arc<Layout>, count: usize) -> Vec<Frame> {
+    Reserved::new(layout, count, "test").unwrap().touch()
+}
+
+/// A batch of rows whose every value is `id + component / 4`.
+fn batch(ids: std::ops::Range<usize>, component: usize, features: usize) -> Batch {
+    ndarray::Array2::from_shape_fn((ids.len(), features), |(row, _)| value(ids.start + row, component)).into()
+}
+
+fn value(id: usize, component: usize) -> f32 {
+    id as f32 + component as f32 / 4.0
+}
+
+/// The ids of the first `rows` rows of a frame; fails where components are not aligned.
+fn ids(frame: &Frame, rows: usize) -> Vec<usize> {
+    let layout = frame.layout();
+    let read = |slot| {
+        let mut id = None;
+        for component in 0..layout.n_components() {
+            let row: &[f32] = bytemuck::cast_slice(frame.row(component, slot));
+            let this = *id.get_or_insert(row[0] as usize);
+            assert!(row.iter().all(|&got| got == value(this, component)), "row {slot} of {component}: {row:?}");
+        }
+        id.unwrap()
+    };
+    (0..rows).map(read).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    /// Offer rows.
+    Deal(usize),
+    /// Discard all.
+    Clear,
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let action = prop_oneof![20 => (1_usize..300).prop_map(Action::Deal), 1 => Just(Action::Clear)];
+    prop::collection::vec(action, 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 3 } else { 96 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_row_comes_out_once_with_all_its_components(
+        open in 1_usize..10,
+        batch_size in 1_usize..24,
+        features in prop::collection::vec(1_usize..20, 1..4),
+        seed: u64,
+        actions in actions(),
+    ) {
+        let layout = layout(batch_size, &features);
+        let mut spare = frames(&layout, 2);
+        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+        let (mut next, mut inside, mut out) = (0, std::collections::HashSet::new(), Vec::new());
+        for action in actions {
+            match action {
+                Action::Clear => {
+                    prop_assert_eq!(ring.clear(), inside.len());
+                    inside.clear();
+                }
+                Action::Deal(rows) => {
+                    let batches: Vec<Batch> = (0..features.len())
+                        .map(|component| batch(next..next + rows, component, features[component]))
+                        .collect();
+                    let mut dealt = 0;
+                    while dealt < rows {
+                        let now = ring.deal(rows - dealt, |component| (&batches[component], dealt));
+                        inside.extend(next + dealt..next + dealt + now);
+                        dealt += now;
+                        prop_assert!(now > 0 || ring.is_full());
+                        if ring.is_full() {
+                            prop_assert_eq!(ring.places().len(), inside.len());
+                            let full = ring.take_full(spare.pop().unwrap()).unwrap();
+                            for id in ids(&full, batch_size) {
+                                prop_assert!(inside.remove(&id), "row {id} comes twice");
+                                out.push(id);
+                            }
+                            spare.push(full);
+                        }
+                    }
+                    next += rows;
+                }
+            }
+            let mut places: Vec<usize> = ring
+                .places()
+                .iter()
+                .map(|&place| bytemuck::cast_slice::<u8, f32>(ring.row(place, 0))[0] as usize)
+                .collect();
+            places.sort_unstable();
+            let mut expected: Vec<usize> = inside.iter().copied().collect();
+            expected.sort_unstable();
+            prop_assert_eq!(places, expected);
+        }
+        // What is left comes out in minibatches, too, the last one partial.
+        let mut rest = ring.into_rest();
+        let mut sizes = Vec::new();
+        loop {
+            let rows = rest.next_rows(batch_size);
+            if rows == 0 {
+                break;
+            }
+            prop_assert_eq!(rest.places().len(), inside.len());
+            let frame = &mut spare[0];
+            rest.fill(frame);
+            for id in ids(frame, rows) {
+                prop_assert!(inside.remove(&id), "row {id} comes twice");
+            }
+            sizes.push(rows);
+        }
+        prop_assert!(inside.is_empty());
+        prop_assert!(sizes.iter().rev().skip(1).all(|&rows| rows == batch_size));
+    }
+
+    #[test]
+    fn how_rows_are_cut_into_batches_changes_nothing(
+        open in 1_usize..10,
+        batch_size in 1_usize..24,
+        seed: u64,
+        cuts in prop::collection::vec(1_usize..50, 1..8),
+    ) {
+        let rows = 3 * open * batch_size;
+        let run = |mut cuts: Box<dyn Iterator<Item = usize>>| {
+            let layout = layout(batch_size, &[3]);
+            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+            let (mut at, mut served) = (0, Vec::new());
+            while at < rows {
+                let n = cuts.next().unwrap_or(1).min(rows - at);
+                let batch = batch(at..at + n, 0, 3);
+                let mut dealt = 0;
+                while dealt < n {
+                    dealt += ring.deal(n - dealt, |_| (&batch, dealt));
+                    if ring.is_full() {
+                        let full = ring.take_full(frames(&layout, 1).pop().unwrap()).unwrap();
+                        served.push(ids(&full, batch_size));
+                    }
+                }
+                at += n;
+            }
+            let mut rest = ring.into_rest();
+            let mut frame = frames(&layout, 1).pop().unwrap();
+            while let n @ 1.. = rest.next_rows(batch_size) {
+                rest.fill(&mut frame);
+                served.push(ids(&frame, n));
+            }
+            served
+        };
+        prop_assert_eq!(run(Box::new(std::iter::repeat(rows))), run(Box::new(cuts.into_iter().cycle())));
+    }
+}
