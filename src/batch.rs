@@ -57,11 +57,11 @@ pub enum Rows<T> {
     Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
 }
 
-pub trait Owner<T>: Send {
+pub trait Owner<T>: Send + Sync {
     fn values(&self) -> &[T];
 }
 
-impl<T, O: AsRef<[T]> + Send> Owner<T> for O {
+impl<T, O: AsRef<[T]> + Send + Sync> Owner<T> for O {
     fn values(&self) -> &[T] {
         self.as_ref()
     }
@@ -143,7 +143,7 @@ impl Batch {
     pub fn from_owner<T, O>(owner: O, features: usize) -> Result<Self, ShapeError>
     where
         T: Element,
-        O: AsRef<[T]> + Send + 'static,
+        O: AsRef<[T]> + Send + Sync + 'static,
     {
         let rows = count_rows(owner.as_ref().len(), features)?;
         Ok(Batch::new(Rows::Foreign { owner: Box::new(owner), rows, features }))

@@ -361,6 +361,9 @@ impl RingStore {
 
     /// Opens a lane of its own.
     ///
+    /// Under [`Merge::RoundRobin`] lanes take turns in the order in which they were opened: open them here, in order, and
+    /// send the producers to their threads, rather than opening each in its thread.
+    ///
     /// # Errors
     /// If the store is closed or poisoned.
     pub fn producer(&self) -> Result<Producer, WriteError> {

@@ -36,6 +36,8 @@ pub struct ComponentStats {
     /// Rows handed over that the store has not taken yet.
     pub queued: u64,
     /// Rows the store holds: in open frames, in ready ones, or set aside until their other components come.
+    ///
+    /// Open frames are half full on average, so this stays at about half a window, plus the ready minibatches.
     pub resident: u64,
     /// Rows handed to consumers.
     pub served: u64,
