@@ -95,6 +95,8 @@ struct Lent<T> {
 // SAFETY: the memory belongs to a Python object that is kept alive and whose owner has promised not to write to it; a
 // reference dropped on a thread that does not hold the GIL is given up by the next one that does.
 unsafe impl<T: Send> Send for Lent<T> {}
+// SAFETY: as above; shared access only reads.
+unsafe impl<T: Sync> Sync for Lent<T> {}
 
 impl<T> AsRef<[T]> for Lent<T> {
     fn as_ref(&self) -> &[T] {
