@@ -1,0 +1,161 @@
+//! Promise 7: the rows of a minibatch, and of any contiguous eighth of it, spread evenly over the window.
+//!
+//! The measure is how far the rows' positions are from evenly spread over `WINDOW` rows (the Kolmogorov-Smirnov
+//! distance to the uniform distribution): at least 1/n for n rows, 1 for rows next to each other. The bounds are such
+//! that a queue, a shuffle of blocks (which draws the rows of a minibatch at random, and so less evenly) and a shuffle
+//! of half the window fail them; the tests show that they do.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::ops::Range;
+
+use activation_store::RingStore;
+use common::{Random, drain, rows, watchdog};
+
+const BATCH: usize = 256;
+const WINDOW: usize = 32 * BATCH;
+const ROWS: usize = 20 * WINDOW;
+
+/// The ids of every minibatch, in order.
+type Served = Vec<Vec<usize>>;
+
+fn store(seed: u64, window: usize) -> Served {
+    watchdog(move || {
+        let store = RingStore::builder().component("a", 1).batch_size(BATCH).window(window).seed(seed).build().unwrap();
+        let mut minibatches = store.minibatches();
+        std::thread::spawn(move || {
+            for at in (0..ROWS).step_by(500) {
+                let _ = store.extend_blocking(rows(at..(at + 500).min(ROWS), 1), 0).unwrap();
+            }
+        });
+        drain(&mut minibatches)
+    })
+}
+
+fn queue() -> Served {
+    let ids: Vec<usize> = (0..ROWS).collect();
+    ids.chunks(BATCH).map(<[usize]>::to_vec).collect()
+}
+
+/// Fills a window, shuffles it, serves it, and starts again.
+fn shuffled_blocks() -> Served {
+    let mut random = Random::new(1);
+    let mut ids: Vec<usize> = (0..ROWS).collect();
+    for block in ids.chunks_mut(WINDOW) {
+        for i in (1..block.len()).rev() {
+            block.swap(i, random.below(i + 1));
+        }
+    }
+    ids.chunks(BATCH).map(<[usize]>::to_vec).collect()
+}
+
+/// How unevenly the positions spread over the window from `start`: between 1/n and 1.
+fn unevenness(ids: &[usize], start: usize) -> f64 {
+    let mut positions: Vec<f64> = ids.iter().map(|&id| (id - start) as f64 / WINDOW as f64).collect();
+    positions.sort_by(f64::total_cmp);
+    let n = positions.len() as f64;
+    let gaps = (0..).zip(&positions).map(|(i, &at)| f64::max(at - f64::from(i) / n, f64::from(i + 1) / n - at));
+    gaps.fold(0.0, f64::max)
+}
+
+/// The worst unevenness over full minibatches of the steady state: of the whole, and of its eighths.
+fn worst(served: &Served) -> (f64, f64) {
+    let full = served.iter().filter(|ids| ids.len() == BATCH);
+    let steady: Vec<_> = full.skip(WINDOW / BATCH).collect();
+    // The last window is dealt out shuffled at the end.
+    let steady = &steady[..steady.len() - WINDOW / BATCH];
+    assert!(steady.len() > 100);
+    let (mut whole, mut eighths) = (0.0, 0.0);
+    for ids in steady {
+        let start = *ids.iter().min().unwrap();
+        whole = f64::max(whole, unevenness(ids, start));
+        for eighth in parts(BATCH / 8) {
+            eighths = f64::max(eighths, unevenness(&ids[eighth], start));
+        }
+    }
+    (whole, eighths)
+}
+
+/// Every contiguous part of a minibatch of that many rows, wherever it starts.
+fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..=BATCH - rows).map(move |start| start..start + rows)
+}
+
+/// One row of each of 256 runs, evenly spread, is 1/256 from even; and at an eighth of them, 1/32.
+const WHOLE: f64 = 3.0 / BATCH as f64;
+const EIGHTH: f64 = 3.0 / (BATCH / 8) as f64;
+
+#[test]
+fn minibatches_spread_evenly_over_the_window() {
+    for seed in [0, 1, 2] {
+        let (whole, eighths) = worst(&store(seed, WINDOW));
+        assert!(whole <= WHOLE, "seed {seed}: {whole}");
+        assert!(eighths <= EIGHTH, "seed {seed}: {eighths}");
+    }
+}
+
+#[test]
+fn the_bounds_tell_worse_mixing_apart() {
+    for (name, served) in
+        [("a queue", queue()), ("shuffled blocks", shuffled_blocks()), ("half the window", store(0, WINDOW / 2))]
+    {
+        let (whole, eighths) = worst(&served);
+        assert!(whole > 2.0 * WHOLE, "{name}: {whole}");
+        assert!(eighths > 2.0 * EIGHTH, "{name}: {eighths}");
+    }
+}
+
+#[test]
+fn from_the_first_minibatch_rows_spread_over_half_the_window() {
+    let served = store(5, WINDOW);
+    for (i, ids) in served[..WINDOW / BATCH].iter().enumerate() {
+        let (first, last) = (ids.iter().min().unwrap(), ids.iter().max().unwrap());
+        assert!(last - first >= WINDOW * 7 / 16, "minibatch {i} spans {}", last - first);
+        for eighth in parts(BATCH / 8) {
+            let ids = &ids[eighth];
+            let span = ids.iter().max().unwrap() - ids.iter().min().unwrap();
+            assert!(span >= WINDOW * 6 / 16, "an eighth of minibatch {i} spans {span}");
+        }
+    }
+}
+
+#[test]
+fn the_first_minibatch_comes_after_half_a_window_and_then_one_per_minibatch_of_rows() {
+    let served = store(5, WINDOW);
+    for (i, ids) in served[..served.len() - WINDOW / BATCH].iter().enumerate() {
+        let completed_by = ids.iter().max().unwrap() + 1;
+        let due = WINDOW / 2 + (i + 1) * BATCH - BATCH / 2;
+        assert!(completed_by.abs_diff(due) <= BATCH, "minibatch {i} is complete at row {completed_by}, not {due}");
+    }
+}
+
+/// Rows that follow each other do not meet again: a minibatch takes one row of each run of 32, and the next row of the
+/// same frame is one of the next 32, at random.
+#[test]
+fn neighbours_in_the_sequence_are_not_neighbours_in_a_minibatch() {
+    let served = store(5, WINDOW);
+    let steady = &served[WINDOW / BATCH..served.len() - WINDOW / BATCH];
+    let meetings: usize = steady
+        .iter()
+        .map(|ids| {
+            let mut sorted = ids.clone();
+            sorted.sort_unstable();
+            sorted.windows(2).filter(|pair| pair[1] == pair[0] + 1).count()
+        })
+        .sum();
+    // Last of a run, then first of the next: 1 in 32 × 32 for each of 255 pairs.
+    let expected = steady.len() as f64 * 255.0 / 1024.0;
+    assert!((meetings as f64) < 1.5 * expected && meetings as f64 > 0.5 * expected, "{meetings}, not {expected}");
+}
+
+#[test]
+fn what_is_left_at_the_end_is_mixed_too() {
+    let served = store(5, WINDOW);
+    for ids in &served[served.len() - WINDOW / BATCH / 2 + 1..] {
+        if ids.len() == BATCH {
+            let span = ids.iter().max().unwrap() - ids.iter().min().unwrap();
+            assert!(span >= WINDOW * 3 / 4, "{span}");
+        }
+    }
+}
