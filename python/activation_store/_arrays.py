@@ -168,7 +168,7 @@ def _to_tensor(block: _native.Block, dtype: str, shape: tuple[int, ...], strides
     return flat.view(shape) if strides is None else flat.as_strided(shape, strides)
 
 
-def _to_array(block: _native.Block, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> Any:
+def _to_array(block: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> Any:
     flat = np.frombuffer(block, dtype=numpy_dtype(dtype))
     if strides is None:
         return flat.reshape(shape)
@@ -184,7 +184,8 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         raise TypeError("numpy has no bfloat16: install ml_dtypes or torch, or use another dtype") from None
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
 _TORCH = (

@@ -47,7 +47,7 @@ class Future(concurrent.futures.Future[Written]):
         self._watched = False
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         # `concurrent.futures.wait` takes this lock, then looks at the state and leaves a waiter: time to watch.
         self._watch()
         condition: threading.Condition = self.__dict__.setdefault("_lock", threading.Condition())
@@ -64,7 +64,7 @@ class Future(concurrent.futures.Future[Written]):
         Raises:
             TimeoutError: If it is not known in time.
         """
-        error, written = None, None
+        error, written = None, Written(0, 0)
         try:
             counts = self._outcome.wait(timeout)
         except Exception as raised:  # noqa: BLE001

@@ -383,6 +383,7 @@ def test_transformers_model():
         torch.testing.assert_close(by_first(got), by_first(out.hidden_states[int(name)][mask.bool()]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_transformer_lens_hook_points():
     transformer_lens = pytest.importorskip("transformer_lens")
     config = transformer_lens.HookedTransformerConfig(

@@ -136,6 +136,7 @@ def test_pickling_says_why(make):
             copied(make())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_spawned_workers_are_told():
     torch = pytest.importorskip("torch")
     store = RingStore(4, batch_size=8, window=16)
