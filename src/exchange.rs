@@ -202,7 +202,12 @@ impl Exchange {
         let (full, room) = {
             let mut state = lock(&self.state);
             let Some(full) = state.ready.pop_front() else {
-                return if state.ended { Next::End } else { Next::Nothing };
+                if !state.ended {
+                    return Next::Nothing;
+                }
+                drop(state);
+                // What ended it may have come after the look above.
+                return self.fate.read_error().map_or(Next::End, Next::Error);
             };
             let counts = &mut state.counts;
             counts.ready_rows -= full.rows;
