@@ -5,7 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
@@ -43,9 +43,20 @@ pub(crate) struct Write {
 pub(crate) struct Room {
     notify: Notify,
     waiting: AtomicUsize,
+    /// Whether a budget has come within its bound since callers were last made to look.
+    opened: AtomicBool,
 }
 
 impl Room {
+    /// Makes waiting callers look again if there is room where there was none.
+    ///
+    /// Waking them for less would put them to sleep again, several times a batch.
+    pub(crate) fn tell(&self) {
+        if self.opened.swap(false, Ordering::SeqCst) {
+            self.look_again();
+        }
+    }
+
     /// Makes waiting callers look again. Costs next to nothing while none wait.
     pub(crate) fn look_again(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -78,14 +89,15 @@ impl Room {
 #[derive(Debug)]
 pub(crate) struct Budget {
     bound: usize,
+    room: Arc<Room>,
     queued: Vec<AtomicUsize>,
     /// The same over all lanes.
     total: Arc<Vec<AtomicUsize>>,
 }
 
 impl Budget {
-    pub(crate) fn new(bound: usize, total: Arc<Vec<AtomicUsize>>) -> Self {
-        Budget { bound, queued: total.iter().map(|_| AtomicUsize::new(0)).collect(), total }
+    pub(crate) fn new(bound: usize, total: Arc<Vec<AtomicUsize>>, room: Arc<Room>) -> Self {
+        Budget { bound, room, queued: total.iter().map(|_| AtomicUsize::new(0)).collect(), total }
     }
 
     /// Counts rows in, over the bound if need be.
@@ -104,9 +116,12 @@ impl Budget {
         entered
     }
 
-    /// Counts rows out.
+    /// Counts rows out; [`Room::tell`] is to follow.
     pub(crate) fn leave(&self, component: usize, rows: usize) {
-        self.queued[component].fetch_sub(rows, Ordering::SeqCst);
+        let before = self.queued[component].fetch_sub(rows, Ordering::SeqCst);
+        if before > self.bound && before - rows <= self.bound {
+            self.room.opened.store(true, Ordering::SeqCst);
+        }
         self.total[component].fetch_sub(rows, Ordering::Relaxed);
     }
 

@@ -335,7 +335,7 @@ impl RingStore {
         let exchange = Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone()));
         let room = Arc::new(Room::default());
         let queued: Arc<Vec<_>> = Arc::new((0..config.layout.n_components()).map(|_| AtomicUsize::new(0)).collect());
-        let budget = Arc::new(Budget::new(config.queue_rows, queued.clone()));
+        let budget = Arc::new(Budget::new(config.queue_rows, queued.clone(), room.clone()));
         let writer = Writer::new(
             config.clone(),
             memory,
@@ -372,7 +372,9 @@ impl RingStore {
         let budget = match intake.config.merge {
             Merge::Arrival => intake.budget.clone(),
             // A lane that waits for its turn must not use up another's share.
-            Merge::RoundRobin => Arc::new(Budget::new(intake.config.queue_rows, intake.queued.clone())),
+            Merge::RoundRobin => {
+                Arc::new(Budget::new(intake.config.queue_rows, intake.queued.clone(), intake.room.clone()))
+            }
         };
         let lane = intake.next_lane.fetch_add(1, Ordering::Relaxed);
         let opened = intake.jobs.send(Job::Open(lane, budget.clone()));

@@ -247,8 +247,8 @@ impl Writer {
         // Foreign memory may panic when dropped; the answers are lost only once the cause is known.
         self.answers.extend(self.finished.iter_mut().filter_map(|(_, answer)| answer.take()));
         self.finished.clear();
-        // Part of a batch has left the queue, too.
-        self.room.look_again();
+        // Part of a batch may have left the queue, too.
+        self.room.tell();
         if self.answers.is_empty() {
             return;
         }
