@@ -1,0 +1,81 @@
+//! How fast the store is, measured against what two plain memcpys on two threads can do.
+//!
+//! `cargo bench --bench roofline` (under five minutes on two cores; `-- --quick`: under one) prints a table and writes
+//! `target/roofline.json`. Rows whose name contains another argument are measured alone: `-- d=64`.
+//!
+//! Every ratio compares a floor and a pipeline that ran right after one another, several times over; tables give
+//! medians and the spread.
+
+mod calls;
+mod compare;
+mod floor;
+mod memory;
+mod mixing;
+mod pipeline;
+mod report;
+mod tensor;
+
+use std::process::ExitCode;
+
+use activation_store::DType;
+
+use crate::pipeline::Case;
+use crate::report::Report;
+
+/// How much is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Effort {
+    /// How often floor and pipeline take turns.
+    pub(crate) rounds: usize,
+    /// Bytes that each moves in its turn.
+    pub(crate) bytes: usize,
+    pub(crate) quick: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == memory::CHILD) {
+        memory::child();
+        return ExitCode::SUCCESS;
+    }
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let only = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let wanted = |name: &str| only.is_none_or(|only| name.contains(only.as_str()));
+    let effort =
+        if quick { Effort { rounds: 3, bytes: 1 << 30, quick } } else { Effort { rounds: 9, bytes: 2 << 30, quick } };
+    let mut report = Report::new(quick);
+    report.heading();
+    for case in cases().iter().filter(|case| wanted(case.name)) {
+        report.rows(&pipeline::measure(case, effort));
+    }
+    if only.is_none() {
+        report.numbers("one pipeline against another", compare::measure(effort));
+        report.numbers("calls", calls::measure(effort));
+        report.numbers("tensor store", tensor::measure(effort));
+        report.numbers("memory", memory::measure());
+        report.numbers("mixing", mixing::measure(effort));
+    }
+    match report.write() {
+        Ok(path) => {
+            println!("\nwritten to {path}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("could not write the results: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let width = |name, features, dropped, read| Case { targets: Some((dropped, read)), ..Case::new(name, features) };
+    vec![
+        width("d=64", 64, 1.1, 1.0),
+        width("d=384", 384, 1.5, 1.3),
+        width("d=768", 768, 1.4, 1.2),
+        width("d=4096", 4096, 1.4, 1.3),
+        Case { components: 2, ..Case::new("two components", 768) },
+        Case { producers: 4, ..Case::new("four lanes", 768) },
+        Case { dtype: DType::BF16, ..Case::new("bf16 from f32", 768) },
+    ]
+}
