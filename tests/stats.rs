@@ -1,0 +1,164 @@
+//! The counters add up at every moment, and say who waits for whom.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use activation_store::{RingStore, RingStoreBuilder, Stats, WhenFull};
+use common::{LIMIT, assert_adds_up, drain, rows, watchdog};
+
+fn builder() -> RingStoreBuilder {
+    RingStore::builder().component("a", 2).component("b", 1).batch_size(10).window(40).ready_frames(2).queue_rows(20)
+}
+
+#[test]
+fn the_counters_add_up_at_every_moment() {
+    for when_full in [WhenFull::Wait, WhenFull::Reject, WhenFull::DropOldest] {
+        watchdog(move || {
+            let store = builder().when_full(when_full).max_skew(100_000).build().unwrap();
+            let mut minibatches = store.minibatches();
+            let done = AtomicBool::new(false);
+            let (store, done) = (&store, &done);
+            thread::scope(|scope| {
+                let sampling = scope.spawn(move || {
+                    let (mut samples, mut before) = (0_u64, store.stats());
+                    while !done.load(Ordering::SeqCst) {
+                        let stats = store.stats();
+                        assert_adds_up(&stats);
+                        // What has happened stays so.
+                        for (now, before) in stats.components.iter().zip(&before.components) {
+                            assert!(now.accepted >= before.accepted && now.served >= before.served);
+                            assert!(now.dropped >= before.dropped);
+                        }
+                        assert!(stats.minibatches_served >= before.minibatches_served);
+                        assert!(stats.frames_ready <= 2);
+                        before = stats;
+                        samples += 1;
+                    }
+                    samples
+                });
+                let consuming = scope.spawn(move || drain(&mut minibatches).len());
+                let writing: Vec<_> = (0..2_usize)
+                    .map(|lane| {
+                        scope.spawn(move || {
+                            let producer = store.producer().unwrap();
+                            for at in (lane * 10_000..lane * 10_000 + 3000).step_by(12) {
+                                // Where rows are rejected the components fall out of step, which is fine here.
+                                let _ = producer.extend_blocking(rows(at..at + 12, 2), 0);
+                                let _ = producer.extend_blocking(rows(at..at + 12, 1), 1);
+                            }
+                        })
+                    })
+                    .collect();
+                if when_full != WhenFull::Reject {
+                    for _ in 0..20 {
+                        store.empty();
+                        thread::yield_now();
+                    }
+                }
+                writing.into_iter().for_each(|writing| writing.join().unwrap());
+                if when_full == WhenFull::Reject {
+                    // Rows without counterparts are reported, and this consumer takes no errors.
+                    while store.flush().wait().is_err() {}
+                }
+                store.close();
+                let served = consuming.join();
+                done.store(true, Ordering::SeqCst);
+                assert!(sampling.join().unwrap() > 0);
+                if when_full != WhenFull::Reject {
+                    assert_eq!(served.unwrap() as u64, store.stats().minibatches_served);
+                }
+            });
+            assert_adds_up(&store.stats());
+        });
+    }
+}
+
+#[test]
+fn each_number_is_what_it_says() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let expect = |accepted: [u64; 2], resident: [u64; 2], served: u64, dropped: [u64; 2]| {
+            let stats = store.stats();
+            assert_adds_up(&stats);
+            for (i, component) in stats.components.iter().enumerate() {
+                let name = ["a", "b"][i];
+                assert_eq!(&*component.name, name);
+                let got = (component.accepted, component.resident, component.served, component.dropped);
+                assert_eq!(got, (accepted[i], resident[i], served, dropped[i]), "{name}");
+                assert_eq!(component.queued, 0);
+            }
+            stats
+        };
+        let stats = expect([0; 2], [0; 2], 0, [0; 2]);
+        assert_eq!((stats.frames_open, stats.frames_ready, stats.frames_lent), (4, 0, 0));
+        let _ = store.extend(rows(0..36, 2), 0).unwrap().wait().unwrap();
+        expect([36, 0], [36, 0], 0, [0; 2]);
+        let _ = store.extend(rows(0..34, 1), 1).unwrap().wait().unwrap();
+        let stats = expect([36, 34], [36, 34], 0, [0; 2]);
+        assert_eq!(store.len(), 34);
+        assert_eq!(stats.frames_ready, 2);
+        let mut minibatches = store.minibatches();
+        let kept = minibatches.next_timeout(LIMIT).unwrap().unwrap();
+        let stats = expect([36, 34], [26, 24], 10, [0; 2]);
+        assert_eq!((stats.frames_ready, stats.frames_lent, stats.minibatches_served), (1, 1, 1));
+        drop(kept);
+        assert_eq!(store.stats().frames_lent, 0);
+        store.empty();
+        expect([36, 34], [0, 0], 10, [26, 24]);
+        // The counterparts of rows that are gone.
+        let _ = store.extend(rows(34..36, 1), 1).unwrap().wait().unwrap();
+        expect([36, 36], [0, 0], 10, [26, 26]);
+        store.close();
+        assert!(drain(&mut minibatches).is_empty());
+        assert_eq!(expect([36, 36], [0, 0], 10, [26, 26]).frames_open, 0);
+    });
+}
+
+#[test]
+fn queued_rows_are_those_the_store_has_not_taken() {
+    watchdog(|| {
+        let store = RingStore::builder().component("a", 2).batch_size(10).window(40).ready_frames(1).build().unwrap();
+        drop(store.extend(rows(0..30, 2), 0).unwrap());
+        drop(store.extend(rows(30..500, 2), 0).unwrap());
+        // The numbers of rows queued and accepted are not read at the same moment while the writer works; soon it waits.
+        let adds_up = |stats: &Stats| stats.components[0].accepted + stats.components[0].queued == 500;
+        while store.stats().components[0].accepted < 30 || !adds_up(&store.stats()) {
+            thread::yield_now();
+        }
+        assert!(store.stats().components[0].queued > 400);
+        store.abort();
+        while store.stats().components[0].queued > 0 {
+            thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn waits_are_counted_on_the_side_that_waits() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        assert!(minibatches.next_timeout(Duration::from_millis(20)).is_err());
+        let stats = store.stats();
+        assert!(stats.consumer_wait >= Duration::from_millis(19), "{stats:?}");
+        assert_eq!(stats.producer_wait, Duration::ZERO);
+
+        drop(store.extend(rows(0..100, 1), 1).unwrap());
+        drop(store.extend(rows(0..100, 2), 0).unwrap());
+        while store.stats().components[0].accepted < 43 {
+            thread::yield_now();
+        }
+        let full_since = Instant::now();
+        while full_since.elapsed() < Duration::from_millis(20) {
+            thread::yield_now();
+        }
+        store.close();
+        drain(&mut minibatches);
+        let stats = store.stats();
+        assert!(stats.producer_wait > Duration::ZERO, "{stats:?}");
+    });
+}
