@@ -33,26 +33,36 @@ pub struct Index {
 
 impl From<usize> for Index {
     fn from(row: usize) -> Self {
-        Index { axes: vec![row.into()] }
+        Index { axes: vec![number(row)] }
     }
 }
 
 impl From<(usize, usize)> for Index {
     fn from((row, component): (usize, usize)) -> Self {
-        Index { axes: vec![row.into(), component.into()] }
+        Index { axes: vec![number(row), number(component)] }
     }
 }
 
 impl From<(usize, usize, usize)> for Index {
     fn from((row, component, feature): (usize, usize, usize)) -> Self {
-        Index { axes: vec![row.into(), component.into(), feature.into()] }
+        Index { axes: vec![number(row), number(component), number(feature)] }
     }
 }
 
 impl From<Range<usize>> for Index {
     fn from(rows: Range<usize>) -> Self {
-        Index { axes: vec![rows.into()] }
+        let (start, end) = (signed(rows.start), Some(signed(rows.end)));
+        Index { axes: vec![Slice { start, end, step: 1 }.into()] }
     }
+}
+
+/// A position, which is past the end of any axis if it has no signed counterpart: those below zero count from the end.
+fn number(position: usize) -> SliceInfoElem {
+    SliceInfoElem::Index(signed(position))
+}
+
+fn signed(position: usize) -> isize {
+    isize::try_from(position).unwrap_or(isize::MAX)
 }
 
 impl From<RangeFull> for Index {
@@ -97,7 +107,8 @@ impl Index {
         let components = axis(1, "component", features.len())?;
         let mut chosen = components.positions.iter().copied();
         let first = chosen.next();
-        let width = first.map_or(0, |component| features[component]);
+        // Where no component is chosen, the first stands for all.
+        let width = features.get(first.unwrap_or(0)).copied().unwrap_or(0);
         if let (Some(first), Some(other)) = (first, chosen.find(|&component| features[component] != width)) {
             return Err(IndexError::Unequal { first, first_features: width, other, other_features: features[other] });
         }

@@ -1,0 +1,117 @@
+//! Writers end with their stores: no thread is left behind. Alone in its file, for it counts the process's threads.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use activation_store::{Batch, RingStore, TensorStore};
+use common::{rows, watchdog};
+
+/// Threads of writers that do not run on a runtime, by their name (of which Linux keeps 15 bytes).
+fn writers() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.ok()?.path().join("comm")).ok();
+    tasks.filter_map(name).filter(|name| name.starts_with("activation-stor")).count()
+}
+
+fn until_no_writer_is_left(what: &str) {
+    let what = what.to_owned();
+    common::watchdog_for(&what, || {
+        while writers() > 0 {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn no_thread_outlives_its_store() {
+    let build = || RingStore::builder().component("a", 2).batch_size(4).window(16).queue_rows(8).build().unwrap();
+
+    let store = build();
+    assert_eq!(writers(), 1, "the name is as expected");
+    drop(store);
+    until_no_writer_is_left("a store never used");
+
+    let store = build();
+    let minibatches = store.minibatches();
+    drop(store.extend(rows(0..100, 2), 0).unwrap());
+    drop(store);
+    drop(minibatches);
+    until_no_writer_is_left("a full store, consumer dropped last");
+
+    let store = build();
+    drop(store.extend(rows(0..100, 2), 0).unwrap());
+    drop(store.producer().unwrap());
+    drop(store);
+    until_no_writer_is_left("a full store without consumers");
+
+    let store = build();
+    let handle = store.extend(rows(0..100, 2), 0).unwrap();
+    store.close();
+    watchdog(move || {
+        let mut minibatches = store.minibatches();
+        let kept = minibatches.blocking().map(|minibatch| minibatch.unwrap()).collect::<Vec<_>>();
+        drop(minibatches);
+        until_no_writer_is_left("a drained store of which all is kept");
+        assert_eq!(kept.len(), 25);
+        assert!(handle.is_done());
+        drop(store);
+    });
+
+    let store = build();
+    store.abort();
+    until_no_writer_is_left("an aborted store that is kept");
+    drop(store);
+
+    let store = build();
+    drop(store.minibatches());
+    until_no_writer_is_left("a store left by its consumers");
+    drop(store);
+
+    struct Bomb(Vec<f32>, std::thread::ThreadId);
+    impl AsRef<[f32]> for Bomb {
+        fn as_ref(&self) -> &[f32] {
+            assert_eq!(std::thread::current().id(), self.1, "the bomb was read");
+            &self.0
+        }
+    }
+    let bomb = || Batch::from_owner(Bomb(vec![0.0; 20], std::thread::current().id()), 2).unwrap();
+    let store = build();
+    let tensor = TensorStore::builder().component("a", 2).max_items(100).build().unwrap();
+    assert!(store.extend(bomb(), 0).unwrap().wait().is_err());
+    assert!(tensor.extend(bomb(), 0).unwrap().wait().is_err());
+    until_no_writer_is_left("poisoned stores that are kept");
+    drop((store, tensor));
+
+    let tensor = TensorStore::builder().component("a", 2).max_items(100).build().unwrap();
+    let handle = tensor.extend(rows(0..100, 2), 0).unwrap();
+    let epoch = tensor.epoch(10).unwrap();
+    drop(tensor);
+    until_no_writer_is_left("a tensor store whose epoch goes on");
+    assert_eq!((epoch.count(), handle.wait().unwrap().rows), (10, 100));
+
+    // Moved from a runtime to a thread of its own, and ended there.
+    for multi_thread in [false, true] {
+        let runtime = match multi_thread {
+            false => tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            true => tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap(),
+        };
+        let store = {
+            let _inside = runtime.enter();
+            build()
+        };
+        assert_eq!(writers(), 0);
+        drop(runtime);
+        let _ = store.extend(rows(0..10, 2), 0).unwrap().wait().unwrap();
+        assert_eq!(writers(), 1);
+        drop(store);
+        until_no_writer_is_left("a store that outlived its runtime");
+    }
+
+    // Many at once.
+    let stores: Vec<_> = (0..50).map(|_| build()).collect();
+    assert_eq!(writers(), 50);
+    stores.iter().for_each(|store| drop(store.extend(rows(0..100, 2), 0).unwrap()));
+    drop(stores);
+    until_no_writer_is_left("fifty stores");
+}
