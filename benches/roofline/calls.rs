@@ -76,7 +76,7 @@ fn extend(store: &RingStore, rows: usize, effort: Effort) -> Vec<f64> {
         store.wait_for_room(0, None);
         took.as_secs_f64() * 1e6
     };
-    (0..if effort.quick { 2_000 } else { 20_000 }).map(|_| call()).collect()
+    (0..effort.calls).map(|_| call()).collect()
 }
 
 /// Rows per second, until they are all in the ring.
@@ -114,23 +114,21 @@ fn assign(effort: Effort) -> Vec<f64> {
 fn refuse(effort: Effort) -> f64 {
     let store = case(768).store();
     let _minibatches = store.minibatches();
-    // The writer stops once a frame is full that nobody takes, and the queue fills.
-    let mut small = Batch::from(Array2::<f32>::ones((16, 768)));
-    loop {
-        match store.try_extend(small, 0) {
+    // The writer stops once a frame is full that nobody takes. Refused twice: then it takes nothing more.
+    let mut refused = 0;
+    while refused < 2 {
+        match store.try_extend(Array2::<f32>::ones((16, 768)), 0) {
             Ok(handle) => {
                 drop(handle);
-                small = Array2::<f32>::ones((16, 768)).into();
+                refused = 0;
             }
-            Err(refused) => {
-                small = refused.into_batch();
-                // Full for good only if the writer takes nothing more.
-                if !store.wait_for_room(0, Some(Duration::from_millis(20))) {
-                    break;
-                }
+            Err(_) => {
+                refused += 1;
+                thread::sleep(Duration::from_millis(20));
             }
         }
     }
+    let mut small = Batch::from(Array2::<f32>::ones((16, 768)));
     let mut call = || {
         let start = Instant::now();
         let refused = store.try_extend(std::mem::replace(&mut small, Batch::from(vec![0.0_f32; 0])), 0);
@@ -138,6 +136,6 @@ fn refuse(effort: Effort) -> f64 {
         small = refused.expect_err("the queue is full").into_batch();
         took.as_secs_f64() * 1e6
     };
-    let calls: Vec<f64> = (0..if effort.quick { 2_000 } else { 20_000 }).map(|_| call()).collect();
+    let calls: Vec<f64> = (0..effort.calls).map(|_| call()).collect();
     median(&calls)
 }

@@ -1,7 +1,7 @@
 //! How fast the store is, measured against what two plain memcpys on two threads can do.
 //!
 //! `cargo bench --bench roofline` (under five minutes on two cores; `-- --quick`: under one) prints a table and writes
-//! `target/roofline.json`. Rows whose name contains another argument are measured alone: `-- d=64`.
+//! `target/roofline.json`. What has another argument in its name is measured alone: `-- d=64`, `-- calls`.
 //!
 //! Every ratio compares a floor and a pipeline that ran right after one another, several times over; tables give
 //! medians and the spread.
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use activation_store::DType;
 
 use crate::pipeline::Case;
-use crate::report::Report;
+use crate::report::{Number, Report};
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -29,8 +29,12 @@ pub(crate) struct Effort {
     pub(crate) rounds: usize,
     /// Bytes that each moves in its turn.
     pub(crate) bytes: usize,
-    pub(crate) quick: bool,
+    /// How often a single call is timed.
+    pub(crate) calls: usize,
 }
+
+/// Figures beside the table, and what they are about.
+type Section = (&'static str, fn(Effort) -> Vec<Number>);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,19 +45,25 @@ fn main() -> ExitCode {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let only = arguments.iter().find(|argument| !argument.starts_with('-'));
     let wanted = |name: &str| only.is_none_or(|only| name.contains(only.as_str()));
-    let effort =
-        if quick { Effort { rounds: 3, bytes: 1 << 30, quick } } else { Effort { rounds: 9, bytes: 2 << 30, quick } };
+    let effort = if quick {
+        Effort { rounds: 3, bytes: 1 << 30, calls: 2_000 }
+    } else {
+        Effort { rounds: 9, bytes: 2 << 30, calls: 20_000 }
+    };
     let mut report = Report::new(quick);
     report.heading();
     for case in cases().iter().filter(|case| wanted(case.name)) {
         report.rows(&pipeline::measure(case, effort));
     }
-    if only.is_none() {
-        report.numbers("one pipeline against another", compare::measure(effort));
-        report.numbers("calls", calls::measure(effort));
-        report.numbers("tensor store", tensor::measure(effort));
-        report.numbers("memory", memory::measure());
-        report.numbers("mixing", mixing::measure(effort));
+    let sections: [Section; 5] = [
+        ("one pipeline against another", compare::measure),
+        ("calls", calls::measure),
+        ("tensor store", tensor::measure),
+        ("memory", memory::measure),
+        ("mixing", mixing::measure),
+    ];
+    for (title, measure) in sections.into_iter().filter(|(title, _)| wanted(title)) {
+        report.numbers(title, measure(effort));
     }
     match report.write() {
         Ok(path) => {

@@ -5,6 +5,7 @@ use std::thread;
 
 use ndarray::Array2;
 
+use crate::Effort;
 use crate::pipeline::{BATCH, Case, consume};
 use crate::report::{Must, Number};
 
@@ -17,7 +18,7 @@ fn case() -> Case {
     Case::new("memory", FEATURES)
 }
 
-pub(crate) fn measure() -> Vec<Number> {
+pub(crate) fn measure(_: Effort) -> Vec<Number> {
     let Some(peak) = peak_of_child() else {
         println!("\nmemory: not measured, for /proc/self/status has no VmHWM here");
         return Vec::new();

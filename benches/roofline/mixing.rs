@@ -22,7 +22,7 @@ pub(crate) fn measure(effort: Effort) -> Vec<Number> {
         .into_iter()
         .map(|(multiple, simulated)| Number {
             name: format!("rows that share a sequence, window {multiple} x {C} rows"),
-            value: score(multiple * C, if effort.quick { 20 } else { 100 }),
+            value: score(multiple * C, effort.calls / 200 + 10),
             unit: "rows",
             must: Some(Must::BeAtMost(simulated + 0.5)),
         })

@@ -13,7 +13,7 @@ use crate::report::{Number, median};
 const FEATURES: usize = 768;
 
 pub(crate) fn measure(effort: Effort) -> Vec<Number> {
-    let rows = if effort.quick { 64 << 10 } else { 256 << 10 };
+    let rows = effort.bytes / 2 / (FEATURES * size_of::<f32>()) / BATCH * BATCH;
     let store =
         TensorStore::builder().component("a", FEATURES).max_items(rows).build().expect("the configuration is possible");
     let batch = Array2::<f32>::ones((BATCH, FEATURES)).into_shared();
