@@ -1,0 +1,167 @@
+//! A few small runs of everything that touches raw memory or crosses threads, few enough for Miri.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::thread;
+
+use activation_store::{Batch, DType, Index, Merge, RingStore, RingStoreBuilder, TensorStore};
+use common::{LIMIT, assert_adds_up, assert_exactly, drain, id_rows, ids, long_ids, rows};
+use futures::StreamExt;
+use futures::executor::block_on;
+use ndarray::s;
+
+fn builder() -> RingStoreBuilder {
+    RingStore::builder()
+        .component("a", 3)
+        .component_of("id", 1, DType::I64)
+        .batch_size(4)
+        .window(8)
+        .ready_frames(1)
+        .queue_rows(8)
+}
+
+#[test]
+fn two_producers_a_blocking_and_an_async_consumer() {
+    for merge in [Merge::Arrival, Merge::RoundRobin] {
+        let store = builder().merge(merge).build().unwrap();
+        let (mut blocking, stream) = (store.minibatches(), store.minibatches());
+        let lanes = [store.producer().unwrap(), store.producer().unwrap()];
+        drop(store);
+        let served = thread::scope(|scope| {
+            for (lane, producer) in lanes.into_iter().enumerate() {
+                scope.spawn(move || {
+                    for at in (lane * 20..lane * 20 + 18).step_by(6) {
+                        drop(producer.extend(id_rows(at..at + 6), 1).unwrap());
+                        let _ = producer.extend_blocking(rows(at..at + 6, 3), 0).unwrap();
+                    }
+                });
+            }
+            let one = scope.spawn(move || {
+                let ids = |minibatch: activation_store::Minibatch| {
+                    assert_eq!(ids(&minibatch, 0), long_ids(&minibatch, 1));
+                    ids(&minibatch, 0)
+                };
+                blocking.blocking().map(|minibatch| ids(minibatch.unwrap())).collect::<Vec<_>>()
+            });
+            let other =
+                scope.spawn(move || block_on(stream.map(|minibatch| ids(&minibatch.unwrap(), 0)).collect::<Vec<_>>()));
+            [one.join().unwrap(), other.join().unwrap()].concat()
+        });
+        let mut served = served.concat();
+        served.sort_unstable();
+        assert_eq!(served, (0..18).chain(20..38).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn kept_minibatches_have_memory_of_their_own() {
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    let writing = thread::spawn(move || {
+        for at in (0..40).step_by(5) {
+            drop(store.extend(rows(at..at + 5, 3), 0).unwrap());
+            let _ = store.extend_blocking(id_rows(at..at + 5), 1).unwrap();
+        }
+    });
+    let mut kept: Vec<_> = minibatches.blocking().map(|minibatch| minibatch.unwrap()).collect();
+    writing.join().unwrap();
+    drop(minibatches);
+    kept[1].view_mut::<f32>(0).unwrap().fill(7.0);
+    let kept = thread::spawn(move || {
+        let served: Vec<_> = kept.iter().map(|minibatch| long_ids(minibatch, 1)).collect();
+        assert_exactly(0..40, &served);
+        assert_eq!(kept[0].bytes(0).unwrap().len(), 4 * 3 * 4);
+        kept
+    });
+    drop(kept.join().unwrap());
+}
+
+#[test]
+fn everything_is_dropped_in_some_orders() {
+    for order in 0..4 {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let handle = store.extend(rows(0..30, 3), 0).unwrap();
+        drop(store.extend(id_rows(0..30), 1).unwrap());
+        let minibatch = minibatches.next_timeout(LIMIT).unwrap().unwrap();
+        match order {
+            0 => drop((store, minibatches, minibatch)),
+            1 => drop((minibatch, minibatches, store)),
+            2 => {
+                store.abort();
+                drop((minibatches, minibatch, store));
+            }
+            _ => {
+                store.close();
+                drop(drain(&mut minibatches));
+                drop((store, minibatch, minibatches));
+            }
+        }
+        let _ = handle.wait();
+    }
+}
+
+#[test]
+fn a_panic_of_the_writer_reaches_the_waiting() {
+    struct Bomb(Vec<f32>, thread::ThreadId);
+    impl AsRef<[f32]> for Bomb {
+        fn as_ref(&self) -> &[f32] {
+            assert_eq!(thread::current().id(), self.1, "the bomb was read");
+            &self.0
+        }
+    }
+    let bomb = || Batch::from_owner(Bomb(vec![0.0; 6], thread::current().id()), 3).unwrap();
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    let waiting = thread::spawn(move || minibatches.blocking().next().unwrap().unwrap_err());
+    drop(store.extend(id_rows(0..2), 1).unwrap());
+    assert!(store.extend(bomb(), 0).unwrap().wait().unwrap_err().is_poisoned());
+    assert!(waiting.join().unwrap().to_string().contains("the bomb was read"));
+    let store = TensorStore::builder().component("a", 3).max_items(8).build().unwrap();
+    assert!(store.extend(bomb(), 0).unwrap().wait().unwrap_err().is_poisoned());
+}
+
+#[test]
+fn emptied_read_and_gone_on() {
+    let store = builder().build().unwrap();
+    drop(store.extend(rows(0..7, 3), 0).unwrap());
+    drop(store.extend(id_rows(0..9), 1).unwrap());
+    store.empty();
+    drop(store.extend(rows(7..20, 3), 0).unwrap());
+    let _ = store.extend(id_rows(9..20), 1).unwrap();
+    assert_eq!(store.get(Index::from(s![.., 0, 2])).unwrap().ndim(), 1);
+    store.close();
+    assert_exactly(9..20, &drain(&mut store.minibatches()));
+    assert_adds_up(&store.stats());
+}
+
+#[test]
+fn two_epochs_of_a_tensor_store() {
+    let store =
+        TensorStore::builder().component("a", 3).component_of("b", 2, DType::BF16).max_items(10).build().unwrap();
+    for at in [0, 4] {
+        drop(store.extend(rows(at..at + 4, 3), 0).unwrap());
+        drop(store.extend(rows(at..at + 4, 2), 1).unwrap());
+    }
+    assert!(store.extend(rows(8..11, 3), 0).unwrap_err().error.is_full());
+    store.shuffle();
+    for _ in 0..2 {
+        let served: Vec<_> = store.epoch(3).unwrap().map(|minibatch| ids(&minibatch, 0)).collect();
+        assert_exactly(0..8, &served);
+    }
+    assert_eq!(store.get((2, 1)).unwrap().shape(), [2]);
+}
+
+#[test]
+fn inside_a_runtime_that_shuts_down() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = builder().runtime(runtime.handle().clone()).build().unwrap();
+    drop(store.extend(rows(0..6, 3), 0).unwrap());
+    let _ = store.extend(id_rows(0..6), 1).unwrap().wait().unwrap();
+    drop(runtime);
+    drop(store.extend(rows(6..9, 3), 0).unwrap());
+    drop(store.extend(id_rows(6..9), 1).unwrap());
+    store.close();
+    assert_exactly(0..9, &drain(&mut store.minibatches()));
+}
