@@ -123,8 +123,8 @@ class Stages(Protocol):
     def stage(self, rows: Any, dtype: str, features: int, mask: Any = None) -> _native.Rows: ...
 
 
-def stage(store: Stages, batch: Any, mask: Any = None, copy: bool = True) -> _native.Rows:
-    """A batch's rows, ready to be handed in; afterwards the caller may change its array, unless `copy` is False."""
+def ready(batch: Any, mask: Any, copy: bool) -> _native.Rows | tuple[Any, str, int, Any]:
+    """A batch's rows: ready where nothing need be copied, else what the native side has to copy."""
     batch, mask = select(batch, mask)
     rows = rows_of(batch)
     keep = None if mask is None else mask_bytes(mask, rows.leading)
@@ -132,7 +132,13 @@ def stage(store: Stages, batch: Any, mask: Any = None, copy: bool = True) -> _na
         lent = _native.lend(rows.data, rows.dtype, rows.features)
         if lent is not None:
             return lent
-    return store.stage(rows.data, rows.dtype, rows.features, keep)
+    return rows.data, rows.dtype, rows.features, keep
+
+
+def stage(store: Stages, batch: Any, mask: Any = None, copy: bool = True) -> _native.Rows:
+    """A batch's rows, ready to be handed in; afterwards the caller may change its array, unless `copy` is False."""
+    rows = ready(batch, mask, copy)
+    return store.stage(*rows) if isinstance(rows, tuple) else rows
 
 
 def one_row(rows: _native.Rows) -> _native.Rows:
@@ -177,9 +183,16 @@ class Writer:
 
     _components: Components
     _ring: _native.Ring
+    _to: _native.Ring | _native.Lane
 
     def _hand_in(self, component: int, rows: _native.Rows, room: Room, timeout: float | None) -> _native.WriteOutcome:
-        raise NotImplementedError
+        return self._to.extend(component, rows, room, timeout)
+
+    def _write(self, batch: Any, component: int, mask: Any, copy: bool, room: Room, timeout: float | None) -> Future:
+        rows = ready(batch, mask, copy)
+        if isinstance(rows, tuple):
+            return Future(self._to.write(component, *rows, room, timeout))
+        return Future(self._to.extend(component, rows, room, timeout))
 
     def extend(
         self,
@@ -217,9 +230,7 @@ class Writer:
             TypeError: If it is no array, or its elements do not fit the component's.
             IndexError: If there is no such component.
         """
-        component = self._components.number(component_idx)
-        rows = stage(self._ring, batch, mask, copy)
-        return Future(self._hand_in(component, rows, room_for_caller(), timeout))
+        return self._write(batch, self._components.number(component_idx), mask, copy, room_for_caller(), timeout)
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row."""
@@ -233,8 +244,7 @@ class Writer:
         Raises:
             StoreFullError: If it has not.
         """
-        component = self._components.number(component_idx)
-        return Future(self._hand_in(component, stage(self._ring, batch, mask, copy), "need", None))
+        return self._write(batch, self._components.number(component_idx), mask, copy, "need", None)
 
     def try_append(self, item: Any, component_idx: int | str = 0) -> Future:
         """Hands over one row if the queue has room for it.

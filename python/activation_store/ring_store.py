@@ -15,7 +15,7 @@ from ._arrays import converter, dtype_name
 from ._batches import Batch, batch_of
 from ._torch import IterableDataset
 from ._watch import watcher
-from .base_store import ActivationStore, Components, Room, Writer, get, positive
+from .base_store import ActivationStore, Components, Writer, get, positive
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
@@ -149,11 +149,9 @@ class RingStore(Writer, ActivationStore, _Iterable):
             when_full=when_full,
             merge=merge,
         )
+        self._to = self._ring
         # Minibatches that came for an awaiting task that had been cancelled.
         self._returned: deque[_native.Minibatch] = deque()
-
-    def _hand_in(self, component: int, rows: _native.Rows, room: Room, timeout: float | None) -> _native.WriteOutcome:
-        return self._ring.extend(component, rows, room, timeout)
 
     def producer(self) -> Producer:
         """Opens a lane of its own, for one model replica or one thread of capture.
@@ -340,10 +338,7 @@ class Producer(Writer):
     def __init__(self, store: RingStore) -> None:
         self._components = store._components  # noqa: SLF001
         self._ring = store._ring  # noqa: SLF001
-        self._lane = self._ring.lane()
-
-    def _hand_in(self, component: int, rows: _native.Rows, room: Room, timeout: float | None) -> _native.WriteOutcome:
-        return self._lane.extend(component, rows, room, timeout)
+        self._to = self._lane = self._ring.lane()
 
     def close(self) -> None:
         """Ends the lane: it takes no more rows."""

@@ -31,7 +31,8 @@ def dictionary_learning(source: Source, window: int, batch_size: int) -> Iterato
             filled = len(kept)
             first = source()
             rows = torch.empty(window, first.shape[1])
-            rows[:filled] = kept
+            if filled:
+                rows[:filled] = kept
             batch = first
             while filled < window:
                 part = batch[: window - filled]

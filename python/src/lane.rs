@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{IntoPython, OrRaise};
 use crate::process::Home;
-use crate::staging::Rows;
+use crate::staging::{Depot, Incoming, Rows};
 use crate::wait::{Deadline, wait};
 use crate::write::{Unseen, WriteOutcome};
 
@@ -65,34 +65,65 @@ macro_rules! takes {
 takes!(RingStore);
 takes!(Producer);
 
-/// Hands rows in. Room is asked for once: the pieces of one call are taken together.
-pub(crate) fn hand_in(
-    py: Python<'_>,
-    to: &impl Takes,
-    component: usize,
-    rows: &Rows,
-    room: Room,
-    timeout: Option<f64>,
-    unseen: &Arc<Unseen>,
-) -> PyResult<WriteOutcome> {
-    let deadline = Deadline::new(timeout)?;
-    unseen.raise()?;
-    if let Room::Wait = room {
-        let found = wait(py, &deadline, |slice| to.wait_for_room(component, slice).then_some(()))?;
-        found.ok_or_else(|| no_room(rows.len(), timeout))?;
+/// What a ring and its lanes share on this side.
+pub(crate) struct Intake {
+    pub(crate) depot: Arc<Depot>,
+    pub(crate) unseen: Arc<Unseen>,
+    /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
+    pub(crate) in_pieces: bool,
+}
+
+impl Intake {
+    /// Hands in rows that are ready.
+    pub(crate) fn extend(
+        &self,
+        py: Python<'_>,
+        to: &impl Takes,
+        component: usize,
+        rows: &Rows,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
+        self.find_room(py, to, component, rows.len(), room, timeout)?;
+        let batch = rows.take()?;
+        let handle = if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
+        Ok(WriteOutcome::new(vec![handle.or_raise()?], &self.unseen))
     }
-    let mut handles = Vec::with_capacity(1);
-    for batch in rows.take()? {
-        handles.push(
-            match room {
-                // Pieces after the first are part of a batch that was taken.
-                Room::Need if handles.is_empty() => to.try_extend(batch, component),
-                _ => to.extend(batch, component),
+
+    /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
+    pub(crate) fn write(
+        &self,
+        py: Python<'_>,
+        to: &impl Takes,
+        component: usize,
+        mut rows: Incoming,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
+        self.find_room(py, to, component, rows.left(), room, timeout)?;
+        let in_pieces = self.in_pieces && matches!(room, Room::Wait);
+        let handles = py.detach(|| {
+            let mut handles = Vec::with_capacity(1);
+            while rows.left() > 0 || handles.is_empty() {
+                let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
+                let handle = if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
+                handles.push(handle.or_raise()?);
             }
-            .or_raise()?,
-        );
+            Ok::<_, PyErr>(handles)
+        })?;
+        Ok(WriteOutcome::new(handles, &self.unseen))
     }
-    Ok(WriteOutcome::new(handles, unseen))
+
+    /// Waits for room, if the caller is to: once, for all rows of a call.
+    fn find_room(&self, py: Python<'_>, to: &impl Takes, component: usize, rows: usize, room: Room, timeout: Option<f64>) -> PyResult<()> {
+        let deadline = Deadline::new(timeout)?;
+        self.unseen.raise()?;
+        if let Room::Wait = room {
+            let found = wait(py, &deadline, |slice| to.wait_for_room(component, slice).then_some(()))?;
+            found.ok_or_else(|| no_room(rows, timeout))?;
+        }
+        Ok(())
+    }
 }
 
 fn no_room(rows: usize, timeout: Option<f64>) -> PyErr {
@@ -112,27 +143,39 @@ impl IntoPython for Refused {
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Lane {
     producer: Home<Producer>,
-    unseen: Arc<Unseen>,
+    intake: Arc<Intake>,
 }
 
 impl Lane {
-    pub(crate) fn new(producer: Producer, unseen: Arc<Unseen>) -> Self {
-        Lane { producer: Home::new(producer), unseen }
+    pub(crate) fn new(producer: Producer, intake: Arc<Intake>) -> Self {
+        Lane { producer: Home::new(producer), intake }
     }
 }
 
 #[pymethods]
 impl Lane {
+    /// Hands in rows that are ready.
     #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(
+    fn extend(&self, py: Python<'_>, component: usize, rows: &Rows, room: Room, timeout: Option<f64>) -> PyResult<WriteOutcome> {
+        self.intake.extend(py, self.producer.get()?, component, rows, room, timeout)
+    }
+
+    /// Copies rows and hands them in.
+    #[pyo3(signature = (component, rows, dtype, features, mask, room, timeout=None))]
+    #[expect(clippy::too_many_arguments, reason = "called from one place in Python")]
+    fn write(
         &self,
-        py: Python<'_>,
         component: usize,
-        rows: &Rows,
+        rows: &Bound<'_, PyAny>,
+        dtype: &str,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
         room: Room,
         timeout: Option<f64>,
     ) -> PyResult<WriteOutcome> {
-        hand_in(py, self.producer.get()?, component, rows, room, timeout, &self.unseen)
+        let producer = self.producer.get()?;
+        let (incoming, _held) = Incoming::new(rows, dtype, features, mask)?;
+        self.intake.write(rows.py(), producer, component, incoming, room, timeout)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

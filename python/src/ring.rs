@@ -8,10 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
 use crate::errors::OrRaise;
-use crate::lane::{Lane, Room, hand_in};
+use crate::lane::{Intake, Lane, Room};
 use crate::minibatch::Minibatch;
 use crate::process::Home;
-use crate::staging::{self, Depot, Rows};
+use crate::staging::{self, Depot, Incoming, Rows};
 use crate::wait::{Deadline, wait};
 use crate::write::{Unseen, WriteOutcome};
 
@@ -28,7 +28,8 @@ pub(crate) fn fetch<'py>(
         let mut values: Vec<f32> = Vec::new();
         // Runs of consecutive rows.
         for run in rows.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
-            values.extend(store.get(Index::from(run[0]..run[0] + run.len())).or_raise()?);
+            let (part, _) = store.get(Index::from(run[0]..run[0] + run.len())).or_raise()?.into_raw_vec_and_offset();
+            if values.is_empty() { values = part } else { values.extend_from_slice(&part) }
         }
         Ok::<_, PyErr>(values)
     })?;
@@ -51,10 +52,7 @@ struct Inside {
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Ring {
     inside: Home<Inside>,
-    depot: Arc<Depot>,
-    unseen: Arc<Unseen>,
-    /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
-    in_pieces: bool,
+    intake: Arc<Intake>,
 }
 
 impl Ring {
@@ -63,7 +61,7 @@ impl Ring {
     }
 
     pub(crate) fn unseen(&self) -> &Unseen {
-        &self.unseen
+        &self.intake.unseen
     }
 }
 
@@ -122,12 +120,8 @@ impl Ring {
         let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
         let store = py.detach(|| builder.build()).or_raise()?;
         let consumer = Mutex::new(store.minibatches());
-        Ok(Ring {
-            inside: Home::new(Inside { store, consumer }),
-            depot: Depot::new(queue),
-            unseen: Arc::default(),
-            in_pieces,
-        })
+        let intake = Intake { depot: Depot::new(queue), unseen: Arc::default(), in_pieces };
+        Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
     }
 
     /// Copies rows, seen as bytes, for a later `extend`.
@@ -140,7 +134,7 @@ impl Ring {
         mask: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Rows> {
         self.inside.get()?;
-        staging::stage(rows.py(), &self.depot, rows, self::dtype(dtype)?, features, mask, self.in_pieces)
+        staging::stage(&self.intake.depot, rows, dtype, features, mask)
     }
 
     /// Hands rows in; `room` says what to do while the queue is full: "line", "wait" or "need".
@@ -153,19 +147,37 @@ impl Ring {
         room: Room,
         timeout: Option<f64>,
     ) -> PyResult<WriteOutcome> {
-        hand_in(py, &self.inside.get()?.store, component, rows, room, timeout, &self.unseen)
+        self.intake.extend(py, &self.inside.get()?.store, component, rows, room, timeout)
+    }
+
+    /// Copies rows and hands them in.
+    #[pyo3(signature = (component, rows, dtype, features, mask, room, timeout=None))]
+    #[expect(clippy::too_many_arguments, reason = "called from one place in Python")]
+    fn write(
+        &self,
+        component: usize,
+        rows: &Bound<'_, PyAny>,
+        dtype: &str,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
+        let store = &self.inside.get()?.store;
+        let (incoming, _held) = Incoming::new(rows, dtype, features, mask)?;
+        self.intake.write(rows.py(), store, component, incoming, room, timeout)
     }
 
     fn lane(&self) -> PyResult<Lane> {
         let producer = self.inside.get()?.store.producer().or_raise()?;
-        Ok(Lane::new(producer, self.unseen.clone()))
+        Ok(Lane::new(producer, self.intake.clone()))
     }
 
     /// The next minibatch; None at the end.
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
         let mut consumer = self.consumer()?;
-        self.unseen.raise()?;
+        self.intake.unseen.raise()?;
         let next = wait(py, &Deadline::new(timeout)?, |slice| match consumer.next_timeout(slice) {
             Err(ReadError::Timeout(_)) => None,
             next => Some(next),
@@ -183,7 +195,7 @@ impl Ring {
     #[pyo3(signature = (timeout=None))]
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let mut flush = self.inside.get()?.store.flush();
-        self.unseen.raise()?;
+        self.intake.unseen.raise()?;
         match wait(py, &Deadline::new(timeout)?, |slice| flush.wait_timeout(slice))? {
             Some(done) => done.or_raise(),
             None => {

@@ -1,7 +1,8 @@
 //! Rows on their way in: one copy into recycled memory, or none where the caller lends its own.
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use activation_store::{Batch, DType, Element};
 use half::{bf16, f16};
@@ -21,36 +22,72 @@ const SMALL: usize = 64 << 10;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
+/// So many pieces may be on their way before the next one waits a moment for one to come back. They fit the cache.
+const AHEAD: usize = 4;
+
+/// The moment: long enough for the writer to deal a piece, short enough not to matter where the writer itself waits for
+/// the consumer.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// Memory that staged rows have left, to be used again, so that no page is touched for the first time twice.
 pub(crate) struct Depot {
-    free: Mutex<Vec<Vec<Line>>>,
-    /// How many pieces are kept.
+    state: Mutex<Stock>,
+    returned: Condvar,
+    /// How many bytes are kept.
     keep: usize,
 }
 
+#[derive(Default)]
+struct Stock {
+    free: Vec<Vec<Line>>,
+    free_bytes: usize,
+    /// Recycled memory that is on its way.
+    out: usize,
+}
+
 impl Depot {
-    pub(crate) fn new(keep_bytes: usize) -> Arc<Self> {
-        Arc::new(Depot { free: Mutex::default(), keep: (keep_bytes / PIECE).clamp(2, 1024) })
+    pub(crate) fn new(keep: usize) -> Arc<Self> {
+        Arc::new(Depot { state: Mutex::default(), returned: Condvar::new(), keep: keep.max(AHEAD * PIECE) })
     }
 
-    fn take(self: &Arc<Self>, bytes: usize) -> Loan {
-        let recycled =
-            if bytes < SMALL { None } else { self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() };
-        let memory = recycled.filter(|memory| size_of_val(&memory[..]) >= bytes);
-        let memory = memory.unwrap_or_else(|| {
-            let bytes = if bytes < SMALL { bytes } else { bytes.max(PIECE) };
-            vec![Line([0; 64]); bytes.div_ceil(64)]
-        });
+    /// Memory for `bytes`; `patient` callers wait a moment where much is on its way.
+    fn take(self: &Arc<Self>, bytes: usize, patient: bool) -> Loan {
+        let mut memory = None;
+        if bytes >= SMALL {
+            let mut stock = self.lock();
+            if patient && stock.out >= AHEAD {
+                let waited = self.returned.wait_timeout_while(stock, MOMENT, |stock| stock.out >= AHEAD);
+                stock = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            stock.out += 1;
+            // The one returned last is the likeliest to be in cache.
+            if let Some(fits) = stock.free.iter().rposition(|memory| size_of_val(&memory[..]) >= bytes) {
+                let found = stock.free.remove(fits);
+                stock.free_bytes -= size_of_val(&found[..]);
+                memory = Some(found);
+            }
+        }
+        let memory = memory.unwrap_or_else(|| vec![Line([0; 64]); bytes.div_ceil(64)]);
         Loan { memory, bytes, depot: self.clone() }
     }
 
-    fn put(&self, memory: Vec<Line>) {
-        if size_of_val(&memory[..]) >= SMALL {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            if free.len() < self.keep {
-                free.push(memory);
-            }
+    fn put(&self, memory: Vec<Line>, bytes: usize) {
+        if bytes < SMALL {
+            return;
         }
+        let mut stock = self.lock();
+        stock.out -= 1;
+        let size = size_of_val(&memory[..]);
+        if stock.free_bytes + size <= self.keep {
+            stock.free_bytes += size;
+            stock.free.push(memory);
+        }
+        drop(stock);
+        self.returned.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stock> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,7 +107,7 @@ impl Loan {
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.depot.put(std::mem::take(&mut self.memory));
+        self.depot.put(std::mem::take(&mut self.memory), self.bytes);
     }
 }
 
@@ -165,7 +202,7 @@ impl Source {
 /// Rows ready to be handed to a store.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Rows {
-    batches: Mutex<Vec<Batch>>,
+    batch: Mutex<Option<Batch>>,
     rows: usize,
 }
 
@@ -182,14 +219,10 @@ impl Rows {
         self.rows
     }
 
-    /// The batches, which can be taken once.
-    pub(crate) fn take(&self) -> PyResult<Vec<Batch>> {
-        let batches = std::mem::take(&mut *self.batches.lock().unwrap_or_else(PoisonError::into_inner));
-        if batches.is_empty() {
-            Err(PyValueError::new_err("these rows have been handed to a store already"))
-        } else {
-            Ok(batches)
-        }
+    /// The batch, which can be taken once.
+    pub(crate) fn take(&self) -> PyResult<Batch> {
+        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        batch.ok_or_else(|| PyValueError::new_err("these rows have been handed to a store already"))
     }
 }
 
@@ -222,39 +255,75 @@ macro_rules! with_dtype {
     };
 }
 
-/// Copies `[rows, features]` values of `dtype`, seen as bytes, keeping the rows where `mask` is not zero.
-pub(crate) fn stage(
-    py: Python<'_>,
-    depot: &Arc<Depot>,
-    rows: &Bound<'_, PyAny>,
+/// Rows of a Python object that are to be copied.
+pub(crate) struct Incoming {
+    source: Source,
+    keep: Option<Vec<u8>>,
     dtype: DType,
     features: usize,
+    /// The next row to look at.
+    next: usize,
+    /// Rows to be copied.
+    left: usize,
+}
+
+impl Incoming {
+    /// `[rows, features]` values of `dtype`, seen as bytes; those where `mask` is zero are left out.
+    ///
+    /// The buffer must be held until all are copied.
+    pub(crate) fn new(
+        rows: &Bound<'_, PyAny>,
+        dtype: &str,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<(Self, PyUntypedBuffer)> {
+        let dtype = dtype.parse::<DType>().or_raise()?;
+        let row_bytes = features.checked_mul(dtype.size()).ok_or_else(|| PyValueError::new_err("a row is too wide"))?;
+        let buffer = PyUntypedBuffer::get(rows)?;
+        let source = Source::new(&buffer, row_bytes)?;
+        let keep = mask.map(|mask| read_mask(mask, source.rows)).transpose()?;
+        let left = keep.as_ref().map_or(source.rows, |keep| keep.iter().filter(|&&keep| keep != 0).count());
+        Ok((Incoming { source, keep, dtype, features, next: 0, left }, buffer))
+    }
+
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Copies up to `most` rows.
+    fn copy(&mut self, depot: &Arc<Depot>, most: usize, patient: bool) -> PyResult<Batch> {
+        let rows = self.left.min(most);
+        let mut loan = depot.take(rows * self.source.row_bytes, patient);
+        self.source.fill(self.keep.as_deref(), &mut self.next, loan.bytes_mut());
+        self.left -= rows;
+        with_dtype!(self.dtype, T => Batch::from_owner::<T, _>(Staged(loan, PhantomData), self.features).or_raise())
+    }
+
+    /// Copies all rows.
+    pub(crate) fn all(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
+        self.copy(depot, usize::MAX, false)
+    }
+
+    /// Copies the next piece, once there is cache for it.
+    pub(crate) fn piece(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
+        self.copy(depot, (PIECE / self.source.row_bytes.max(1)).max(1), true)
+    }
+}
+
+/// Copies rows for a later `extend`.
+pub(crate) fn stage(
+    depot: &Arc<Depot>,
+    rows: &Bound<'_, PyAny>,
+    dtype: &str,
+    features: usize,
     mask: Option<&Bound<'_, PyAny>>,
-    in_pieces: bool,
 ) -> PyResult<Rows> {
-    let row_bytes = features.checked_mul(dtype.size()).ok_or_else(|| PyValueError::new_err("a row is too wide"))?;
-    let buffer = PyUntypedBuffer::get(rows)?;
-    let source = Source::new(&buffer, row_bytes)?;
-    let mask = mask.map(|mask| read_mask(mask, source.rows)).transpose()?;
-    let rows_per_piece = if in_pieces { (PIECE / row_bytes.max(1)).max(1) } else { usize::MAX };
-    let batches = py.detach(|| {
-        let keep = mask.as_deref();
-        let mut left = keep.map_or(source.rows, |keep| keep.iter().filter(|&&keep| keep != 0).count());
-        let (mut next, mut batches, total) = (0, Vec::with_capacity(left.div_ceil(rows_per_piece)), left);
-        while left > 0 || batches.is_empty() {
-            let rows = left.min(rows_per_piece);
-            let mut loan = depot.take(rows * row_bytes);
-            source.fill(keep, &mut next, loan.bytes_mut());
-            batches.push(
-                with_dtype!(dtype, T => Batch::from_owner::<T, _>(Staged(loan, PhantomData), features).or_raise())?,
-            );
-            left -= rows;
-        }
-        Ok::<_, PyErr>((batches, total))
-    });
+    let py = rows.py();
+    let (mut incoming, buffer) = Incoming::new(rows, dtype, features, mask)?;
+    let rows = incoming.left();
+    let batch = py.detach(|| incoming.all(depot));
     buffer.release(py);
-    let (batches, rows) = batches?;
-    Ok(Rows { batches: Mutex::new(batches), rows })
+    Ok(Rows { batch: Mutex::new(Some(batch?)), rows })
 }
 
 /// Takes `[rows, features]` values of `dtype`, seen as bytes, without a copy: `rows` keeps the memory alive, and the caller
@@ -273,7 +342,7 @@ pub(crate) fn lend(rows: &Bound<'_, PyAny>, dtype: &str, features: usize) -> PyR
         let lent = Lent::<T> { start: source.start.cast(), len: source.rows * features, _object: rows.clone().unbind() };
         Batch::from_owner(lent, features).or_raise()
     })?;
-    Ok(Some(Rows { batches: Mutex::new(vec![batch]), rows: source.rows }))
+    Ok(Some(Rows { batch: Mutex::new(Some(batch)), rows: source.rows }))
 }
 
 /// A snapshot of the mask, one byte per row: the caller may change its own meanwhile.

@@ -44,14 +44,14 @@ impl Tensor {
         mask: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Rows> {
         self.store.get()?;
-        staging::stage(rows.py(), &self.depot, rows, self::dtype(dtype)?, features, mask, false)
+        staging::stage(&self.depot, rows, dtype, features, mask)
     }
 
     /// Hands rows in. The handle tells when they are in the store.
     fn extend(&self, component: usize, rows: &Rows) -> PyResult<WriteOutcome> {
         let store = self.store.get()?;
-        let handles = rows.take()?.into_iter().map(|batch| ActivationStore::extend(store, batch, component));
-        Ok(WriteOutcome::new(handles.collect::<Result<_, _>>().or_raise()?, &self.unseen))
+        let handle = ActivationStore::extend(store, rows.take()?, component).or_raise()?;
+        Ok(WriteOutcome::new(vec![handle], &self.unseen))
     }
 
     fn empty(&self, py: Python<'_>) -> PyResult<()> {
