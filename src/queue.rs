@@ -45,14 +45,19 @@ pub(crate) struct Room {
     waiting: AtomicUsize,
     /// Whether a budget has come within its bound since callers were last made to look.
     opened: AtomicBool,
+    /// Rows that have left the queue since then.
+    left: AtomicUsize,
 }
 
 impl Room {
-    /// Makes waiting callers look again if there is room where there was none.
+    /// Makes waiting callers look again if there is room where there was none, and `rows` rows have left the queue since
+    /// they last did: callers that send single rows would otherwise be woken for every row.
     ///
-    /// Waking them for less would put them to sleep again, several times a batch.
-    pub(crate) fn tell(&self) {
-        if self.opened.swap(false, Ordering::SeqCst) {
+    /// With `rows` = 0 nobody is left asleep who need not be.
+    pub(crate) fn tell(&self, rows: usize) {
+        if self.opened.load(Ordering::SeqCst) && self.left.load(Ordering::Relaxed) >= rows {
+            self.opened.store(false, Ordering::SeqCst);
+            self.left.store(0, Ordering::Relaxed);
             self.look_again();
         }
     }
@@ -119,6 +124,7 @@ impl Budget {
     /// Counts rows out; [`Room::tell`] is to follow.
     pub(crate) fn leave(&self, component: usize, rows: usize) {
         let before = self.queued[component].fetch_sub(rows, Ordering::SeqCst);
+        self.room.left.fetch_add(rows, Ordering::Relaxed);
         if before > self.bound && before - rows <= self.bound {
             self.room.opened.store(true, Ordering::SeqCst);
         }

@@ -248,7 +248,7 @@ impl Writer {
         self.answers.extend(self.finished.iter_mut().filter_map(|(_, answer)| answer.take()));
         self.finished.clear();
         // Part of a batch may have left the queue, too.
-        self.room.tell();
+        self.room.tell(self.config.queue_rows / 8);
         if self.answers.is_empty() {
             return;
         }
@@ -266,6 +266,7 @@ impl Writer {
 
     /// No more rows come: turns to serving those in the ring.
     fn drain(&mut self) {
+        self.room.tell(0);
         let stage = std::mem::replace(&mut self.stage, Stage::Starting(None));
         self.stage = match stage {
             Stage::Dealing(ring) => Stage::Draining(ring.into_rest()),
@@ -315,16 +316,20 @@ impl Writer {
         let job = match self.jobs.try_recv() {
             Ok(job) => job,
             Err(TryRecvError::Disconnected) => Job::Finish,
-            Err(TryRecvError::Empty) => select! {
-                recv(self.control) -> control => return control.ok().and_then(|control| self.control(control)),
-                recv(self.jobs) -> job => job.unwrap_or(Job::Finish),
-            },
+            Err(TryRecvError::Empty) => {
+                self.room.tell(0);
+                select! {
+                    recv(self.control) -> control => return control.ok().and_then(|control| self.control(control)),
+                    recv(self.jobs) -> job => job.unwrap_or(Job::Finish),
+                }
+            }
         };
         self.job(job);
         None
     }
 
     fn wait_for_room(&mut self) -> Option<Exit> {
+        self.room.tell(0);
         let since = Instant::now();
         tracing::debug!("the ring is full: producers wait for consumers");
         let control = self.control.recv();
@@ -336,6 +341,7 @@ impl Writer {
 
     /// The consumers keep their minibatches, and there is no memory for another: looks again when one may have come back.
     fn wait_for_memory(&mut self) -> Option<Exit> {
+        self.room.tell(0);
         tracing::warn!("no memory for another minibatch: waiting for a consumer to drop one");
         let control = self.control.recv_timeout(Duration::from_millis(10));
         control.ok().and_then(|control| self.control(control))
