@@ -83,6 +83,21 @@ fn widest() -> Kernel {
     Kernel::Ordinary
 }
 
+/// Runs `work` with wider vectors than every x86-64 processor has, where this one has them.
+///
+/// They reach as far as the compiler inlines: pass a closure around a plain loop.
+pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+        // SAFETY: the processor has both.
+        return unsafe { x86::with_avx512(work) };
+    } else if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { x86::with_avx2(work) };
+    }
+    work()
+}
+
 fn ordinary(rows: &[u8], width: usize, slots: &mut impl Slots) {
     for (i, row) in rows.chunks_exact(width).enumerate() {
         slots.slot(i).copy_from_slice(row);
@@ -97,6 +112,20 @@ mod x86 {
     };
 
     use super::{ALIGN, Slots};
+
+    /// # Safety
+    /// The processor must have AVX-512F and AVX-512BW.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn with_avx512<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    /// # Safety
+    /// The processor must have AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn with_avx2<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
 
     /// Defines a copy of rows with streaming stores of one width. The loop over the rows is inside, for a function with
     /// a target feature is not inlined into callers without: a call for each row would cost as much as a narrow row.

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use ndarray::ArrayView2;
 
 use crate::batch::{Batch, with_rows};
+use crate::copy::widely;
 use crate::element::{DType, Element};
 
 /// Reads rows for one component; keeps the memory it converts in.
@@ -42,7 +43,7 @@ impl RowReader {
         }
         let features = rows.ncols();
         let bytes = features * self.target.size();
-        // Several narrow rows at a time; they stay in the cache until they are copied.
+        // Narrow rows several at a time.
         let at_once = (CONVERTED / bytes).max(1);
         self.scratch.resize((at_once * bytes).div_ceil(size_of::<u64>()), 0);
         let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
@@ -56,8 +57,8 @@ impl RowReader {
     }
 }
 
-/// Bytes of rows that are converted before they are copied.
-const CONVERTED: usize = 8 << 10;
+/// Bytes that are converted before they are copied: few, so that reading one piece overlaps with writing another.
+const CONVERTED: usize = 2 << 10;
 
 /// Calls `each` with rows in one piece and the number (from 0) of the first.
 fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
@@ -87,7 +88,7 @@ impl Convert for f32 {
     fn convert(row: &[f32], target: DType, out: &mut [u8]) {
         match target {
             DType::F16 => bytemuck::cast_slice_mut::<u8, f16>(out).convert_from_f32_slice(row),
-            DType::BF16 => round_to_bf16(row, bytemuck::cast_slice_mut(out)),
+            DType::BF16 => widely(|| round_to_bf16(row, bytemuck::cast_slice_mut(out))),
             _ => no_conversion(DType::F32, target),
         }
     }
@@ -106,7 +107,7 @@ impl Convert for f16 {
 impl Convert for bf16 {
     fn convert(row: &[bf16], target: DType, out: &mut [u8]) {
         match target {
-            DType::F32 => map(row, bytemuck::cast_slice_mut(out), bf16::to_f32),
+            DType::F32 => widely(|| map(row, bytemuck::cast_slice_mut(out), bf16::to_f32)),
             DType::F16 => map(row, bytemuck::cast_slice_mut(out), |x| f16::from_f32(x.to_f32())),
             _ => no_conversion(DType::BF16, target),
         }
