@@ -192,7 +192,7 @@ fn concurrent_lanes_do_not_mix_their_rows() {
                                 2 => rows(ids.clone(), 5).mapv(|id| bf16::from_f32(id % 256.0)).into(),
                                 _ => id_rows(ids.clone()).into(),
                             };
-                            let _ = producer.extend_blocking(batch, component).unwrap();
+                            drop(producer.extend_blocking(batch, component).unwrap());
                         }
                     }
                 })
@@ -216,7 +216,7 @@ fn one_thread_per_component_keeps_the_order_of_each() {
                 let store = store.clone();
                 thread::spawn(move || {
                     for at in (0..3000).step_by(25) {
-                        let _ = extend(&store, component, at..at + 25);
+                        drop(extend(&store, component, at..at + 25));
                         store.wait_for_room(component, None);
                     }
                 })
@@ -249,8 +249,8 @@ fn emptying_keeps_components_aligned() {
                 assert_adds_up(&store.stats());
             }
             // Counterparts of discarded rows are discarded as they come; from there on, rows are whole.
-            for component in 0..4 {
-                drop(extend(&store, component, at[component]..most + 100));
+            for (component, at) in at.into_iter().enumerate() {
+                drop(extend(&store, component, at..most + 100));
             }
             assert_exactly(most..most + 100, &finish(&store));
             let stats = store.stats();
@@ -267,7 +267,7 @@ fn equal_components_stack_without_a_copy() {
         let store = builder.batch_size(8).window(32).build().unwrap();
         for component in 0..3 {
             let batch: Array2<f32> = rows(0..36, 5) * 4.0 + component as f32;
-            let _ = store.extend(batch, component).unwrap();
+            drop(store.extend(batch, component).unwrap());
         }
         store.close();
         let mut total = 0;

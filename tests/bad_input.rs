@@ -78,8 +78,8 @@ fn a_refused_batch_comes_back_with_a_reason_and_the_store_goes_on() {
         assert_eq!(unknown.to_string(), "there is no component attn; this store has 0 (\"mlp\"), 1 (\"token\")");
         assert!(matches!(unknown.error, WriteError::Component(_)));
         for store in [&ring as &dyn ActivationStore, &tensor] {
-            let _ = store.extend(rows(0..40, 4).into(), 0).unwrap();
-            let _ = store.extend(Array2::<u32>::zeros((40, 1)).into(), 1).unwrap();
+            drop(store.extend(rows(0..40, 4).into(), 0).unwrap());
+            drop(store.extend(Array2::<u32>::zeros((40, 1)).into(), 1).unwrap());
         }
         assert_eq!(tensor.len(), 40);
         assert_exactly(0..40, &finish(&ring));
@@ -107,7 +107,7 @@ fn a_closed_lane_says_so_and_the_store_goes_on() {
     watchdog(|| {
         let store = RingStore::builder().component("a", 4).batch_size(8).window(32).build().unwrap();
         let producer = store.producer().unwrap();
-        let _ = producer.extend(rows(0..10, 4), 0).unwrap();
+        drop(producer.extend(rows(0..10, 4), 0).unwrap());
         producer.close();
         producer.close();
         let refused = producer.extend(rows(0..3, 4), 0).unwrap_err();
@@ -115,7 +115,7 @@ fn a_closed_lane_says_so_and_the_store_goes_on() {
         assert!(refused.to_string().contains("producer()"), "{refused}");
         assert_eq!(refused.into_batch().rows(), 3);
         assert!(!store.is_closed());
-        let _ = store.producer().unwrap().extend(rows(10..25, 4), 0).unwrap();
+        drop(store.producer().unwrap().extend(rows(10..25, 4), 0).unwrap());
         assert_exactly(0..25, &finish(&store));
         let refused = store.extend(rows(0..3, 4), 0).unwrap_err();
         assert!(refused.error.is_closed());
@@ -127,16 +127,16 @@ fn a_closed_lane_says_so_and_the_store_goes_on() {
 fn a_component_that_runs_ahead_is_refused_naming_the_missing_one() {
     watchdog(|| {
         let store = ring().max_skew(20).build().unwrap();
-        let _ = store.extend(rows(0..12, 4), 0).unwrap();
-        let _ = store.extend(rows(12..20, 4), 0).unwrap();
+        drop(store.extend(rows(0..12, 4), 0).unwrap());
+        drop(store.extend(rows(12..20, 4), 0).unwrap());
         let refused = store.extend(rows(20..21, 4), 0).unwrap_err();
         let text = refused.to_string();
         assert!(matches!(refused.error, WriteError::Skew { by: 20, max_skew: 20, .. }));
         assert!(text.contains("0 (\"mlp\") is 20 rows ahead of component 1 (\"token\")"), "{text}");
         // Nothing has changed: the missing one may still come, and then there is room again.
-        let _ = store.extend(Array2::<u32>::zeros((20, 1)), 1).unwrap();
-        let _ = store.extend(refused.into_batch(), 0).unwrap();
-        let _ = store.extend(Array2::<u32>::zeros((1, 1)), 1).unwrap();
+        drop(store.extend(Array2::<u32>::zeros((20, 1)), 1).unwrap());
+        drop(store.extend(refused.into_batch(), 0).unwrap());
+        drop(store.extend(Array2::<u32>::zeros((1, 1)), 1).unwrap());
         assert_exactly(0..21, &finish(&store));
     });
 }
@@ -145,8 +145,8 @@ fn a_component_that_runs_ahead_is_refused_naming_the_missing_one() {
 fn a_minibatch_is_viewed_as_what_it_is() {
     watchdog(|| {
         let store = ring().build().unwrap();
-        let _ = store.extend(rows(0..8, 4), 0).unwrap();
-        let _ = store.extend(Array2::<u32>::zeros((8, 1)), 1).unwrap();
+        drop(store.extend(rows(0..8, 4), 0).unwrap());
+        drop(store.extend(Array2::<u32>::zeros((8, 1)), 1).unwrap());
         store.close();
         let mut minibatch = store.minibatches().next_timeout(LIMIT).unwrap().unwrap();
         let error = minibatch.view::<f32>("token").unwrap_err();

@@ -20,7 +20,7 @@ fn builder() -> RingStoreBuilder {
 
 /// Hands over 100 rows, more than fit, and lets the ring fill up. Returns the ids used.
 fn fill(store: &RingStore) -> usize {
-    let _ = store.extend(rows(0..100, 2), 0).unwrap();
+    drop(store.extend(rows(0..100, 2), 0).unwrap());
     // 43 to 47 fit, depending on the order of the last run.
     while store.stats().components[0].resident < 43 {
         thread::yield_now();
@@ -107,7 +107,7 @@ fn extend_blocking_blocks_until_the_queue_is_within_its_bound() {
             let store = store.clone();
             move || {
                 for at in (used..used + 400).step_by(20) {
-                    let _ = store.extend_blocking(rows(at..at + 20, 2), 0).unwrap();
+                    drop(store.extend_blocking(rows(at..at + 20, 2), 0).unwrap());
                     sender.send(at).unwrap();
                 }
             }
@@ -136,7 +136,7 @@ fn part_of_a_batch_makes_room_too() {
     for _ in 0..20 {
         watchdog(|| {
             let store = builder().build().unwrap();
-            let _ = store.extend_blocking(rows(0..60, 2), 0).unwrap();
+            drop(store.extend_blocking(rows(0..60, 2), 0).unwrap());
             assert!(store.stats().components[0].queued <= 20);
             assert_exactly(0..60, &finish(&store));
         });
@@ -176,7 +176,7 @@ fn a_consumer_that_keeps_every_minibatch_never_starves_the_ring() {
         let mut minibatches = store.minibatches();
         let producer = thread::spawn(move || {
             for at in (0..4000).step_by(25) {
-                let _ = store.extend_blocking(rows(at..at + 25, 2), 0).unwrap();
+                drop(store.extend_blocking(rows(at..at + 25, 2), 0).unwrap());
             }
             store.stats()
         });
@@ -197,7 +197,7 @@ fn returned_frames_are_used_again_and_lent_ones_are_counted() {
         let mut addresses = std::collections::HashSet::new();
         let mut sent = 0;
         for _ in 0..300 {
-            let _ = store.extend_blocking(rows(sent..sent + 10, 2), 0).unwrap();
+            drop(store.extend_blocking(rows(sent..sent + 10, 2), 0).unwrap());
             sent += 10;
             if sent <= 40 {
                 continue;
@@ -233,7 +233,7 @@ fn wait_for_room_says_whether_there_was_room_in_time() {
         assert!(store.wait_for_room(0, None));
         assert!(store.wait_for_room("no such component", None));
         let used = fill(&store);
-        let _ = store.extend(rows(used..used + 21, 2), 0).unwrap();
+        drop(store.extend(rows(used..used + 21, 2), 0).unwrap());
         assert!(!store.wait_for_room(0, Some(Duration::ZERO)));
         assert!(!store.wait_for_room(0, Some(Duration::from_millis(5))));
         let mut minibatches = store.minibatches();
@@ -256,7 +256,7 @@ fn giving_up_a_wait_leaves_the_others_waiting() {
             let store = builder().build().unwrap();
             let mut minibatches = store.minibatches();
             let used = fill(&store);
-            let _ = store.extend(rows(used..used + 30, 2), 0).unwrap();
+            drop(store.extend(rows(used..used + 30, 2), 0).unwrap());
             thread::scope(|scope| {
                 for patience in [0, 100, 1000, 1_000_000_000] {
                     let store = &store;

@@ -130,7 +130,7 @@ fn a_future_of_the_next_minibatch_may_be_dropped_after_any_poll() {
             }
         };
         for at in 0..400 {
-            let _ = store.extend(rows(at..at + 1, 2), 0).unwrap();
+            drop(store.extend(rows(at..at + 1, 2), 0).unwrap());
             for _ in 0..at % 3 {
                 take(poll_once(&mut minibatches.next()));
             }
@@ -197,7 +197,7 @@ fn a_consumer_that_stops_polling_keeps_nothing_from_the_others() {
             }
             let mut minibatches = store.minibatches();
             let serving = std::thread::spawn(move || drain(&mut minibatches));
-            let _ = store.extend(rows(0..200, 2), 0).unwrap();
+            drop(store.extend(rows(0..200, 2), 0).unwrap());
             store.close();
             assert_exactly(0..200, &serving.join().unwrap());
         }

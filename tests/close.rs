@@ -53,7 +53,7 @@ fn close_serves_what_is_left_then_ends() {
 fn drop_last_drops_the_partial_minibatch_and_counts_it() {
     watchdog(|| {
         let store = builder().drop_last(true).build().unwrap();
-        let _ = store.extend(rows(0..123, 2), 0).unwrap();
+        drop(store.extend(rows(0..123, 2), 0).unwrap());
         let served = finish(&store);
         assert_eq!(served.len(), 12);
         let stats = store.stats();
@@ -66,7 +66,7 @@ fn drop_last_drops_the_partial_minibatch_and_counts_it() {
 fn ordinals_count_minibatches() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        let _ = store.extend(rows(0..123, 2), 0).unwrap();
+        drop(store.extend(rows(0..123, 2), 0).unwrap());
         store.close();
         let ordinals: Vec<u64> = store.minibatches().blocking().map(|minibatch| minibatch.unwrap().ordinal()).collect();
         assert_eq!(ordinals, (0..13).collect::<Vec<_>>());
@@ -80,11 +80,11 @@ fn dropping_the_last_writer_closes() {
         let mut minibatches = store.minibatches();
         let producer = store.producer().unwrap();
         let clone = store.clone();
-        let _ = store.extend(rows(0..50, 2), 0).unwrap();
+        drop(store.extend(rows(0..50, 2), 0).unwrap());
         drop(store);
         drop(clone);
         // A lane is still open.
-        let _ = producer.extend(rows(50..77, 2), 0).unwrap();
+        drop(producer.extend(rows(50..77, 2), 0).unwrap());
         drop(producer);
         assert_exactly(0..77, &drain(&mut minibatches));
     });
@@ -120,9 +120,9 @@ fn flush_resolves_when_everything_handed_over_before_is_in_the_ring() {
 fn flush_waits_while_the_ring_is_full_but_not_longer() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        let _ = store.extend(rows(0..60, 2), 0).unwrap();
+        drop(store.extend(rows(0..60, 2), 0).unwrap());
         let mut flush = store.flush();
-        let _ = store.extend(rows(60..100, 2), 0).unwrap();
+        drop(store.extend(rows(60..100, 2), 0).unwrap());
         assert_eq!(flush.wait_timeout(Duration::from_millis(10)), None);
         let mut minibatches = store.minibatches();
         let mut taken = 0;
@@ -140,7 +140,7 @@ fn flush_waits_while_the_ring_is_full_but_not_longer() {
 fn flush_after_close_does_not_wait_for_consumers() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        let _ = store.extend(rows(0..40, 2), 0).unwrap();
+        drop(store.extend(rows(0..40, 2), 0).unwrap());
         let mut minibatches = store.minibatches();
         store.close();
         store.flush().wait().unwrap();
@@ -171,7 +171,7 @@ fn abort_discards_and_wakes_everybody() {
         let store = builder().build().unwrap();
         let first = store.extend(rows(0..10, 2), 0).unwrap();
         assert_eq!(first.wait().unwrap().rows, 10);
-        let _ = store.extend(rows(10..150, 2), 0).unwrap();
+        drop(store.extend(rows(10..150, 2), 0).unwrap());
         let pending = store.extend(rows(150..160, 2), 0).unwrap();
         let flush = store.flush();
         while store.stats().frames_ready < 2 {
@@ -231,7 +231,7 @@ fn abort_after_close_discards_what_is_left() {
         for _ in 0..200 {
             let store = builder().build().unwrap();
             let mut minibatches = store.minibatches();
-            let _ = store.extend(rows(0..20, 2), 0).unwrap();
+            drop(store.extend(rows(0..20, 2), 0).unwrap());
             store.close();
             // The writer may or may not have ended by now: all 20 rows fit the ready frames.
             store.abort();
@@ -250,7 +250,7 @@ fn abort_leaves_nothing_whenever_it_comes() {
         for round in 0..500 {
             let store = builder().build().unwrap();
             let minibatches = store.minibatches();
-            let _ = store.extend(rows(0..round % 30, 2), 0).unwrap();
+            drop(store.extend(rows(0..round % 30, 2), 0).unwrap());
             store.close();
             // Until the last row is ready, or almost.
             while store.stats().frames_ready < (round % 30).div_ceil(10).min(2) {
@@ -264,7 +264,7 @@ fn abort_leaves_nothing_whenever_it_comes() {
             } else {
                 store.abort()
             }
-            while store.len() > 0 {
+            while !store.is_empty() {
                 // The order is on its way.
                 thread::yield_now();
             }
@@ -333,7 +333,7 @@ fn producers_gone_consumers_get_the_end() {
                 let producer = store.producer().unwrap();
                 thread::spawn(move || {
                     for at in (lane * 300..(lane + 1) * 300).step_by(15) {
-                        let _ = producer.extend_blocking(rows(at..at + 15, 2), 0).unwrap();
+                        drop(producer.extend_blocking(rows(at..at + 15, 2), 0).unwrap());
                     }
                 })
             })
@@ -372,7 +372,7 @@ fn empty_discards_and_goes_on() {
         assert_eq!((stats.components[0].accepted, stats.components[0].dropped), (500, 500));
         assert_eq!(stats.frames_ready, 0);
         assert!(matches!(minibatches.next_timeout(Duration::ZERO), Err(ReadError::Timeout(_))));
-        let _ = store.extend(rows(500..777, 2), 0).unwrap();
+        drop(store.extend(rows(500..777, 2), 0).unwrap());
         store.close();
         assert_exactly(500..777, &drain(&mut minibatches));
         store.empty();
@@ -384,7 +384,7 @@ fn empty_while_closed_discards_what_was_left() {
     watchdog(|| {
         for rows_left in [5, 35, 95] {
             let store = builder().build().unwrap();
-            let _ = store.extend(rows(0..rows_left, 2), 0).unwrap();
+            drop(store.extend(rows(0..rows_left, 2), 0).unwrap());
             store.close();
             store.empty();
             assert!(drain(&mut store.minibatches()).is_empty());
@@ -397,7 +397,7 @@ fn empty_while_closed_discards_what_was_left() {
 fn minibatches_outlive_their_store() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        let _ = store.extend(rows(0..40, 2), 0).unwrap();
+        drop(store.extend(rows(0..40, 2), 0).unwrap());
         store.close();
         let mut kept: Vec<_> = store.minibatches().blocking().map(|minibatch| minibatch.unwrap()).collect();
         drop(store);
@@ -420,7 +420,7 @@ fn next_timeout_gives_up_in_time_and_loses_nothing() {
         let error = minibatches.next_timeout(Duration::from_millis(2)).unwrap_err();
         assert!(error.is_timeout());
         assert_eq!(error.to_string(), "no minibatch was ready within 2ms");
-        let _ = store.extend(rows(0..40, 2), 0).unwrap();
+        drop(store.extend(rows(0..40, 2), 0).unwrap());
         let first = minibatches.next_timeout(Duration::MAX).unwrap().unwrap();
         store.close();
         let mut served = drain(&mut minibatches);
@@ -448,7 +448,7 @@ fn several_consumers_share_each_minibatch_going_to_one() {
             .collect();
         drop(minibatches);
         for at in (0..3000).step_by(30) {
-            let _ = store.extend_blocking(rows(at..at + 30, 2), 0).unwrap();
+            drop(store.extend_blocking(rows(at..at + 30, 2), 0).unwrap());
         }
         store.close();
         let served: Vec<_> = consumers.into_iter().flat_map(|consumer| consumer.join().unwrap()).collect();

@@ -58,16 +58,18 @@ fn permutations(parts: usize) -> Vec<Vec<usize>> {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Where {
-    OwnThread,
-    CurrentThread,
-    MultiThread,
+    Own,
+    CurrentThreadRuntime,
+    MultiThreadRuntime,
 }
 
 fn runtime(place: Where) -> Option<Runtime> {
     match place {
-        Where::OwnThread => None,
-        Where::CurrentThread => Some(tokio::runtime::Builder::new_current_thread().build().unwrap()),
-        Where::MultiThread => Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap()),
+        Where::Own => None,
+        Where::CurrentThreadRuntime => Some(tokio::runtime::Builder::new_current_thread().build().unwrap()),
+        Where::MultiThreadRuntime => {
+            Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap())
+        }
     }
 }
 
@@ -112,10 +114,10 @@ fn wait_for(returned: &AtomicUsize, batches: usize) {
 
 #[test]
 fn everything_may_be_dropped_in_any_order() {
-    for place in [Where::OwnThread, Where::CurrentThread, Where::MultiThread] {
-        let parts = if place == Where::OwnThread { 6 } else { 7 };
+    for place in [Where::Own, Where::CurrentThreadRuntime, Where::MultiThreadRuntime] {
+        let parts = if place == Where::Own { 6 } else { 7 };
         // Runtimes are dear to start: every fifth order of seven parts is over a thousand.
-        let step = if place == Where::OwnThread { 1 } else { 5 };
+        let step = if place == Where::Own { 1 } else { 5 };
         for order in permutations(parts).into_iter().step_by(step) {
             let names: Vec<_> = order.iter().map(|&part| PARTS[part]).collect();
             watchdog_for(&format!("{place:?}: dropping {names:?}"), move || {
@@ -131,7 +133,7 @@ fn everything_may_be_dropped_in_any_order() {
 /// As above, but the handles and the flush are kept to the end: each must have an outcome by then.
 #[test]
 fn no_handle_is_lost_in_whatever_order_the_rest_is_dropped() {
-    for place in [Where::OwnThread, Where::CurrentThread, Where::MultiThread] {
+    for place in [Where::Own, Where::CurrentThreadRuntime, Where::MultiThreadRuntime] {
         for order in permutations(4) {
             watchdog_for(&format!("{place:?}: dropping {order:?}"), move || {
                 let returned = Arc::new(AtomicUsize::new(0));
@@ -198,7 +200,7 @@ fn threads_at_work_come_back_however_the_store_ends() {
 #[test]
 fn a_tensor_store_may_be_dropped_in_any_order() {
     struct Held(Option<TensorStore>, Option<WriteHandle>, Option<Epoch>, Option<Minibatch>, Option<Runtime>);
-    for place in [Where::OwnThread, Where::CurrentThread, Where::MultiThread] {
+    for place in [Where::Own, Where::CurrentThreadRuntime, Where::MultiThreadRuntime] {
         for order in permutations(5) {
             watchdog_for(&format!("{place:?}: dropping {order:?}"), move || {
                 let returned = Arc::new(AtomicUsize::new(0));

@@ -282,8 +282,8 @@ fn many_threads_lose_nothing() {
                         let (mut at, end) = (i * 5000, (i + 1) * 5000);
                         while at < end {
                             let n = random.below(40).min(end - at);
-                            let _ = producer.extend(id_rows(at..at + n), 0).unwrap();
-                            let _ = producer.extend_blocking(common::rows(at..at + n, 3), 1).unwrap();
+                            drop(producer.extend(id_rows(at..at + n), 0).unwrap());
+                            drop(producer.extend_blocking(common::rows(at..at + n, 3), 1).unwrap());
                             at += n;
                         }
                     });

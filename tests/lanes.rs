@@ -22,7 +22,7 @@ fn thousands_of_lanes_come_and_go() {
             let writing = thread::spawn(move || {
                 for lane in 0..5000 {
                     let producer = store.producer().unwrap();
-                    let _ = producer.extend_blocking(rows(lane * 3..lane * 3 + 3, 2), 0).unwrap();
+                    drop(producer.extend_blocking(rows(lane * 3..lane * 3 + 3, 2), 0).unwrap());
                     if lane % 3 == 0 {
                         producer.close();
                     }
@@ -61,7 +61,7 @@ fn lanes_that_were_never_written_to_hold_nobody_up() {
             let store = builder().merge(merge).build().unwrap();
             let mut minibatches = store.minibatches();
             drop((0..1000).map(|_| store.producer().unwrap()).collect::<Vec<_>>());
-            let _ = store.extend(rows(0..200, 2), 0).unwrap();
+            drop(store.extend(rows(0..200, 2), 0).unwrap());
             let _never_used = store.producer().unwrap();
             store.close();
             assert_exactly(0..200, &drain(&mut minibatches));

@@ -33,7 +33,7 @@ fn two_producers_a_blocking_and_an_async_consumer() {
                 scope.spawn(move || {
                     for at in (lane * 20..lane * 20 + 18).step_by(6) {
                         drop(producer.extend(id_rows(at..at + 6), 1).unwrap());
-                        let _ = producer.extend_blocking(rows(at..at + 6, 3), 0).unwrap();
+                        drop(producer.extend_blocking(rows(at..at + 6, 3), 0).unwrap());
                     }
                 });
             }
@@ -61,7 +61,7 @@ fn kept_minibatches_have_memory_of_their_own() {
     let writing = thread::spawn(move || {
         for at in (0..40).step_by(5) {
             drop(store.extend(rows(at..at + 5, 3), 0).unwrap());
-            let _ = store.extend_blocking(id_rows(at..at + 5), 1).unwrap();
+            drop(store.extend_blocking(id_rows(at..at + 5), 1).unwrap());
         }
     });
     let mut kept: Vec<_> = minibatches.blocking().map(|minibatch| minibatch.unwrap()).collect();
@@ -129,7 +129,7 @@ fn emptied_read_and_gone_on() {
     drop(store.extend(id_rows(0..9), 1).unwrap());
     store.empty();
     drop(store.extend(rows(7..20, 3), 0).unwrap());
-    let _ = store.extend(id_rows(9..20), 1).unwrap();
+    drop(store.extend(id_rows(9..20), 1).unwrap());
     assert_eq!(store.get(Index::from(s![.., 0, 2])).unwrap().ndim(), 1);
     store.close();
     assert_exactly(9..20, &drain(&mut store.minibatches()));

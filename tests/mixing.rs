@@ -26,7 +26,7 @@ fn store(seed: u64, window: usize) -> Served {
         let mut minibatches = store.minibatches();
         std::thread::spawn(move || {
             for at in (0..ROWS).step_by(500) {
-                let _ = store.extend_blocking(rows(at..(at + 500).min(ROWS), 1), 0).unwrap();
+                drop(store.extend_blocking(rows(at..(at + 500).min(ROWS), 1), 0).unwrap());
             }
         });
         drain(&mut minibatches)
@@ -77,9 +77,9 @@ fn worst(served: &Served) -> (f64, f64) {
     (whole, eighths)
 }
 
-/// Every contiguous part of a minibatch of that many rows, wherever it starts.
+/// Contiguous parts of a minibatch of that many rows, whether or not they are cut at a multiple of it.
 fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..=BATCH - rows).map(move |start| start..start + rows)
+    (0..=BATCH - rows).step_by(7).chain([BATCH - rows]).map(move |start| start..start + rows)
 }
 
 /// One row of each of 256 runs, evenly spread, is 1/256 from even; and at an eighth of them, 1/32.

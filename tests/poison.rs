@@ -121,7 +121,7 @@ fn the_panic_reaches_those_blocked_by_a_full_queue() {
         watchdog(move || {
             let store = builder().build().unwrap();
             let mut minibatches = store.minibatches();
-            let _ = store.extend(rows(0..100, 2), 0).unwrap();
+            drop(store.extend(rows(0..100, 2), 0).unwrap());
             let its_own = store.extend(bomb(kind, 8), 0).unwrap();
             let flush = store.flush();
             let blocked: Vec<_> = (0..2)
@@ -224,7 +224,7 @@ fn minibatches_taken_before_the_panic_stay_good() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
-        let _ = store.extend(rows(0..40, 2), 0).unwrap();
+        drop(store.extend(rows(0..40, 2), 0).unwrap());
         let kept = minibatches.next_timeout(LIMIT).unwrap().unwrap();
         let before = common::ids(&kept, 0);
         let _ = store.extend(bomb(Kind::Read, 8), 0).unwrap().wait().unwrap_err();
@@ -237,7 +237,7 @@ fn minibatches_taken_before_the_panic_stay_good() {
 fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_nobody() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        let _ = store.extend(rows(0..100, 2), 0).unwrap();
+        drop(store.extend(rows(0..100, 2), 0).unwrap());
         let its_own = store.extend(bomb(Kind::Drop, 8), 0).unwrap();
         let other = store.extend(rows(0..10, 2), 0).unwrap();
         store.abort();
@@ -271,8 +271,8 @@ fn rows_that_lost_their_counterparts_surface_at_the_next_extend() {
         let text = error.to_string();
         assert!(text.contains("5 rows of component 0 (\"a\")") && text.contains("1 (\"b\")"), "{text}");
         // Reported once; the store works on.
-        let _ = store.extend(rows(0..20, 2), "a").unwrap();
-        let _ = store.extend(rows(0..20, 2), "b").unwrap();
+        drop(store.extend(rows(0..20, 2), "a").unwrap());
+        drop(store.extend(rows(0..20, 2), "b").unwrap());
         assert_exactly(0..20, &common::finish(&store));
     });
 }
@@ -323,8 +323,8 @@ fn close_reports_unmatched_rows_before_the_end() {
     watchdog(|| {
         let store = pair().build().unwrap();
         let mut minibatches = store.minibatches();
-        let _ = store.extend(rows(0..30, 2), "a").unwrap();
-        let _ = store.extend(rows(0..25, 2), "b").unwrap();
+        drop(store.extend(rows(0..30, 2), "a").unwrap());
+        drop(store.extend(rows(0..25, 2), "b").unwrap());
         store.close();
         let (mut served, mut errors) = (0, Vec::new());
         for minibatch in minibatches.blocking() {

@@ -87,8 +87,8 @@ fn drop_oldest_keeps_components_aligned_and_rows_unique_with_a_slow_consumer() {
         let mut minibatches = store.minibatches();
         let writing = thread::spawn(move || {
             for at in (0..20_000).step_by(20) {
-                let _ = store.extend(rows(at..at + 20, 2), 0).unwrap();
-                let _ = store.extend_blocking(rows(at..at + 20, 3), 1).unwrap();
+                drop(store.extend(rows(at..at + 20, 2), 0).unwrap());
+                drop(store.extend_blocking(rows(at..at + 20, 3), 1).unwrap());
             }
             store.close();
             store

@@ -60,11 +60,11 @@ fn write(producer: &Producer, salt: u64, cuts: &mut Random, most: usize) {
         let component = if at[0] == ROWS || at[1] < ROWS && at[1] <= at[0] { 1 } else { 0 };
         let n = (1 + cuts.below(most)).min(ROWS - at[component]);
         let range = s![at[component]..at[component] + n, ..];
-        let _ = match component {
+        let handle = match component {
             0 => producer.extend_blocking(a.slice(range).to_owned(), 0),
             _ => producer.extend_blocking(ids.slice(range).to_owned(), 1),
-        }
-        .unwrap();
+        };
+        drop(handle.unwrap());
         at[component] += n;
     }
 }
@@ -119,8 +119,8 @@ fn round_robin(seed: u64, lanes: u64, threads: usize, cuts: u64) -> Bits {
                             let n = (1 + cuts.below(50)).min(ROWS - *at);
                             let (a, ids) = (activations(ROWS, *lane), positions(ROWS, *lane));
                             let range = s![*at..*at + n, ..];
-                            let _ = producer.extend(ids.slice(range).to_owned(), 1).unwrap();
-                            let _ = producer.extend(a.slice(range).to_owned(), 0).unwrap();
+                            drop(producer.extend(ids.slice(range).to_owned(), 1).unwrap());
+                            drop(producer.extend(a.slice(range).to_owned(), 0).unwrap());
                             *at += n;
                             if cuts.below(4) == 0 {
                                 thread::yield_now();

@@ -69,7 +69,7 @@ fn plain_threads() {
         let mut minibatches = store.minibatches();
         let producer = std::thread::spawn(move || {
             for batch in 0..40 {
-                let _ = store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), "a").unwrap();
+                drop(store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), "a").unwrap());
             }
         });
         assert_exactly(0..200, &drain(&mut minibatches));
@@ -161,7 +161,7 @@ fn a_store_outlives_its_runtime() {
             drop(runtime); // does not wait for ever
             let producer = std::thread::spawn(move || {
                 for batch in 4..40 {
-                    let _ = store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), 0).unwrap();
+                    drop(store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), 0).unwrap());
                 }
             });
             assert_exactly(0..200, &drain(&mut minibatches));
@@ -238,9 +238,9 @@ fn writers_end_with_their_stores() {
                 let store = builder().build().unwrap();
                 let tensor = TensorStore::builder().component("a", 3).max_items(500).build().unwrap();
                 drop(inside);
-                let _ = tensor.extend(lend(), 0).unwrap();
+                drop(tensor.extend(lend(), 0).unwrap());
                 if leave_full {
-                    let _ = store.extend(lend(), 0).unwrap();
+                    drop(store.extend(lend(), 0).unwrap());
                 }
             }
             // Both writers of a runtime's blocking pool must end for this to return.
@@ -262,7 +262,7 @@ fn the_blocking_consumer_works_inside_a_runtime() {
     watchdog(|| {
         multi_thread().block_on(async {
             let store = builder().build().unwrap();
-            let _ = store.extend(rows(0..1000, 3), 0).unwrap();
+            drop(store.extend(rows(0..1000, 3), 0).unwrap());
             store.close();
             let served = tokio::task::spawn_blocking(move || drain(&mut store.minibatches())).await.unwrap();
             assert_exactly(0..1000, &served);

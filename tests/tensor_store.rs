@@ -18,8 +18,8 @@ fn store(max_items: usize, seed: u64) -> TensorStore {
 }
 
 fn fill(store: &TensorStore, n: usize) {
-    let _ = store.extend(rows(0..n, 3), "a").unwrap();
-    let _ = store.extend(id_rows(0..n), "id").unwrap();
+    drop(store.extend(rows(0..n, 3), "a").unwrap());
+    drop(store.extend(id_rows(0..n), "id").unwrap());
 }
 
 fn epoch(store: &TensorStore, batch_size: usize) -> Vec<Vec<usize>> {
@@ -60,9 +60,9 @@ fn len_is_the_minimum_over_components() {
     watchdog(|| {
         let store = store(10, 0);
         assert!(store.is_empty());
-        let _ = store.extend(rows(0..7, 3), "a").unwrap();
+        drop(store.extend(rows(0..7, 3), "a").unwrap());
         assert_eq!(store.len(), 0);
-        let _ = store.extend(id_rows(0..4), "id").unwrap();
+        drop(store.extend(id_rows(0..4), "id").unwrap());
         assert_eq!(store.len(), 4);
         assert_eq!(store.current_activations_stored_per_component(), [7, 4]);
         assert!(store.get((3, 0)).is_ok());
@@ -112,8 +112,8 @@ fn the_seed_decides_the_order() {
             let store = store(60, seed);
             let mut at = 0;
             for &n in batches {
-                let _ = store.extend(rows(at..at + n, 3), 0).unwrap();
-                let _ = store.extend(id_rows(at..at + n), 1).unwrap();
+                drop(store.extend(rows(at..at + n, 3), 0).unwrap());
+                drop(store.extend(id_rows(at..at + n), 1).unwrap());
                 at += n;
             }
             store.shuffle();
@@ -129,8 +129,8 @@ fn shuffle_permutes_whole_rows() {
     watchdog(|| {
         let builder = TensorStore::builder().component("a", 3).component("b", 2);
         let store = builder.max_items(50).seed(1).build().unwrap();
-        let _ = store.extend(rows(0..50, 3), 0).unwrap();
-        let _ = store.extend(rows(0..45, 2), 1).unwrap();
+        drop(store.extend(rows(0..50, 3), 0).unwrap());
+        drop(store.extend(rows(0..45, 2), 1).unwrap());
         let order = |store: &TensorStore| {
             let a: Vec<f32> = store.get(s![.., 0, 2]).unwrap().into_iter().collect();
             let b: Vec<f32> = store.get(s![.., 1, 0]).unwrap().into_iter().collect();
@@ -146,7 +146,7 @@ fn shuffle_permutes_whole_rows() {
         sorted.sort_by(f32::total_cmp);
         assert_eq!(sorted, before);
         // Rows that come later are found behind.
-        let _ = store.extend(rows(45..50, 2), 1).unwrap();
+        drop(store.extend(rows(45..50, 2), 1).unwrap());
         assert_eq!(order(&store)[..45], after);
         assert_eq!(order(&store)[45..], [45.0, 46.0, 47.0, 48.0, 49.0]);
         ActivationStore::shuffle(&store);
@@ -210,7 +210,7 @@ fn epochs_and_shuffles_and_writes_may_run_at_once() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for at in (500..2000).step_by(50) {
-                    let _ = store.extend(rows(at..at + 50, 3), 0).unwrap();
+                    drop(store.extend(rows(at..at + 50, 3), 0).unwrap());
                     let _ = block_on(store.extend(id_rows(at..at + 50), 1).unwrap()).unwrap();
                 }
             });
