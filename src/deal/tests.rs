@@ -63,8 +63,8 @@ proptest! {
 
     #[test]
     fn every_slot_is_given_out_once_and_one_frame_completes_per_minibatch(
-        frames in 1_usize..20,
-        slots in 1_usize..40,
+        frames in 1_usize..if cfg!(miri) { 5 } else { 20 },
+        slots in 1_usize..if cfg!(miri) { 12 } else { 40 },
         seed: u64,
         pieces in prop::collection::vec(1_usize..200, 1..20),
     ) {
@@ -92,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn a_run_gives_every_frame_one_row(frames in 1_usize..20, slots in 1_usize..40, seed: u64) {
+    fn a_run_gives_every_frame_one_row(frames in 1_usize..if cfg!(miri) { 5 } else { 20 }, slots in 1_usize..if cfg!(miri) { 12 } else { 40 }, seed: u64) {
         let mut dealer = Dealer::new(frames, slots, seed);
         let start = rows_at_start(frames, slots);
         let places = deal(&mut dealer, start + 3 * frames * slots, &mut std::iter::repeat(64));
@@ -104,8 +104,8 @@ proptest! {
 
     #[test]
     fn the_pieces_in_which_rows_come_change_nothing(
-        frames in 1_usize..20,
-        slots in 1_usize..40,
+        frames in 1_usize..if cfg!(miri) { 5 } else { 20 },
+        slots in 1_usize..if cfg!(miri) { 12 } else { 40 },
         seed: u64,
         pieces in prop::collection::vec(1_usize..200, 1..20),
     ) {

@@ -45,6 +45,9 @@ fn ids(frame: &Frame, rows: usize) -> Vec<usize> {
     (0..rows).map(read).collect()
 }
 
+/// Miri takes long.
+const FEW: bool = cfg!(miri);
+
 #[derive(Clone, Debug)]
 enum Action {
     /// Offer rows.
@@ -54,21 +57,22 @@ enum Action {
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let action = prop_oneof![20 => (1_usize..300).prop_map(Action::Deal), 1 => Just(Action::Clear)];
-    prop::collection::vec(action, 1..20)
+    let action =
+        prop_oneof![20 => (1_usize..if FEW { 20 } else { 300 }).prop_map(Action::Deal), 1 => Just(Action::Clear)];
+    prop::collection::vec(action, 1..if FEW { 5 } else { 20 })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 3 } else { 96 },
+        cases: if FEW { 2 } else { 96 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
 
     #[test]
     fn every_row_comes_out_once_with_all_its_components(
-        open in 1_usize..10,
-        batch_size in 1_usize..24,
+        open in 1_usize..if FEW { 4 } else { 10 },
+        batch_size in 1_usize..if FEW { 5 } else { 24 },
         features in prop::collection::vec(1_usize..20, 1..4),
         seed: u64,
         actions in actions(),
@@ -138,8 +142,8 @@ proptest! {
 
     #[test]
     fn how_rows_are_cut_into_batches_changes_nothing(
-        open in 1_usize..10,
-        batch_size in 1_usize..24,
+        open in 1_usize..if FEW { 4 } else { 10 },
+        batch_size in 1_usize..if FEW { 5 } else { 24 },
         seed: u64,
         cuts in prop::collection::vec(1_usize..50, 1..8),
     ) {
