@@ -329,7 +329,8 @@ impl RingStore {
         let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
         let memory = Reserved::new(&config.layout, frames, "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();
-        let (control, control_receiver) = unbounded();
+        // Bounded, for then sending does not allocate; the writer looks at it in every step, so nobody waits for long.
+        let (control, control_receiver) = bounded(64);
         let pool = Arc::new(Pool::new(config.layout.clone(), spare));
         let fate = Arc::new(Fate::default());
         let exchange = Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone()));
