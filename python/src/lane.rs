@@ -106,7 +106,8 @@ impl Intake {
             let mut handles = Vec::with_capacity(1);
             while rows.left() > 0 || handles.is_empty() {
                 let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
-                let handle = if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
+                let handle =
+                    if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
                 handles.push(handle.or_raise()?);
             }
             Ok::<_, PyErr>(handles)
@@ -115,7 +116,15 @@ impl Intake {
     }
 
     /// Waits for room, if the caller is to: once, for all rows of a call.
-    fn find_room(&self, py: Python<'_>, to: &impl Takes, component: usize, rows: usize, room: Room, timeout: Option<f64>) -> PyResult<()> {
+    fn find_room(
+        &self,
+        py: Python<'_>,
+        to: &impl Takes,
+        component: usize,
+        rows: usize,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<()> {
         let deadline = Deadline::new(timeout)?;
         self.unseen.raise()?;
         if let Room::Wait = room {
@@ -156,7 +165,14 @@ impl Lane {
 impl Lane {
     /// Hands in rows that are ready.
     #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(&self, py: Python<'_>, component: usize, rows: &Rows, room: Room, timeout: Option<f64>) -> PyResult<WriteOutcome> {
+    fn extend(
+        &self,
+        py: Python<'_>,
+        component: usize,
+        rows: &Rows,
+        room: Room,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
         self.intake.extend(py, self.producer.get()?, component, rows, room, timeout)
     }
 
