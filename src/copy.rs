@@ -205,10 +205,12 @@ mod tests {
         let source: Vec<u8> = (0..4096_u32).map(|i| (i * 31 % 251) as u8).collect();
         let rows = 3;
         for kernel in kernels() {
-            for width in [1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] {
+            // Miri takes long.
+            let widths: &[usize] = if cfg!(miri) { &[1, 64, 65] } else { &[1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] };
+            for &width in widths {
                 for from in [0, 1, 7, 32] {
                     for to in [0, 64, 8, 33] {
-                        let mut target = vec![0_u8; 4096 + ALIGN];
+                        let mut target = vec![0_u8; to + rows * width + 2 * ALIGN];
                         let start = target.as_ptr().align_offset(ALIGN) + to;
                         let copied = &source[from..][..rows * width];
                         let mut slots = Backwards { target: &mut target, start, width, rows };
