@@ -206,7 +206,8 @@ mod tests {
         let rows = 3;
         for kernel in kernels() {
             // Miri takes long.
-            let widths: &[usize] = if cfg!(miri) { &[1, 64, 65] } else { &[1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] };
+            let widths: &[usize] =
+                if cfg!(miri) { &[1, 64, 65] } else { &[1, 2, 63, 64, 65, 128, 192, 320, 1000, 1024] };
             for &width in widths {
                 for from in [0, 1, 7, 32] {
                     for to in [0, 64, 8, 33] {
