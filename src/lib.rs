@@ -7,6 +7,8 @@
 //! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) are pages of their own.
 
 mod batch;
+#[doc(hidden)]
+pub mod bench_support;
 mod config;
 mod consume;
 mod copy;
