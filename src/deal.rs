@@ -15,6 +15,9 @@
 //! row dealt to the frame:   0  8 16 24 …   1  9 17 25 …   2 10 18 26 …   …
 //! slot:                     0  1  2  3 …  ¹⁄₈B …          ²⁄₈B …         …
 //! ```
+//!
+//! Among many frames even eight places each are too many for narrow rows. Then eight rows in sequence go to one stripe
+//! before the next stripe has its turn, which for frames so large leaves an eighth as evenly spread as can be told.
 
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
@@ -22,6 +25,12 @@ use rand::{Rng, SeedableRng};
 
 /// Contiguous parts that a frame is filled along.
 const STRIPES: usize = 8;
+
+/// From so many frames, and slots of a frame, on, a stripe takes several rows at a time. The rows that a frame takes in
+/// sequence are then further apart than most texts are long, and an eighth of it has at least 64 such groups.
+const MANY_FRAMES: usize = 512;
+const MANY_SLOTS: usize = 4096;
+const GROUP: usize = 8;
 
 /// Where a row goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +43,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Dealer {
     slots: usize,
+    order: Order,
     /// Rows in each open frame.
     filled: Vec<u32>,
     /// The frames of the current run, in dealing order, and how many of them were dealt to.
@@ -49,6 +59,7 @@ impl Dealer {
     pub(crate) fn new(frames: usize, slots: usize, seed: u64) -> Self {
         Dealer {
             slots,
+            order: Order::new(frames, slots),
             filled: vec![0; frames],
             run: Vec::with_capacity(frames),
             dealt: 0,
@@ -71,7 +82,7 @@ impl Dealer {
                 self.dealt += 1;
                 left -= 1;
                 let filled = &mut self.filled[frame as usize];
-                places.push(Place { frame, slot: slot(*filled as usize, self.slots) as u32 });
+                places.push(Place { frame, slot: self.order.slot(*filled as usize) as u32 });
                 *filled += 1;
                 if *filled as usize == self.slots {
                     *filled = 0;
@@ -106,9 +117,9 @@ impl Dealer {
 
     /// The places of the rows in the open frames, frame by frame, each frame's in the order in which they came.
     pub(crate) fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
-        let slots = self.slots;
+        let order = self.order;
         (0_u32..).zip(&self.filled).flat_map(move |(frame, &filled)| {
-            (0..filled as usize).map(move |i| Place { frame, slot: slot(i, slots) as u32 })
+            (0..filled as usize).map(move |i| Place { frame, slot: order.slot(i) as u32 })
         })
     }
 
@@ -128,11 +139,32 @@ impl Dealer {
     }
 }
 
-/// The slot of a frame's `i`-th row.
-fn slot(i: usize, slots: usize) -> usize {
-    let (stripe, along) = (i % STRIPES, i / STRIPES);
-    // The first `slots % STRIPES` stripes are one slot longer.
-    stripe * (slots / STRIPES) + stripe.min(slots % STRIPES) + along
+/// The order in which a frame's slots are filled.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    /// Slots of a stripe; the first `longer` stripes have one more.
+    stripe: usize,
+    longer: usize,
+    /// Whether a stripe takes `GROUP` rows at a time; then no stripe is longer.
+    grouped: bool,
+}
+
+impl Order {
+    fn new(frames: usize, slots: usize) -> Self {
+        let grouped = frames >= MANY_FRAMES && slots >= MANY_SLOTS && slots.is_multiple_of(GROUP * STRIPES);
+        Order { stripe: slots / STRIPES, longer: slots % STRIPES, grouped }
+    }
+
+    /// The slot of a frame's `i`-th row.
+    fn slot(self, i: usize) -> usize {
+        let start = |stripe: usize| stripe * self.stripe + stripe.min(self.longer);
+        if self.grouped {
+            let turn = i / GROUP;
+            start(turn % STRIPES) + turn / STRIPES * GROUP + i % GROUP
+        } else {
+            start(i % STRIPES) + i / STRIPES
+        }
+    }
 }
 
 /// Fisher and Yates's shuffle in less than half the time of `rand`'s, which narrow rows notice: one multiplication a

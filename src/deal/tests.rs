@@ -159,3 +159,21 @@ fn another_seed_deals_otherwise_and_a_restart_goes_on() {
     assert_ne!(first, second, "with other random numbers");
     assert_eq!(first.len(), second.len());
 }
+
+#[test]
+fn an_eighth_of_a_frame_spreads_over_the_window_whether_stripes_take_single_rows_or_groups() {
+    for (frames, slots, gap) in
+        [(8, 4096, STRIPES), (MANY_FRAMES, 4096, (STRIPES - 1) * GROUP + 1), (MANY_FRAMES, 4104, STRIPES)]
+    {
+        let order = Order::new(frames, slots);
+        let mut dealt_as = vec![None; slots];
+        for i in 0..slots {
+            assert_eq!(dealt_as[order.slot(i)].replace(i), None, "a slot is given out twice");
+        }
+        for eighth in dealt_as.chunks_exact(slots / STRIPES) {
+            let mut eighth: Vec<usize> = eighth.iter().flatten().copied().collect();
+            eighth.sort_unstable();
+            assert!(eighth.windows(2).all(|pair| pair[1] - pair[0] <= gap), "{frames} frames of {slots} slots");
+        }
+    }
+}
