@@ -21,8 +21,6 @@ use crate::sync::lock;
 
 /// What reaches the writer past the queue.
 pub(crate) enum Control {
-    /// There may be room for a ready minibatch again.
-    Room,
     /// Discard everything that has been handed over.
     Empty(Sender<()>),
     /// Read rows.
@@ -43,6 +41,7 @@ pub(crate) struct Exchange {
     pub(crate) fate: Arc<Fate>,
     pool: Arc<Pool>,
     control: Sender<Control>,
+    nudges: Sender<()>,
 }
 
 #[derive(Debug)]
@@ -103,6 +102,7 @@ impl Exchange {
         pool: Arc<Pool>,
         fate: Arc<Fate>,
         control: Sender<Control>,
+        nudges: Sender<()>,
     ) -> Self {
         let components = vec![ComponentCounts::default(); pool.layout().n_components()];
         let state = State {
@@ -113,11 +113,17 @@ impl Exchange {
             consumers: 0,
             counts: Counts { components, open_frames, ..Counts::default() },
         };
-        Exchange { capacity, state: Mutex::new(state), arrivals: Arc::new(Notify::new()), fate, pool, control }
+        Exchange { capacity, state: Mutex::new(state), arrivals: Arc::new(Notify::new()), fate, pool, control, nudges }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Makes a waiting writer look again. Neither waits nor allocates.
+    pub(crate) fn nudge(&self) {
+        // One that is there already does as well.
+        let _ = self.nudges.try_send(());
     }
 
     // The writer's side.
@@ -127,7 +133,7 @@ impl Exchange {
         change(&mut lock(&self.state).counts)
     }
 
-    /// Whether another full frame may be pushed. If not, [`Control::Room`] will tell when to ask again.
+    /// Whether another full frame may be pushed. If not, a nudge will tell when to ask again.
     pub(crate) fn has_room(&self) -> bool {
         let mut state = lock(&self.state);
         let room = state.ready.len() < self.capacity;
@@ -220,8 +226,7 @@ impl Exchange {
             (full, std::mem::take(&mut state.writer_waits))
         };
         if room {
-            // A writer that has ended needs no telling.
-            let _ = self.control.send(Control::Room);
+            self.nudge();
         }
         Next::Minibatch(Minibatch::new(full.frame, full.rows, full.ordinal, self.pool.clone()))
     }

@@ -114,14 +114,20 @@ impl Index {
         }
         let picked_features = axis(2, "feature", width)?;
 
+        let features = &picked_features.positions;
+        let whole_rows = features.iter().copied().eq(0..width);
         let mut line = vec![0.0; width];
-        let mut values = Vec::with_capacity(
-            picked_rows.positions.len() * components.positions.len() * picked_features.positions.len(),
-        );
+        let mut values = vec![0.0; picked_rows.positions.len() * components.positions.len() * features.len()];
+        // No features, no chunks; `chunks` wants a length nevertheless.
+        let mut chunks = values.chunks_exact_mut(features.len().max(1));
         for &row in &picked_rows.positions {
-            for &component in &components.positions {
-                read(row, component, &mut line)?;
-                values.extend(picked_features.positions.iter().map(|&feature| line[feature]));
+            for (&component, out) in components.positions.iter().zip(&mut chunks) {
+                if whole_rows {
+                    read(row, component, out)?;
+                } else {
+                    read(row, component, &mut line)?;
+                    out.iter_mut().zip(features).for_each(|(out, &feature)| *out = line[feature]);
+                }
             }
         }
         let shape: Vec<usize> =

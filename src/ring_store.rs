@@ -26,7 +26,7 @@ use crate::queue::{Budget, Job, Room, Write};
 use crate::stats::{ComponentStats, Stats};
 use crate::store::{ActivationStore, one_row};
 use crate::sync::lock;
-use crate::writer::Writer;
+use crate::writer::{Inbox, Writer};
 
 /// A bounded store that is filled and drained at the same time.
 ///
@@ -329,11 +329,12 @@ impl RingStore {
         let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
         let memory = Reserved::new(&config.layout, frames, "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();
-        // Bounded, for then sending does not allocate; the writer looks at it in every step, so nobody waits for long.
-        let (control, control_receiver) = bounded(64);
+        let (control, control_receiver) = unbounded();
+        let (nudge, nudges) = bounded(1);
         let pool = Arc::new(Pool::new(config.layout.clone(), spare));
         let fate = Arc::new(Fate::default());
-        let exchange = Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone()));
+        let exchange =
+            Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone(), nudge));
         let room = Arc::new(Room::default());
         let queued: Arc<Vec<_>> = Arc::new((0..config.layout.n_components()).map(|_| AtomicUsize::new(0)).collect());
         let budget = Arc::new(Budget::new(config.queue_rows, queued.clone(), room.clone()));
@@ -343,8 +344,7 @@ impl RingStore {
             exchange.clone(),
             room.clone(),
             budget.clone(),
-            job_receiver,
-            control_receiver,
+            Inbox { jobs: job_receiver, control: control_receiver, nudges },
         );
         let leaving = control.clone();
         host::start(writer, runtime.as_ref(), move || {
@@ -397,7 +397,7 @@ impl RingStore {
         let (done, flushed) = oneshot::channel();
         // Where the writer has ended, the dropped `done` says so; where it only waits for room, it must look.
         let _ = self.intake().jobs.send(Job::Flush(done));
-        let _ = self.intake().control.send(Control::Room);
+        self.intake().exchange.nudge();
         Flush::new(flushed, self.intake().exchange.fate.clone())
     }
 

@@ -20,9 +20,18 @@ use crate::queue::{Budget, Job, Room, Write};
 use crate::ring::{Rest, Ring};
 use crate::rows::widen;
 
+/// What reaches the writer.
+pub(crate) struct Inbox {
+    pub(crate) jobs: Receiver<Job>,
+    /// What must not wait in the queue. Unbounded: a bounded channel keeps what its receiver left unread, and whoever waits
+    /// for the answer would wait for ever.
+    pub(crate) control: Receiver<Control>,
+    /// Says to look again, for a minibatch has been taken or somebody flushes.
+    pub(crate) nudges: Receiver<()>,
+}
+
 pub(crate) struct Writer {
-    jobs: Receiver<Job>,
-    control: Receiver<Control>,
+    inbox: Inbox,
     exchange: Arc<Exchange>,
     room: Arc<Room>,
     config: Arc<Config>,
@@ -69,7 +78,7 @@ impl Task for Writer {
     fn run(&mut self) -> Exit {
         self.start();
         loop {
-            while let Ok(control) = self.control.try_recv() {
+            while let Ok(control) = self.inbox.control.try_recv() {
                 if let Some(exit) = self.control(control) {
                     return exit;
                 }
@@ -105,12 +114,10 @@ impl Writer {
         exchange: Arc<Exchange>,
         room: Arc<Room>,
         budget: Arc<Budget>,
-        jobs: Receiver<Job>,
-        control: Receiver<Control>,
+        inbox: Inbox,
     ) -> Self {
         Writer {
-            jobs,
-            control,
+            inbox,
             exchange,
             room,
             lanes: Lanes::new(config.merge),
@@ -140,7 +147,7 @@ impl Writer {
     fn step(&mut self) -> Step {
         if self.finishing {
             // No batches any more, but somebody may still want to flush.
-            while let Ok(job) = self.jobs.try_recv() {
+            while let Ok(job) = self.inbox.jobs.try_recv() {
                 self.job(job);
             }
         }
@@ -313,14 +320,15 @@ impl Writer {
     }
 
     fn wait_for_jobs(&mut self) -> Option<Exit> {
-        let job = match self.jobs.try_recv() {
+        let job = match self.inbox.jobs.try_recv() {
             Ok(job) => job,
             Err(TryRecvError::Disconnected) => Job::Finish,
             Err(TryRecvError::Empty) => {
                 self.room.tell(0);
                 select! {
-                    recv(self.control) -> control => return control.ok().and_then(|control| self.control(control)),
-                    recv(self.jobs) -> job => job.unwrap_or(Job::Finish),
+                    recv(self.inbox.control) -> control => return control.ok().and_then(|control| self.control(control)),
+                    recv(self.inbox.nudges) -> _ => return None,
+                    recv(self.inbox.jobs) -> job => job.unwrap_or(Job::Finish),
                 }
             }
         };
@@ -332,24 +340,26 @@ impl Writer {
         self.room.tell(0);
         let since = Instant::now();
         tracing::debug!("the ring is full: producers wait for consumers");
-        let control = self.control.recv();
+        let control = select! {
+            recv(self.inbox.control) -> control => control.ok(),
+            recv(self.inbox.nudges) -> _ => None,
+        };
         let waited = since.elapsed();
         tracing::debug!(?waited, "the writer goes on");
         self.exchange.count(|counts| counts.producer_wait += waited);
-        control.ok().and_then(|control| self.control(control))
+        control.and_then(|control| self.control(control))
     }
 
     /// The consumers keep their minibatches, and there is no memory for another: looks again when one may have come back.
     fn wait_for_memory(&mut self) -> Option<Exit> {
         self.room.tell(0);
         tracing::warn!("no memory for another minibatch: waiting for a consumer to drop one");
-        let control = self.control.recv_timeout(Duration::from_millis(10));
+        let control = self.inbox.control.recv_timeout(Duration::from_millis(10));
         control.ok().and_then(|control| self.control(control))
     }
 
     fn control(&mut self, control: Control) -> Option<Exit> {
         match control {
-            Control::Room => None,
             Control::Leave => Some(Exit::Leave),
             Control::Get(index, answer) => {
                 let _ = answer.send(self.get(&index));
@@ -369,8 +379,8 @@ impl Writer {
 
     /// Discards everything that has been handed over. Its writes have succeeded: they came before.
     fn empty(&mut self) {
-        for _ in 0..self.jobs.len() {
-            match self.jobs.try_recv() {
+        for _ in 0..self.inbox.jobs.len() {
+            match self.inbox.jobs.try_recv() {
                 Ok(Job::Write(write)) => self.take(write),
                 Ok(job) => self.job(job),
                 Err(_) => break,
@@ -390,7 +400,7 @@ impl Writer {
             self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
         }
         self.discard_ring();
-        while let Ok(job) = self.jobs.try_recv() {
+        while let Ok(job) = self.inbox.jobs.try_recv() {
             if let Job::Write(write) = job {
                 let budget = self.lanes.lane(write.lane).map_or(&*self.budget, |lane| lane.budget());
                 budget.leave(write.component, write.batch.rows());
