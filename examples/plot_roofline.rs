@@ -42,12 +42,15 @@ fn chart(rows: &[Value]) -> Result<String, Box<dyn Error>> {
 <text x="{LEFT}" y="22" font-size="15">Rows per second, as multiples of two plain memcpys on two threads</text>
 <rect x="{LEFT}" y="34" width="12" height="12" fill="#3b6fb6"/><text x="{}" y="44">minibatches dropped</text>
 <rect x="{}" y="34" width="12" height="12" fill="#e08a3c"/><text x="{}" y="44">every element read</text>
-<path d="M{} 40h24" stroke="#222" stroke-width="2"/><text x="{}" y="44">must reach</text>"##,
+<path d="M{} 34v12" stroke="#222" stroke-width="2"/><text x="{}" y="44">must reach</text>
+<path d="M{} 40h24" stroke="#222" stroke-opacity="0.55"/><text x="{}" y="44">least to most</text>"##,
         LEFT + 18.0,
         LEFT + 160.0,
         LEFT + 178.0,
         LEFT + 310.0,
-        LEFT + 340.0,
+        LEFT + 318.0,
+        LEFT + 410.0,
+        LEFT + 440.0,
     )?;
     for tick in 0..=(2.0 * most) as usize {
         let ratio = tick as f64 / 2.0;
