@@ -60,6 +60,8 @@ pub mod _documentation {
     pub mod architecture {}
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
+    #[doc = include_str!("../docs/performance.md")]
+    pub mod performance {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
 }
