@@ -47,6 +47,6 @@ pub(crate) fn measure(effort: Effort) -> Vec<Number> {
     vec![
         number(format!("shuffle of {rows} rows"), &shuffles, "ms"),
         number(format!("epoch over {rows} x {FEATURES}, shuffled"), &epochs, "M rows/s"),
-        number("the same against a sequential memcpy".to_owned(), &ratios, "x"),
+        number("epoch against a sequential memcpy".to_owned(), &ratios, "x"),
     ]
 }
