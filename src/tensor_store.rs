@@ -85,6 +85,8 @@ enum Job {
     },
     /// Tell when everything before has been written.
     Settle(Sender<()>),
+    /// Discard everything before, and tell.
+    Empty(Sender<()>),
 }
 
 struct TensorWriter {
@@ -123,6 +125,10 @@ impl Task for TensorWriter {
                     }
                 }
                 Job::Settle(done) => {
+                    let _ = done.send(());
+                }
+                Job::Empty(done) => {
+                    self.tensor.write().clear();
                     let _ = done.send(());
                 }
             }
@@ -176,6 +182,14 @@ impl Tensor {
 impl Data {
     fn len(&self) -> usize {
         self.stored.iter().copied().min().unwrap_or(0)
+    }
+
+    fn clear(&mut self) {
+        self.stored.fill(0);
+        self.generation += 1;
+        for (place, at) in self.order.iter_mut().zip(0..) {
+            *place = at;
+        }
     }
 }
 
@@ -363,15 +377,20 @@ impl TensorStore {
     }
 
     /// Discards all rows. Epochs under way end.
+    ///
+    /// # Blocking
+    /// Blocks until the writer has done it, behind the writes handed over before.
     pub fn empty(&self) {
-        let mut handed = lock(&self.tensor.handed);
-        self.settle();
-        let mut data = self.tensor.write();
-        handed.fill(0);
-        data.stored.fill(0);
-        data.generation += 1;
-        for (place, at) in data.order.iter_mut().zip(0..) {
-            *place = at;
+        let (done, emptied) = bounded(1);
+        let sent = {
+            // In line with the writes, so that nobody waits for the writer with this lock held.
+            let mut handed = lock(&self.tensor.handed);
+            handed.fill(0);
+            self.jobs.send(Job::Empty(done))
+        };
+        if sent.is_err() || emptied.recv().is_err() {
+            // The writer has panicked.
+            self.tensor.write().clear();
         }
     }
 

@@ -141,3 +141,34 @@ fn extend_returns_while_the_ring_and_the_queue_are_full() {
         });
     }
 }
+
+/// Another thread waits for the writer, to empty the store, and still nobody else does.
+#[test]
+fn extend_returns_while_another_thread_empties_the_store() {
+    watchdog(|| {
+        let store = TensorStore::builder().component("a", 2).max_items(10).build().unwrap();
+        let (go, gate) = channel();
+        let (batch, readers, _) = watched(10, Some(gate));
+        let held_up = store.extend(batch, 0).unwrap();
+        while readers.lock().unwrap().is_empty() {
+            thread::yield_now();
+        }
+        let emptying = thread::spawn({
+            let store = store.clone();
+            move || store.empty()
+        });
+        // There is no room until the other thread has begun.
+        let handle = loop {
+            match store.extend(rows(0..10, 2), 0) {
+                Ok(handle) => break handle,
+                Err(refused) => assert!(refused.error.is_full()),
+            }
+        };
+        assert!(!held_up.is_done() && !handle.is_done());
+        drop(go);
+        emptying.join().unwrap();
+        assert_eq!((held_up.wait().unwrap().rows, handle.wait().unwrap().first_row), (10, 0));
+        assert_eq!(store.len(), 10);
+        assert_eq!(store.get((9, 0, 0)).unwrap().first(), Some(&9.0));
+    });
+}
