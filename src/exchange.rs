@@ -156,11 +156,16 @@ impl Exchange {
         self.arrivals.notify_waiters();
     }
 
-    /// Discards the oldest ready minibatch.
-    pub(crate) fn discard_oldest(&self) {
+    /// Discards the oldest ready minibatch, unless a consumer has made room meanwhile.
+    pub(crate) fn make_room(&self) {
+        self.discard_oldest_of(self.capacity);
+    }
+
+    /// Discards the oldest ready minibatch if there are at least `least`.
+    fn discard_oldest_of(&self, least: usize) {
         let full = {
             let mut state = lock(&self.state);
-            let full = state.ready.pop_front();
+            let full = if state.ready.len() < least { None } else { state.ready.pop_front() };
             state.counts.drop_ready(full.as_ref());
             full
         };
@@ -172,7 +177,7 @@ impl Exchange {
     /// Discards all ready minibatches.
     pub(crate) fn discard_all(&self) {
         while self.count(|counts| counts.ready_frames) > 0 {
-            self.discard_oldest();
+            self.discard_oldest_of(1);
         }
     }
 

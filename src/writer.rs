@@ -139,7 +139,8 @@ impl Writer {
             for spare in frames.drain(self.config.open_frames..) {
                 self.exchange.pool().put(spare);
             }
-            self.stage = Stage::Dealing(Ring::new(self.config.layout.clone(), frames, self.config.seed));
+            let Config { layout, seed, writer_threads, .. } = &*self.config;
+            self.stage = Stage::Dealing(Ring::new(layout.clone(), frames, *seed, *writer_threads));
         }
     }
 
@@ -160,7 +161,7 @@ impl Writer {
                     if !full {
                         self.deal();
                     } else if self.config.when_full == WhenFull::DropOldest {
-                        self.exchange.discard_oldest();
+                        self.exchange.make_room();
                     } else {
                         return Step::WaitForRoom;
                     }
