@@ -54,6 +54,7 @@ pub struct RingStoreBuilder {
     drop_last: bool,
     when_full: WhenFull,
     merge: Merge,
+    writer_threads: usize,
     runtime: Option<Handle>,
 }
 
@@ -69,6 +70,7 @@ pub(crate) struct Config {
     pub(crate) drop_last: bool,
     pub(crate) when_full: WhenFull,
     pub(crate) merge: Merge,
+    pub(crate) writer_threads: usize,
 }
 
 impl Default for RingStoreBuilder {
@@ -85,6 +87,7 @@ impl Default for RingStoreBuilder {
             drop_last: false,
             when_full: WhenFull::Wait,
             merge: Merge::Arrival,
+            writer_threads: 1,
             runtime: None,
         }
     }
@@ -167,6 +170,15 @@ impl RingStoreBuilder {
         self
     }
 
+    /// Threads that copy large batches to the frames, which share the work by frame. Default: 1, the writer alone.
+    ///
+    /// For machines where one core does not use up the memory's bandwidth. They are started for each piece of 4,096 rows and
+    /// 1 MiB or more. The minibatches are the same, bit for bit.
+    pub fn writer_threads(mut self, threads: usize) -> Self {
+        self.writer_threads = threads;
+        self
+    }
+
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
@@ -196,6 +208,7 @@ impl RingStoreBuilder {
             ("ready_frames", self.ready_frames),
             ("queue_rows", queue_rows),
             ("max_skew", max_skew),
+            ("writer_threads", self.writer_threads),
         ] {
             not_zero(what, value)?;
         }
@@ -222,6 +235,7 @@ impl RingStoreBuilder {
             drop_last: self.drop_last,
             when_full: self.when_full,
             merge: self.merge,
+            writer_threads: self.writer_threads,
         })
     }
 }

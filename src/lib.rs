@@ -29,6 +29,7 @@ mod queue;
 mod ring;
 mod ring_store;
 mod rows;
+mod spread;
 mod stats;
 mod store;
 mod sync;

@@ -1,16 +1,12 @@
-//! The ring: open frames, and the dealing of rows to them. No thread in sight.
+//! The ring: open frames, and the dealing of rows to them. Plain, synchronous code.
 
 use std::sync::Arc;
 
 use crate::batch::Batch;
-use crate::copy::{RowCopier, Slots};
 use crate::deal::{Dealer, Place};
 use crate::frame::Frame;
 use crate::layout::Layout;
-use crate::rows::RowReader;
-
-/// The largest ring whose frames are written with ordinary stores: it stays in the cache until it is read.
-const CACHED: usize = 1 << 20;
+use crate::spread::Spreader;
 
 /// Rows dealt in one go: enough to read each component's rows in sequence, few enough for a small plan.
 const PLAN: usize = 4096;
@@ -22,21 +18,19 @@ pub(crate) struct Ring {
     dealer: Dealer,
     open: Vec<Frame>,
     plan: Vec<Place>,
-    readers: Vec<RowReader>,
+    spreader: Spreader,
     /// An open frame that is full and must be taken before more rows are dealt.
     full: Option<usize>,
-    streaming: bool,
 }
 
 impl Ring {
-    /// A ring of `open` frames, all with one layout; at least one.
-    pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64) -> Self {
+    /// A ring of `open` frames, all with one layout, written by so many threads; at least one of either.
+    pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64, threads: usize) -> Self {
         Ring {
             dealer: Dealer::new(open.len(), layout.rows(), seed),
             plan: Vec::with_capacity(PLAN),
-            readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
+            spreader: Spreader::new(&layout, open.len(), threads),
             full: None,
-            streaming: open.len() * layout.bytes() > CACHED,
             layout,
             open,
         }
@@ -45,23 +39,13 @@ impl Ring {
     /// Deals up to `rows` rows, where `source(component)` is a batch and its row to start at.
     ///
     /// Returns how many rows it dealt: fewer than asked for when a frame is full, see [`Ring::take_full`].
-    pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize)) -> usize {
+    pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize) + Sync) -> usize {
         if self.full.is_some() {
             return 0;
         }
         self.plan.clear();
         self.full = self.dealer.deal(rows.min(PLAN), &mut self.plan);
-        let copier = RowCopier::new(self.streaming);
-        for (component, reader) in self.readers.iter_mut().enumerate() {
-            let (batch, first) = source(component);
-            let (open, plan) = (&mut self.open[..], &self.plan);
-            let width = self.layout.row_bytes(component);
-            let offset = self.layout.offset(component);
-            reader.read(batch, first..first + plan.len(), |first, rows| {
-                let mut slots = Planned { open, places: &plan[first..], offset, width };
-                copier.copy(rows, width, &mut slots);
-            });
-        }
+        self.spreader.spread(&self.layout, &mut self.open, &self.plan, source);
         self.plan.len()
     }
 
@@ -104,24 +88,6 @@ impl Ring {
     pub(crate) fn into_rest(mut self) -> Rest {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
         Rest { places: self.dealer.shuffle_rest(), served: 0, open: self.open }
-    }
-}
-
-/// Where the plan says that a component's rows go.
-struct Planned<'a> {
-    open: &'a mut [Frame],
-    places: &'a [Place],
-    /// Where the component's block starts in a frame, and how wide its rows are.
-    offset: usize,
-    width: usize,
-}
-
-impl Slots for Planned<'_> {
-    #[inline]
-    fn slot(&mut self, i: usize) -> &mut [u8] {
-        let Place { frame, slot } = self.places[i];
-        let start = self.offset + slot as usize * self.width;
-        &mut self.open[frame as usize].all_mut()[start..][..self.width]
     }
 }
 

@@ -345,3 +345,21 @@ fn close_reports_unmatched_rows_before_the_end() {
         assert!(matches!(store.extend(rows(0..1, 2), 0).unwrap_err().error, WriteError::Closed(ClosedBy::Close)));
     });
 }
+
+#[test]
+fn a_panic_on_one_of_several_writer_threads_keeps_its_cause() {
+    watchdog(|| {
+        let builder = RingStore::builder().component("a", 64).batch_size(1024).window(8 * 1024);
+        let store = builder.writer_threads(2).build().unwrap();
+        struct Bomb(Vec<f32>, std::thread::ThreadId);
+        impl AsRef<[f32]> for Bomb {
+            fn as_ref(&self) -> &[f32] {
+                assert_eq!(std::thread::current().id(), self.1, "the bomb was read");
+                &self.0
+            }
+        }
+        let bomb = Bomb(vec![0.0; 8192 * 64], std::thread::current().id());
+        let error = store.extend(Batch::from_owner(bomb, 64).unwrap(), 0).unwrap().wait().unwrap_err();
+        assert!(error.to_string().contains("the bomb was read"), "{error}");
+    });
+}

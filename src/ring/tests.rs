@@ -79,7 +79,7 @@ proptest! {
     ) {
         let layout = layout(batch_size, &features);
         let mut spare = frames(&layout, 2);
-        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed, 1);
         let (mut next, mut inside, mut out) = (0, std::collections::HashSet::new(), Vec::new());
         for action in actions {
             match action {
@@ -150,7 +150,7 @@ proptest! {
         let rows = 3 * open * batch_size;
         let run = |mut cuts: Box<dyn Iterator<Item = usize>>| {
             let layout = layout(batch_size, &[3]);
-            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed, 1);
             let (mut at, mut served) = (0, Vec::new());
             while at < rows {
                 let n = cuts.next().unwrap_or(1).min(rows - at);
