@@ -5,8 +5,6 @@
 //! (non-temporal) stores write whole lines past it. They are weakly ordered, so a fence must follow before another
 //! thread may read: dropping the [`RowCopier`] issues it.
 
-use crate::layout::ALIGN;
-
 /// Where rows are copied to.
 pub(crate) trait Slots {
     /// The memory for the `i`-th row.
@@ -111,7 +109,8 @@ mod x86 {
         _mm512_loadu_si512, _mm512_stream_si512,
     };
 
-    use super::{ALIGN, Slots};
+    use super::Slots;
+    use crate::layout::ALIGN;
 
     /// # Safety
     /// The processor must have AVX-512F and AVX-512BW.
@@ -168,6 +167,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::ALIGN;
 
     /// Every kernel this processor can run.
     fn kernels() -> Vec<Kernel> {

@@ -304,6 +304,51 @@ impl Drop for Producer {
     }
 }
 
+impl Intake {
+    fn empty(&self) {
+        let (done, emptied) = bounded(1);
+        if self.control.send(Control::Empty(done)).is_ok() {
+            // An error means that the writer has ended, with nothing left to discard but ready minibatches.
+            if emptied.recv().is_ok() {
+                return;
+            }
+        }
+        self.exchange.discard_all();
+    }
+
+    fn stats(&self) -> Stats {
+        let counts = self.exchange.count(|counts| counts.clone());
+        let whole = counts.whole_rows() as u64;
+        let component = |(i, component): (usize, &Component)| ComponentStats {
+            name: component.name.clone(),
+            accepted: counts.components[i].accepted,
+            queued: self.queued[i].load(Ordering::Relaxed) as u64,
+            resident: counts.components[i].staged + whole,
+            served: counts.components[i].served,
+            dropped: counts.components[i].dropped,
+        };
+        Stats {
+            components: self.config.layout.components().iter().enumerate().map(component).collect(),
+            minibatches_served: counts.minibatches_served,
+            producer_wait: counts.producer_wait,
+            consumer_wait: counts.consumer_wait,
+            frames_open: counts.open_frames,
+            frames_ready: counts.ready_frames,
+            frames_lent: self.exchange.pool().lent(),
+        }
+    }
+
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        let (answer, answered) = bounded(1);
+        let asked = self.control.send(Control::Get(index, answer));
+        let ended = || match self.exchange.fate.poisoned() {
+            Some(cause) => IndexError::Poisoned { cause },
+            None => IndexError::Ended,
+        };
+        asked.ok().and_then(|()| answered.recv().ok()).unwrap_or_else(|| Err(ended()))
+    }
+}
+
 impl Drop for Intake {
     fn drop(&mut self) {
         // Nobody is left who could ask for minibatches.
@@ -428,14 +473,7 @@ impl RingStore {
     /// # Blocking
     /// Blocks until the writer has done it: as long as it takes to deal the batch it is at.
     pub fn empty(&self) {
-        let (done, emptied) = bounded(1);
-        if self.intake().control.send(Control::Empty(done)).is_ok() {
-            // An error means that the writer has ended, with nothing left to discard but ready minibatches.
-            if emptied.recv().is_ok() {
-                return;
-            }
-        }
-        self.intake().exchange.discard_all();
+        self.intake().empty();
     }
 
     /// Whether the store takes no more rows: closed, aborted, poisoned, or left by every consumer.
@@ -447,26 +485,7 @@ impl RingStore {
     /// Counts, all taken at the same moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let intake = self.intake();
-        let counts = intake.exchange.count(|counts| counts.clone());
-        let whole = counts.whole_rows() as u64;
-        let component = |(i, component): (usize, &Component)| ComponentStats {
-            name: component.name.clone(),
-            accepted: counts.components[i].accepted,
-            queued: intake.queued[i].load(Ordering::Relaxed) as u64,
-            resident: counts.components[i].staged + whole,
-            served: counts.components[i].served,
-            dropped: counts.components[i].dropped,
-        };
-        Stats {
-            components: self.components().iter().enumerate().map(component).collect(),
-            minibatches_served: counts.minibatches_served,
-            producer_wait: counts.producer_wait,
-            consumer_wait: counts.consumer_wait,
-            frames_open: counts.open_frames,
-            frames_ready: counts.ready_frames,
-            frames_lent: intake.exchange.pool().lent(),
-        }
+        self.intake().stats()
     }
 
     /// The components, in order.
@@ -508,13 +527,7 @@ impl RingStore {
     /// # Blocking
     /// Blocks until the writer answers: as long as it takes to deal the batch it is at.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
-        let (answer, answered) = bounded(1);
-        let asked = self.intake().control.send(Control::Get(index.into(), answer));
-        let ended = || match self.intake().exchange.fate.poisoned() {
-            Some(cause) => IndexError::Poisoned { cause },
-            None => IndexError::Ended,
-        };
-        asked.ok().and_then(|()| answered.recv().ok()).unwrap_or_else(|| Err(ended()))
+        self.intake().get(index.into())
     }
 
     /// [`Producer::extend`] on the store's own lane.
@@ -584,19 +597,19 @@ impl Producer {
 
 impl ActivationStore for RingStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-        RingStore::extend(self, batch, component)
+        self.producer.extend(batch, component)
     }
 
     fn empty(&self) {
-        RingStore::empty(self);
+        ActivationStore::empty(&*self.producer);
     }
 
     fn n_components(&self) -> usize {
-        self.components().len()
+        self.producer.n_components()
     }
 
     fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.stats().components.iter().map(|component| component.resident as usize).collect()
+        self.producer.current_activations_stored_per_component()
     }
 
     fn len(&self) -> usize {
@@ -605,6 +618,33 @@ impl ActivationStore for RingStore {
 
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
         RingStore::get(self, index)
+    }
+}
+
+/// A lane stands for its store: it writes to the lane, and reads what the whole store holds.
+impl ActivationStore for Producer {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        Producer::extend(self, batch, component)
+    }
+
+    fn empty(&self) {
+        self.intake.empty();
+    }
+
+    fn n_components(&self) -> usize {
+        self.intake.config.layout.n_components()
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        self.intake.stats().components.iter().map(|component| component.resident as usize).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.intake.exchange.count(|counts| counts.whole_rows())
+    }
+
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        self.intake.get(index)
     }
 }
 

@@ -50,9 +50,10 @@ impl ActivationStore for ListStore {
 }
 
 fn stores() -> Vec<Arc<dyn ActivationStore>> {
-    let ring = RingStore::builder().component("a", 4).batch_size(10).window(1000).build().unwrap();
+    let ring = || RingStore::builder().component("a", 4).batch_size(10).window(1000).build().unwrap();
+    let lane = ring().producer().unwrap();
     let tensor = TensorStore::builder().component("a", 4).max_items(1000).build().unwrap();
-    vec![Arc::new(ListStore::default()), Arc::new(tensor), Arc::new(ring)]
+    vec![Arc::new(ListStore::default()), Arc::new(tensor), Arc::new(ring()), Arc::new(lane)]
 }
 
 #[test]
