@@ -183,8 +183,8 @@ impl RingStoreBuilder {
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
     /// The writer takes up one blocking thread for as long as the store lives, and starts once the pool has one to spare (of
-    /// 512, unless configured otherwise). Under tokio's paused test clock that keeps
-    /// time from advancing by itself; build the store outside of the runtime there.
+    /// 512, unless configured otherwise). Under tokio's paused test clock that keeps time from advancing by itself; build
+    /// the store outside of the runtime there.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self

@@ -135,6 +135,16 @@ impl Frame {
         &self.layout
     }
 
+    /// Fills the first `rows` slots, each with the row of the frame and slot that `source` names.
+    pub(crate) fn gather<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Frame, usize)) {
+        for component in 0..self.layout.n_components() {
+            for slot in 0..rows {
+                let (frame, from) = source(slot);
+                self.row_mut(component, slot).copy_from_slice(frame.row(component, from));
+            }
+        }
+    }
+
     /// Every component, block after block.
     pub(crate) fn all(&self) -> &[u8] {
         // SAFETY: `start` is the start of `len` initialised bytes that only this frame uses (see `Reserved::touch`).

@@ -74,6 +74,11 @@ impl Layout {
         self.components.len()
     }
 
+    /// Features of each component.
+    pub(crate) fn widths(&self) -> Vec<usize> {
+        self.components.iter().map(|component| component.features).collect()
+    }
+
     /// Rows of every component.
     pub(crate) fn rows(&self) -> usize {
         self.rows

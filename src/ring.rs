@@ -107,15 +107,10 @@ impl Rest {
 
     /// Fills `frame` with the next rows.
     pub(crate) fn fill(&mut self, frame: &mut Frame) {
-        let layout = frame.layout().clone();
-        let places = &self.places[self.served..][..self.next_rows(layout.rows())];
-        for component in 0..layout.n_components() {
-            for (slot, place) in places.iter().enumerate() {
-                let row = self.open[place.frame as usize].row(component, place.slot as usize);
-                frame.row_mut(component, slot).copy_from_slice(row);
-            }
-        }
-        self.served += places.len();
+        let rows = self.next_rows(frame.layout().rows());
+        let places = &self.places[self.served..];
+        frame.gather(rows, |slot| (&self.open[places[slot].frame as usize], places[slot].slot as usize));
+        self.served += rows;
     }
 
     /// Discards the rows not served yet. Returns how many they were.

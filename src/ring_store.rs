@@ -305,6 +305,10 @@ impl Drop for Producer {
 }
 
 impl Intake {
+    fn len(&self) -> usize {
+        self.exchange.count(|counts| counts.whole_rows())
+    }
+
     fn empty(&self) {
         let (done, emptied) = bounded(1);
         if self.control.send(Control::Empty(done)).is_ok() {
@@ -509,7 +513,7 @@ impl RingStore {
     /// Rows in the ring with all their components, whether ready to be served or not.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.intake().exchange.count(|counts| counts.whole_rows())
+        self.intake().len()
     }
 
     /// Whether no row is in the ring with all its components.
@@ -601,7 +605,7 @@ impl ActivationStore for RingStore {
     }
 
     fn empty(&self) {
-        ActivationStore::empty(&*self.producer);
+        RingStore::empty(self);
     }
 
     fn n_components(&self) -> usize {
@@ -640,7 +644,7 @@ impl ActivationStore for Producer {
     }
 
     fn len(&self) -> usize {
-        self.intake.exchange.count(|counts| counts.whole_rows())
+        self.intake.len()
     }
 
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {

@@ -9,6 +9,7 @@ use ndarray::ArrayView2;
 use crate::batch::{Batch, with_rows};
 use crate::copy::widely;
 use crate::element::{DType, Element};
+use crate::error::IndexError;
 
 /// Reads rows for one component; keeps the memory it converts in.
 #[derive(Debug)]
@@ -146,14 +147,15 @@ fn round_to_bf16(row: &[f32], out: &mut [u16]) {
     });
 }
 
-/// Widens a row of a floating-point component to `f32`.
-pub(crate) fn widen(row: &[u8], dtype: DType, out: &mut [f32]) {
+/// Widens a component's row to `f32`, unless it holds integers.
+pub(crate) fn widen(row: &[u8], component: usize, dtype: DType, out: &mut [f32]) -> Result<(), IndexError> {
     match dtype {
         DType::F32 => out.copy_from_slice(bytemuck::cast_slice(row)),
         DType::F16 => bytemuck::cast_slice::<u8, f16>(row).convert_to_f32_slice(out),
         DType::BF16 => map(bytemuck::cast_slice(row), out, bf16::to_f32),
-        DType::U32 | DType::I64 => no_conversion(dtype, DType::F32),
+        DType::U32 | DType::I64 => return Err(IndexError::Integers { component, dtype }),
     }
+    Ok(())
 }
 
 #[cfg(test)]

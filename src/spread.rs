@@ -47,15 +47,12 @@ impl Spreader {
     ) {
         let row_bytes: usize = (0..layout.n_components()).map(|component| layout.row_bytes(component)).sum();
         let threads = if plan.len() * row_bytes < WORTH_THREADS { 1 } else { self.readers.len() };
-        let share = open.len().div_ceil(threads);
-        let job = Job { layout, plan, streaming: self.streaming, source: &source };
-        let mut shares = open.chunks_mut(share).zip((0..).step_by(share)).zip(&mut self.readers);
+        let job = &Job { layout, plan, streaming: self.streaming, source };
         if threads == 1 {
-            if let Some(((open, _), readers)) = shares.next() {
-                job.copy_all(open, readers);
-            }
-            return;
+            return job.copy_all(open, &mut self.readers[0]);
         }
+        let share = open.len().div_ceil(threads);
+        let shares = open.chunks_mut(share).zip((0..).step_by(share)).zip(&mut self.readers);
         thread::scope(|scope| {
             let workers: Vec<_> = shares
                 .map(|((open, first), readers)| scope.spawn(move || job.copy_share(open, first, readers)))
@@ -73,16 +70,8 @@ struct Job<'a, S> {
     layout: &'a Layout,
     plan: &'a [Place],
     streaming: bool,
-    source: &'a S,
+    source: S,
 }
-
-impl<S> Clone for Job<'_, S> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<S> Copy for Job<'_, S> {}
 
 impl<'a, S: Fn(usize) -> (&'a Batch, usize)> Job<'_, S> {
     fn copy_all(&self, open: &mut [Frame], readers: &mut [RowReader]) {

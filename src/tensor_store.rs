@@ -413,14 +413,9 @@ impl TensorStore {
             return Err(IndexError::Poisoned { cause });
         }
         let data = self.tensor.read();
-        let features: Vec<usize> = self.components().iter().map(|component| component.features).collect();
-        index.into().select(data.len(), &features, |row, component, out| {
-            let dtype = self.components()[component].dtype;
-            if !dtype.is_float() {
-                return Err(IndexError::Integers { component, dtype });
-            }
-            widen(data.rows.row(component, data.order[row] as usize), dtype, out);
-            Ok(())
+        index.into().select(data.len(), &self.tensor.layout.widths(), |row, component, out| {
+            let row = data.rows.row(component, data.order[row] as usize);
+            widen(row, component, self.components()[component].dtype, out)
         })
     }
 
@@ -476,11 +471,7 @@ impl Iterator for Epoch {
         }
         let mut frame = self.pool.take().unwrap_or_else(|error| panic!("{error}"));
         let picked = &self.order[self.served..][..rows];
-        for component in 0..self.pool.layout().n_components() {
-            for (slot, &row) in picked.iter().enumerate() {
-                frame.row_mut(component, slot).copy_from_slice(data.rows.row(component, row as usize));
-            }
-        }
+        frame.gather(rows, |slot| (&data.rows, picked[slot] as usize));
         self.served += rows;
         self.ordinal += 1;
         Some(Minibatch::new(frame, rows, self.ordinal - 1, self.pool.clone()))

@@ -78,21 +78,20 @@ impl Task for Writer {
     fn run(&mut self) -> Exit {
         self.start();
         loop {
-            while let Ok(control) = self.inbox.control.try_recv() {
-                if let Some(exit) = self.control(control) {
-                    return exit;
-                }
-            }
-            let exit = match self.step() {
-                Step::Again => None,
-                Step::WaitForRoom => self.wait_for_room(),
-                Step::WaitForMemory => self.wait_for_memory(),
-                Step::WaitForJobs => self.wait_for_jobs(),
-                Step::Done => Some(Exit::Done),
+            let exit = match self.inbox.control.try_recv() {
+                Ok(control) => self.control(control),
+                Err(_) => match self.step() {
+                    Step::Again => None,
+                    Step::WaitForRoom => self.wait_for_room(),
+                    Step::WaitForMemory => self.wait_for_memory(),
+                    Step::WaitForJobs => self.wait_for_jobs(),
+                    Step::Done => Some(Exit::Done),
+                },
             };
             if let Some(exit) = exit {
                 if exit == Exit::Done {
                     self.exchange.end();
+                    self.room.look_again();
                 }
                 return exit;
             }
@@ -409,8 +408,6 @@ impl Writer {
         }
         self.finish_writes();
         self.flushes.clear();
-        self.exchange.end();
-        self.room.look_again();
     }
 
     fn discard_ring(&mut self) {
@@ -431,23 +428,17 @@ impl Writer {
             Stage::Draining(rest) => rest.places().to_vec(),
         };
         let layout: &Layout = &self.config.layout;
-        let features: Vec<usize> = layout.components().iter().map(|component| component.features).collect();
         self.exchange.with_ready(|ready| {
             let ready_rows: usize = ready.iter().map(|full| full.rows).sum();
-            index.select(ready_rows + open.len(), &features, |mut row, component, out| {
+            index.select(ready_rows + open.len(), &layout.widths(), |mut row, component, out| {
                 let dtype = layout.components()[component].dtype;
-                if !dtype.is_float() {
-                    return Err(IndexError::Integers { component, dtype });
-                }
                 for full in ready {
                     if row < full.rows {
-                        widen(full.frame.row(component, row), dtype, out);
-                        return Ok(());
+                        return widen(full.frame.row(component, row), component, dtype, out);
                     }
                     row -= full.rows;
                 }
-                widen(self.open_row(open[row], component), dtype, out);
-                Ok(())
+                widen(self.open_row(open[row], component), component, dtype, out)
             })
         })
     }
