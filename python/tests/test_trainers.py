@@ -29,12 +29,15 @@ def test_saelens(in_thread, store_dtype):
     batch_size, steps = 128, 100
     store = RingStore(16, batch_size=batch_size, window=2048, dtype=store_dtype)
 
+    # Before the capture starts: its hooks run on every thread that calls the model, and this thread has to drain.
+    held_out = model.run_with_cache(torch.randint(64, (4, 32)))[1]["blocks.0.hook_resid_post"].detach().reshape(-1, 16)
+
     @torch.no_grad()
     def run_model():
-        torch.manual_seed(1)
+        tokens = torch.Generator().manual_seed(1)
         with capture(model, {"blocks.0.hook_resid_post": 0}, store):
             for _ in range((steps + 20) * batch_size // (16 * 32)):
-                model(torch.randint(64, (16, 32)))
+                model(torch.randint(64, (16, 32), generator=tokens))
         store.close()
 
     class AsFloat:
@@ -60,7 +63,6 @@ def test_saelens(in_thread, store_dtype):
         data_provider=store if store_dtype == "f32" else AsFloat(),
     )
     in_thread(run_model)
-    held_out = model.run_with_cache(torch.randint(64, (4, 32)))[1]["blocks.0.hook_resid_post"].detach().reshape(-1, 16)
 
     @torch.no_grad()
     def error():
