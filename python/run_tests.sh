@@ -1,6 +1,8 @@
 #!/bin/sh
 # Builds the wheel and tests it: pytest (with torch, and again with numpy alone), mypy, and the stubs against the module.
-# Needs python3.11 or later (PYTHON names another than python3), cargo, and PyPI. Arguments go to pytest.
+# Where a free-threaded CPython is at hand, pytest runs on that too, with numpy alone (it needs a wheel of its own).
+# Needs python3.11 or later (PYTHON names another than python3, FREE_THREADED another than python3.14t), cargo, and PyPI.
+# Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")"
 
@@ -16,11 +18,26 @@ step "tools"
 "$venvs/tools/bin/python" -m pip install -q --disable-pip-version-check 'uv>=0.5' 'maturin>=1.9.4,<2'
 uv() { "$venvs/tools/bin/uv" "$@"; }
 
+# build_wheel PYTHON FOLDER: prints the wheel.
+build_wheel() {
+    rm -rf "$2"
+    "$venvs/tools/bin/maturin" build --release --quiet --interpreter "$1" --out "$2" >&2
+    ls "$2"/*.whl
+}
+
+# test_with_numpy PYTHON WHEEL VENV [PYTEST ARGUMENT]...
+test_with_numpy() {
+    venv=$venvs/$3
+    [ -x "$venv/bin/python" ] || uv venv -q --python "$1" "$venv"
+    uv pip install -q --python "$venv/bin/python" numpy pytest pytest-timeout
+    uv pip install -q --python "$venv/bin/python" --reinstall-package activation-store "$2"
+    shift 3
+    (cd "$venvs/tests" && "$venv/bin/python" -m pytest -p no:cacheprovider "$@")
+}
+
 step "wheel"
-rm -rf "$venvs/wheels"
 # For the oldest Python it supports: abi3.
-"$venvs/tools/bin/maturin" build --release --quiet --interpreter "$venvs/tools/bin/python" --out "$venvs/wheels"
-wheel=$(ls "$venvs"/wheels/*.whl)
+wheel=$(build_wheel "$venvs/tools/bin/python" "$venvs/wheels")
 
 # The tests must use the wheel, not the sources beside them.
 rm -rf "$venvs/tests"
@@ -30,10 +47,16 @@ cp pyproject.toml "$venvs/tests/pyproject.toml"
 sed -i.bak 's/^testpaths = .*/testpaths = ["."]/' "$venvs/tests/pyproject.toml"
 
 step "numpy alone"
-[ -x "$venvs/lean/bin/python" ] || uv venv -q --python "$python" "$venvs/lean"
-uv pip install -q --python "$venvs/lean/bin/python" numpy pytest pytest-timeout
-uv pip install -q --python "$venvs/lean/bin/python" --reinstall-package activation-store "$wheel"
-(cd "$venvs/tests" && "$venvs/lean/bin/python" -m pytest -p no:cacheprovider "$@")
+test_with_numpy "$python" "$wheel" lean "$@"
+
+free_threaded=${FREE_THREADED:-python3.14t}
+if "$free_threaded" -c "" 2>/dev/null; then
+    step "free-threaded, numpy alone"
+    wheel_free=$(build_wheel "$free_threaded" "$venvs/wheels-free-threaded")
+    test_with_numpy "$free_threaded" "$wheel_free" free-threaded "$@"
+else
+    step "free-threaded SKIPPED: no $free_threaded here"
+fi
 
 step "torch, SAELens and the rest (some GB)"
 [ -x "$venvs/full/bin/python" ] || uv venv -q --python "$python" "$venvs/full"
