@@ -36,16 +36,15 @@ def test_ctrl_c_interrupts_a_blocked_call(what):
                     future = store.extend(rows, timeout=0.2)
                 except TimeoutError:
                     pass
-        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        start = time.monotonic()
         try:
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
             {what}
         except KeyboardInterrupt:
-            print("interrupted", time.monotonic() - start < 2)
+            print("interrupted")
         store.close()
         print(sum(len(batch) for batch in store) % 64)
     """)
-    assert result.stdout.split() == ["interrupted", "True", "0"], result
+    assert result.stdout.split() == ["interrupted", "0"], result
 
 
 CALLS = [
@@ -145,25 +144,27 @@ def test_spawned_workers_are_told():
         list(torch.utils.data.DataLoader(store, batch_size=None, num_workers=1, multiprocessing_context="spawn"))
 
 
-def test_waits_let_other_threads_run(in_thread):
-    store = RingStore(4, batch_size=8, window=16, queue_rows=8)
-    steps = []
-    in_thread(lambda: store.next(timeout=5))
-    full = RingStore(4, batch_size=8, window=16, queue_rows=8)
-
-    def fill():
-        with pytest.raises(TimeoutError):
-            while True:
-                full.extend(numbered(8, 4), timeout=0.5)
-
-    in_thread(fill)
-    time.sleep(0.1)
-    start = time.monotonic()
-    while time.monotonic() - start < 0.2:
-        steps.append(None)
-        time.sleep(0.001)
-    assert len(steps) > 50
-    store.extend(numbered(100, 4), timeout=0)
+@pytest.mark.parametrize("what", ["next(store)", "store.extend(rows)", "future.result()", "store.flush()"])
+def test_waits_let_other_threads_run(what):
+    # Were the GIL kept, the thread that ends the wait could not: the process would hang until it is killed.
+    result = run(f"""
+        rows = np.zeros((64, 4), np.float32)
+        store = RingStore(4, batch_size=8, window=16, queue_rows=8)
+        if {what!r} != "next(store)":
+            future = store.extend(rows)
+        waiting = threading.Thread(target=lambda: {what})
+        waiting.start()
+        time.sleep(0.1)  # by now it waits, most likely
+        if {what!r} == "next(store)":
+            store.extend(rows)
+        while waiting.is_alive():
+            try:
+                store.next(timeout=0.01)
+            except TimeoutError:
+                pass
+        print("ended")
+    """)
+    assert result.stdout.split() == ["ended"], result
 
 
 @pytest.mark.parametrize("blocked", ["next(store)", "fill()", "store.flush()", "future.result()"])
