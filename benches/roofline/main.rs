@@ -11,6 +11,7 @@ mod compare;
 mod floor;
 mod memory;
 mod mixing;
+mod mixing_peers;
 mod pipeline;
 mod report;
 mod tensor;
@@ -55,12 +56,13 @@ fn main() -> ExitCode {
     for case in cases().iter().filter(|case| wanted(case.name)) {
         report.rows(&pipeline::measure(case, effort));
     }
-    let sections: [Section; 5] = [
+    let sections: [Section; 6] = [
         ("one pipeline against another", compare::measure),
         ("calls", calls::measure),
         ("tensor store", tensor::measure),
         ("memory", memory::measure),
         ("mixing", mixing::measure),
+        ("mixing with 65536 rows, simulated", mixing_peers::measure),
     ];
     for (title, measure) in sections.into_iter().filter(|(title, _)| wanted(title)) {
         report.numbers(title, measure(effort));
