@@ -1,10 +1,12 @@
 //! Draws the figures of `cargo bench --bench roofline` as a chart.
 //!
-//! `cargo run --example plot_roofline [target/roofline.json [docs/performance.svg]]`
+//! `cargo run --example plot_roofline [target/roofline.json [docs/performance.svg]]`, where `target` is
+//! `CARGO_TARGET_DIR` if that is set.
 
 use std::error::Error;
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -15,13 +17,16 @@ const GROUP: f64 = 2.0 * BAR + 16.0;
 const TOP: f64 = 64.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let from = arguments.next().unwrap_or_else(|| "target/roofline.json".to_owned());
-    let to = arguments.next().unwrap_or_else(|| "docs/performance.svg".to_owned());
-    let report: Value = serde_json::from_str(&fs::read_to_string(&from)?)?;
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let from = arguments.next().unwrap_or_else(|| {
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from).join("roofline.json")
+    });
+    let to = arguments.next().unwrap_or_else(|| "docs/performance.svg".into());
+    let json = fs::read_to_string(&from).map_err(|error| format!("cannot read {}: {error}", from.display()))?;
+    let report: Value = serde_json::from_str(&json)?;
     let rows = report["rows"].as_array().ok_or("there are no rows")?;
     fs::write(&to, chart(rows)?)?;
-    println!("{from} -> {to}");
+    println!("{} -> {}", from.display(), to.display());
     Ok(())
 }
 

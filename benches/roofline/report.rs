@@ -98,9 +98,10 @@ impl Report {
         }
     }
 
-    /// Returns where.
+    /// Writes it all, and returns where.
     pub(crate) fn write(self) -> std::io::Result<String> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+        std::fs::create_dir_all(&target)?;
         let path = target.join("roofline.json");
         let report = json!({ "quick": self.quick, "rows": self.rows, "numbers": self.numbers });
         std::fs::write(&path, format!("{report:#}\n"))?;
