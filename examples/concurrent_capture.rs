@@ -21,11 +21,11 @@ fn forward(replica: u32, pass: u32, mut hook: impl FnMut(&str, Array2<f32>)) {
 fn capture(producer: &Producer, replica: u32) -> Result<(), activation_store::Refused> {
     for pass in 0..PASSES {
         // The handle is not needed: blocking was the backpressure, and what fails unseen is reported by the next call.
-        drop(producer.extend_blocking(Array2::from_elem((TOKENS, 1), replica), "replica")?);
+        producer.extend_blocking(Array2::from_elem((TOKENS, 1), replica), "replica")?;
         let mut outcome = Ok(());
         forward(replica, pass, |layer, activations| {
             if outcome.is_ok() {
-                outcome = producer.extend_blocking(activations, layer).map(drop);
+                outcome = producer.extend_blocking(activations, layer);
             }
         });
         outcome?;

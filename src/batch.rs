@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use half::{bf16, f16};
-use ndarray::{ArcArray2, Array1, Array2, ArrayD, ArrayView2};
+use ndarray::{ArcArray2, Array1, Array2, ArrayD};
 
-use crate::element::{DType, Element, sealed::Plain};
-use crate::error::ShapeError;
+use crate::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
+use crate::error::{ShapeError, WriteError};
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///
@@ -25,81 +24,6 @@ use crate::error::ShapeError;
 /// ```
 pub struct Batch {
     pub(crate) rows: AnyRows,
-}
-
-// `pub`, yet unreachable: the sealed trait behind `Element` names these two.
-#[derive(Debug)]
-pub enum AnyRows {
-    F32(Rows<f32>),
-    F16(Rows<f16>),
-    BF16(Rows<bf16>),
-    U32(Rows<u32>),
-    I64(Rows<i64>),
-}
-
-/// Runs `$body` with `$rows` bound to the typed rows.
-macro_rules! with_rows {
-    ($any:expr, $rows:ident => $body:expr) => {
-        match $any {
-            $crate::batch::AnyRows::F32($rows) => $body,
-            $crate::batch::AnyRows::F16($rows) => $body,
-            $crate::batch::AnyRows::BF16($rows) => $body,
-            $crate::batch::AnyRows::U32($rows) => $body,
-            $crate::batch::AnyRows::I64($rows) => $body,
-        }
-    };
-}
-pub(crate) use with_rows;
-
-pub enum Rows<T> {
-    Owned(Array2<T>),
-    Shared(ArcArray2<T>),
-    Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
-}
-
-pub trait Owner<T>: Send + Sync {
-    fn values(&self) -> &[T];
-}
-
-impl<T, O: AsRef<[T]> + Send + Sync> Owner<T> for O {
-    fn values(&self) -> &[T] {
-        self.as_ref()
-    }
-}
-
-impl<T> fmt::Debug for Rows<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (rows, features) = self.dim();
-        write!(f, "[{rows}, {features}]")
-    }
-}
-
-impl<T> Rows<T> {
-    fn dim(&self) -> (usize, usize) {
-        match self {
-            Rows::Owned(array) => array.dim(),
-            Rows::Shared(array) => array.dim(),
-            Rows::Foreign { rows, features, .. } => (*rows, *features),
-        }
-    }
-
-    /// # Panics
-    /// Panics if a foreign owner now shows fewer values than when the batch was made.
-    pub(crate) fn view(&self) -> ArrayView2<'_, T> {
-        match self {
-            Rows::Owned(array) => array.view(),
-            Rows::Shared(array) => array.view(),
-            Rows::Foreign { owner, rows, features } => {
-                let values = owner.values();
-                ArrayView2::from_shape((*rows, *features), values).unwrap_or_else(|_| {
-                    panic!(
-                        "the owner of a batch of {rows} rows of {features} features shows only {} values",
-                        values.len()
-                    )
-                })
-            }
-        }
-    }
 }
 
 impl Batch {
@@ -226,5 +150,46 @@ impl<T: Element> From<Vec<T>> for Batch {
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Batch({} rows of {} {})", self.rows(), self.features(), self.dtype())
+    }
+}
+
+/// A batch that was not taken: the reason, and the batch itself.
+///
+/// ```
+/// use activation_store::{RingStore, WriteError};
+/// use ndarray::Array2;
+///
+/// let store = RingStore::builder().component("mlp", 4).batch_size(2).window(4).build()?;
+/// let refused = store.extend(Array2::<f32>::zeros((3, 5)), 0).unwrap_err();
+/// assert!(matches!(refused.error, WriteError::Features { expected: 4, got: 5, .. }));
+/// assert_eq!(refused.into_batch().rows(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// Why.
+    pub error: WriteError,
+    /// The batch, as it was given.
+    pub batch: Batch,
+}
+
+impl Refused {
+    /// The batch, as it was given.
+    #[must_use]
+    pub fn into_batch(self) -> Batch {
+        self.batch
+    }
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl From<Refused> for WriteError {
+    fn from(refused: Refused) -> Self {
+        refused.error
     }
 }

@@ -1,4 +1,4 @@
-//! How a [`RingStore`] is configured; checked once, when it is built.
+//! How a ring store is configured; checked once, when it is built.
 
 use std::sync::Arc;
 
@@ -7,7 +7,6 @@ use tokio::runtime::Handle;
 use crate::element::DType;
 use crate::error::BuildError;
 use crate::layout::{Component, Layout};
-use crate::ring_store::RingStore;
 
 /// What a store does with rows it has no room for, because its consumers lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -16,7 +15,8 @@ pub enum WhenFull {
     /// Handles stay pending and `extend_blocking` blocks until there is room.
     #[default]
     Wait,
-    /// A write that finds the queue full fails with [`StoreFullError`](crate::StoreFullError).
+    /// A write that finds the queue full fails with [`StoreFullError`](crate::StoreFullError), unless the rows of another
+    /// component that belong to its own have been taken. See [`Producer::try_extend`](crate::Producer::try_extend).
     Reject,
     /// The oldest ready minibatch is discarded, and its rows counted as dropped.
     ///
@@ -34,12 +34,13 @@ pub enum Merge {
     /// In turn, 64 rows from each open lane in the order in which the lanes were opened, so that runs repeat bit for bit
     /// whatever the threads do.
     ///
-    /// A lane that falls behind makes the others wait, and `queue_rows` bounds each lane on its own. Open every producer
-    /// before the first write; the store's own lane takes part once it is written to.
+    /// A lane that falls behind makes the others wait, so the thread that feeds it must not wait for the others (for their
+    /// handles, or a flush). `queue_rows` bounds each lane on its own. Open every producer before the first write; the
+    /// store's own lane takes part once it is written to.
     RoundRobin,
 }
 
-/// Configures a [`RingStore`]. Made by [`RingStore::builder`].
+/// Configures a [`RingStore`](crate::RingStore). Made by [`RingStore::builder`](crate::RingStore::builder).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct RingStoreBuilder {
@@ -55,7 +56,7 @@ pub struct RingStoreBuilder {
     when_full: WhenFull,
     merge: Merge,
     writer_threads: usize,
-    runtime: Option<Handle>,
+    pub(crate) runtime: Option<Handle>,
 }
 
 /// A checked configuration.
@@ -141,6 +142,8 @@ impl RingStoreBuilder {
     }
 
     /// Rows that one component may run ahead of another on the same lane. Default: the window.
+    ///
+    /// One batch may always run ahead, however large it is.
     pub fn max_skew(mut self, rows: usize) -> Self {
         self.max_skew = Some(rows);
         self
@@ -173,7 +176,7 @@ impl RingStoreBuilder {
     /// Threads that copy large batches to the frames, which share the work by frame. Default: 1, the writer alone.
     ///
     /// For machines where one core does not use up the memory's bandwidth. They are started for each piece of 4,096 rows and
-    /// 1 MiB or more. The minibatches are the same, bit for bit.
+    /// 1 MiB or more. The minibatches are the same, bit for bit. At most 256.
     pub fn writer_threads(mut self, threads: usize) -> Self {
         self.writer_threads = threads;
         self
@@ -190,16 +193,7 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Builds the store: checks the configuration, obtains the memory and starts the writer.
-    ///
-    /// # Errors
-    /// [`BuildError`] names the setting that cannot be, and what would work.
-    pub fn build(self) -> Result<RingStore, BuildError> {
-        let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
-        RingStore::start(self.check()?, runtime)
-    }
-
-    fn check(self) -> Result<Config, BuildError> {
+    pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype);
         let queue_rows = self.queue_rows.unwrap_or_else(|| self.batch_size.saturating_mul(2));
         let max_skew = self.max_skew.unwrap_or(self.window);
@@ -225,6 +219,10 @@ impl RingStoreBuilder {
             if value > limit {
                 return Err(BuildError::TooMany { what, value, limit });
             }
+        }
+        let limit = 256;
+        if self.writer_threads > limit {
+            return Err(BuildError::TooMany { what: "writer_threads", value: self.writer_threads, limit });
         }
         Ok(Config {
             layout: Arc::new(Layout::new(&components, self.batch_size)?),

@@ -1,11 +1,10 @@
-//! The numbers a component can hold.
+//! The numbers a component can hold, and rows of them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use half::{bf16, f16};
-
-use crate::error::BuildError;
+use ndarray::{ArcArray2, Array2, ArrayView2};
 
 /// The element type of a component.
 ///
@@ -65,14 +64,22 @@ impl fmt::Display for DType {
 }
 
 impl FromStr for DType {
-    type Err = BuildError;
+    type Err = UnknownDType;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         DType::ALL
             .into_iter()
             .find(|dtype| dtype.to_string() == name)
-            .ok_or_else(|| BuildError::UnknownDType { name: name.to_owned() })
+            .ok_or_else(|| UnknownDType { name: name.to_owned() })
     }
+}
+
+/// No element type has that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown dtype {name:?}; use one of f32, f16, bf16, u32, i64")]
+pub struct UnknownDType {
+    /// The name given.
+    pub name: String,
 }
 
 /// A Rust type that a [`Batch`](crate::Batch) can carry and a [`Minibatch`](crate::Minibatch) can be viewed as.
@@ -87,7 +94,7 @@ pub(crate) mod sealed {
     /// What the crate needs of an element beyond its name.
     pub trait Plain: bytemuck::Pod + Send + Sync + std::fmt::Debug {
         /// Wraps typed rows into the type-erased form.
-        fn wrap(rows: crate::batch::Rows<Self>) -> crate::batch::AnyRows;
+        fn wrap(rows: super::Rows<Self>) -> super::AnyRows;
     }
 }
 
@@ -97,11 +104,86 @@ macro_rules! element {
             const DTYPE: DType = DType::$dtype;
         }
         impl sealed::Plain for $type {
-            fn wrap(rows: crate::batch::Rows<Self>) -> crate::batch::AnyRows {
-                crate::batch::AnyRows::$dtype(rows)
+            fn wrap(rows: Rows<Self>) -> AnyRows {
+                AnyRows::$dtype(rows)
             }
         }
     )*};
 }
 
 element!(f32 => F32, f16 => F16, bf16 => BF16, u32 => U32, i64 => I64);
+
+/// Rows of any of the types. `pub`, yet unreachable: the sealed trait behind `Element` names these.
+#[derive(Debug)]
+pub enum AnyRows {
+    F32(Rows<f32>),
+    F16(Rows<f16>),
+    BF16(Rows<bf16>),
+    U32(Rows<u32>),
+    I64(Rows<i64>),
+}
+
+/// Runs `$body` with `$rows` bound to the typed rows.
+macro_rules! with_rows {
+    ($any:expr, $rows:ident => $body:expr) => {
+        match $any {
+            $crate::element::AnyRows::F32($rows) => $body,
+            $crate::element::AnyRows::F16($rows) => $body,
+            $crate::element::AnyRows::BF16($rows) => $body,
+            $crate::element::AnyRows::U32($rows) => $body,
+            $crate::element::AnyRows::I64($rows) => $body,
+        }
+    };
+}
+pub(crate) use with_rows;
+
+pub enum Rows<T> {
+    Owned(Array2<T>),
+    Shared(ArcArray2<T>),
+    Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
+}
+
+pub trait Owner<T>: Send + Sync {
+    fn values(&self) -> &[T];
+}
+
+impl<T, O: AsRef<[T]> + Send + Sync> Owner<T> for O {
+    fn values(&self) -> &[T] {
+        self.as_ref()
+    }
+}
+
+impl<T> fmt::Debug for Rows<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rows, features) = self.dim();
+        write!(f, "[{rows}, {features}]")
+    }
+}
+
+impl<T> Rows<T> {
+    pub(crate) fn dim(&self) -> (usize, usize) {
+        match self {
+            Rows::Owned(array) => array.dim(),
+            Rows::Shared(array) => array.dim(),
+            Rows::Foreign { rows, features, .. } => (*rows, *features),
+        }
+    }
+
+    /// # Panics
+    /// Panics if a foreign owner now shows fewer values than when the batch was made.
+    pub(crate) fn view(&self) -> ArrayView2<'_, T> {
+        match self {
+            Rows::Owned(array) => array.view(),
+            Rows::Shared(array) => array.view(),
+            Rows::Foreign { owner, rows, features } => {
+                let values = owner.values();
+                ArrayView2::from_shape((*rows, *features), values).unwrap_or_else(|_| {
+                    panic!(
+                        "the owner of a batch of {rows} rows of {features} features shows only {} values",
+                        values.len()
+                    )
+                })
+            }
+        }
+    }
+}

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::batch::Batch;
 use crate::element::DType;
 
 /// The store is full.
@@ -45,7 +44,7 @@ pub enum ClosedBy {
     Close,
     /// `abort()` was called.
     Abort,
-    /// Every [`Minibatches`](crate::Minibatches) was dropped, so that no row could ever be served.
+    /// No [`Minibatches`](crate::Minibatches) is left, so that no row could ever be served.
     NoConsumers,
     /// This producer's lane was closed; the store itself may be open.
     Lane,
@@ -56,14 +55,14 @@ impl fmt::Display for ClosedBy {
         f.write_str(match self {
             ClosedBy::Close => "the store is closed",
             ClosedBy::Abort => "the store was aborted",
-            ClosedBy::NoConsumers => "the store is closed: every consumer (Minibatches) was dropped",
+            ClosedBy::NoConsumers => "the store is closed: no consumer (Minibatches) is left",
             ClosedBy::Lane => "this producer's lane is closed; open another with producer()",
         })
     }
 }
 
 /// Why rows were not stored.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
     /// The batch has the wrong number of features for its component.
@@ -130,6 +129,9 @@ pub enum WriteError {
         /// How many rows.
         rows: u64,
     },
+    /// An earlier write failed and nobody had awaited its handle. Reported once; this batch can be handed over again.
+    #[error("an earlier write failed unseen: {0}. This batch was not taken; hand it over again")]
+    Earlier(Box<WriteError>),
     /// The writer panicked; the store is unusable.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
@@ -158,49 +160,8 @@ impl WriteError {
     }
 }
 
-/// A batch that was not taken: the reason, and the batch itself.
-///
-/// ```
-/// use activation_store::{RingStore, WriteError};
-/// use ndarray::Array2;
-///
-/// let store = RingStore::builder().component("mlp", 4).batch_size(2).window(4).build()?;
-/// let refused = store.extend(Array2::<f32>::zeros((3, 5)), 0).unwrap_err();
-/// assert!(matches!(refused.error, WriteError::Features { expected: 4, got: 5, .. }));
-/// assert_eq!(refused.into_batch().rows(), 3);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(thiserror::Error)]
-#[error("{error}")]
-pub struct Refused {
-    /// Why.
-    pub error: WriteError,
-    /// The batch, as it was given.
-    pub batch: Batch,
-}
-
-impl Refused {
-    /// The batch, as it was given.
-    #[must_use]
-    pub fn into_batch(self) -> Batch {
-        self.batch
-    }
-}
-
-impl fmt::Debug for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
-    }
-}
-
-impl From<Refused> for WriteError {
-    fn from(refused: Refused) -> Self {
-        refused.error
-    }
-}
-
 /// Why no minibatch came.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
     /// None was ready in time.
@@ -222,6 +183,12 @@ impl ReadError {
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self, ReadError::Timeout(_))
+    }
+
+    /// Whether the writer panicked.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self, ReadError::Poisoned { .. })
     }
 }
 
@@ -295,12 +262,6 @@ pub enum BuildError {
     Poisoned {
         /// The panic's message.
         cause: Arc<str>,
-    },
-    /// No element type has that name.
-    #[error("unknown dtype {name:?}; use one of f32, f16, bf16, u32, i64")]
-    UnknownDType {
-        /// The name given.
-        name: String,
     },
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use ndarray::ArrayD;
@@ -52,6 +52,12 @@ struct State {
     ended: bool,
     writer_waits: bool,
     consumers: usize,
+    /// Consumers that have asked for a minibatch and not got one.
+    waiting: u32,
+    /// Up to when their waits have been counted.
+    counted: Instant,
+    /// Since when the writer waits for them, if it does.
+    writer_waits_since: Option<Instant>,
     counts: Counts,
 }
 
@@ -111,6 +117,9 @@ impl Exchange {
             ended: false,
             writer_waits: false,
             consumers: 0,
+            waiting: 0,
+            counted: Instant::now(),
+            writer_waits_since: None,
             counts: Counts { components, open_frames, ..Counts::default() },
         };
         Exchange { capacity, state: Mutex::new(state), arrivals: Arc::new(Notify::new()), fate, pool, control, nudges }
@@ -133,6 +142,28 @@ impl Exchange {
         change(&mut lock(&self.state).counts)
     }
 
+    /// The counts, with the waits that go on.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut state = lock(&self.state);
+        state.count_waits();
+        let mut counts = state.counts.clone();
+        counts.producer_wait += state.writer_waits_since.map_or(Duration::ZERO, |since| since.elapsed());
+        counts
+    }
+
+    /// The writer waits for consumers from now on.
+    pub(crate) fn writer_waits(&self) {
+        lock(&self.state).writer_waits_since = Some(Instant::now());
+    }
+
+    /// The writer waits no longer; for how long it has.
+    pub(crate) fn writer_goes_on(&self) -> Duration {
+        let mut state = lock(&self.state);
+        let waited = state.writer_waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.counts.producer_wait += waited;
+        waited
+    }
+
     /// Whether another full frame may be pushed. If not, a nudge will tell when to ask again.
     pub(crate) fn has_room(&self) -> bool {
         let mut state = lock(&self.state);
@@ -145,6 +176,7 @@ impl Exchange {
     pub(crate) fn push(&self, frame: Frame, rows: usize) {
         {
             let mut state = lock(&self.state);
+            state.count_waits();
             let ordinal = state.next_ordinal;
             state.next_ordinal += 1;
             state.ready.push_back(Full { frame, rows, ordinal });
@@ -165,6 +197,7 @@ impl Exchange {
     fn discard_oldest_of(&self, least: usize) {
         let full = {
             let mut state = lock(&self.state);
+            state.count_waits();
             let full = if state.ready.len() < least { None } else { state.ready.pop_front() };
             state.counts.drop_ready(full.as_ref());
             full
@@ -188,12 +221,13 @@ impl Exchange {
 
     /// Nothing more will become ready.
     pub(crate) fn end(&self) {
-        let Counts { minibatches_served, producer_wait, consumer_wait, .. } = {
+        {
             let mut state = lock(&self.state);
+            state.count_waits();
             state.ended = true;
             state.counts.open_frames = 0;
-            state.counts.clone()
-        };
+        }
+        let Counts { minibatches_served, producer_wait, consumer_wait, .. } = self.counts();
         tracing::info!(minibatches_served, ?producer_wait, ?consumer_wait, "no more minibatches become ready");
         self.pool.dissolve();
         if matches!(self.fate.closed_by(), Some(ClosedBy::Abort | ClosedBy::NoConsumers)) {
@@ -205,15 +239,21 @@ impl Exchange {
 
     // The consumers' side.
 
-    /// Takes the oldest ready minibatch, for which the consumer has waited for `waited`.
-    pub(crate) fn next(&self, waited: impl FnOnce() -> Duration) -> Next {
+    /// Takes the oldest ready minibatch. `waiting` says whether the consumer has been told that there was none, and is
+    /// counted as waiting since.
+    pub(crate) fn next(&self, waiting: &mut bool) -> Next {
         if let Some(error) = self.fate.read_error() {
+            self.stop_waiting(waiting);
             return Next::Error(error);
         }
         let (full, room) = {
             let mut state = lock(&self.state);
-            let Some(full) = state.ready.pop_front() else {
-                if !state.ended {
+            state.count_waits();
+            let full = state.ready.pop_front();
+            let nothing = full.is_none() && !state.ended;
+            state.set_waiting(waiting, nothing);
+            let Some(full) = full else {
+                if *waiting {
                     return Next::Nothing;
                 }
                 drop(state);
@@ -224,7 +264,6 @@ impl Exchange {
             counts.ready_rows -= full.rows;
             counts.ready_frames -= 1;
             counts.minibatches_served += 1;
-            counts.consumer_wait += waited();
             for component in &mut counts.components {
                 component.served += full.rows as u64;
             }
@@ -234,6 +273,15 @@ impl Exchange {
             self.nudge();
         }
         Next::Minibatch(Minibatch::new(full.frame, full.rows, full.ordinal, self.pool.clone()))
+    }
+
+    /// The consumer waits no longer.
+    pub(crate) fn stop_waiting(&self, waiting: &mut bool) {
+        if *waiting {
+            let mut state = lock(&self.state);
+            state.count_waits();
+            state.set_waiting(waiting, false);
+        }
     }
 
     /// Has everything discarded. The store's fate is known to be `Abort` or `NoConsumers`.
@@ -262,6 +310,24 @@ impl Exchange {
 
     pub(crate) fn consumers(&self) -> usize {
         lock(&self.state).consumers
+    }
+}
+
+impl State {
+    /// Counts the waits since this was last called: nobody waits while a minibatch is ready, for it need only be taken.
+    ///
+    /// To be called before `ready`, `ended` or `waiting` changes.
+    fn count_waits(&mut self) {
+        let now = Instant::now();
+        if self.ready.is_empty() && !self.ended {
+            self.counts.consumer_wait += (now - self.counted) * self.waiting;
+        }
+        self.counted = now;
+    }
+
+    fn set_waiting(&mut self, was: &mut bool, is: bool) {
+        self.waiting = self.waiting + u32::from(is) - u32::from(*was);
+        *was = is;
     }
 }
 

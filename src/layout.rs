@@ -109,7 +109,7 @@ impl Layout {
 
     /// Finds the component that `key` names.
     pub(crate) fn find(&self, key: impl ComponentKey) -> Result<usize, UnknownComponent> {
-        key.find(&self.components).ok_or_else(|| self.unknown(key.to_string()))
+        key.find(&self.components).ok_or_else(|| self.unknown(format!("{key:?}")))
     }
 
     /// Whether `batch` can be stored as `component`.
@@ -133,8 +133,8 @@ impl Layout {
     }
 }
 
-/// A component's number or its name. Sealed: implemented for `usize` and `&str`.
-pub trait ComponentKey: Copy + fmt::Display + sealed::Sealed {
+/// A component's number or its name. Sealed: implemented for `usize`, `&str` and `&String`.
+pub trait ComponentKey: Copy + fmt::Debug + sealed::Sealed {
     /// The component's number, if there is one.
     #[doc(hidden)]
     fn find(self, components: &[Component]) -> Option<usize>;
@@ -152,8 +152,15 @@ impl ComponentKey for &str {
     }
 }
 
+impl ComponentKey for &String {
+    fn find(self, components: &[Component]) -> Option<usize> {
+        ComponentKey::find(self.as_str(), components)
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for usize {}
     impl Sealed for &str {}
+    impl Sealed for &String {}
 }

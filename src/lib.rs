@@ -21,10 +21,12 @@ mod frame;
 mod handle;
 mod host;
 mod index;
+mod intake;
 mod lanes;
 mod layout;
 mod minibatch;
 mod pool;
+mod producer;
 mod queue;
 mod ring;
 mod ring_store;
@@ -37,19 +39,20 @@ mod tensor_store;
 mod writer;
 
 pub use crate::{
-    batch::Batch,
+    batch::{Batch, Refused},
     config::{Merge, RingStoreBuilder, WhenFull},
     consume::{Blocking, Minibatches},
-    element::{DType, Element},
+    element::{DType, Element, UnknownDType},
     error::{
-        BuildError, ClosedBy, ComponentName, IndexError, ReadError, Refused, ShapeError, StoreFullError,
-        UnknownComponent, ViewError, WriteError,
+        BuildError, ClosedBy, ComponentName, IndexError, ReadError, ShapeError, StoreFullError, UnknownComponent,
+        ViewError, WriteError,
     },
     handle::{Flush, WriteHandle, Written},
     index::Index,
     layout::{Component, ComponentKey},
     minibatch::Minibatch,
-    ring_store::{Producer, RingStore},
+    producer::Producer,
+    ring_store::RingStore,
     stats::{ComponentStats, Stats},
     store::{ActivationStore, ActivationStoreExt, TestData},
     tensor_store::{Epoch, TensorStore, TensorStoreBuilder},

@@ -133,7 +133,11 @@ impl Budget {
 
     /// Whether the queue is within its bound.
     pub(crate) fn within(&self, component: usize) -> bool {
-        self.queued[component].load(Ordering::SeqCst) <= self.bound
+        self.queued(component) <= self.bound
+    }
+
+    pub(crate) fn queued(&self, component: usize) -> usize {
+        self.queued[component].load(Ordering::SeqCst)
     }
 
     pub(crate) fn bound(&self) -> usize {

@@ -6,9 +6,9 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::ArrayView2;
 
-use crate::batch::{Batch, with_rows};
+use crate::batch::Batch;
 use crate::copy::widely;
-use crate::element::{DType, Element};
+use crate::element::{DType, Element, with_rows};
 use crate::error::IndexError;
 
 /// Reads rows for one component; keeps the memory it converts in.

@@ -4,8 +4,8 @@ use ndarray::{Array2, ArrayD};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::batch::Batch;
-use crate::error::{IndexError, Refused};
+use crate::batch::{Batch, Refused};
+use crate::error::{IndexError, WriteError};
 use crate::handle::WriteHandle;
 use crate::index::Index;
 
@@ -121,7 +121,7 @@ pub trait ActivationStoreExt: ActivationStore {
     ///
     /// # Blocking
     /// Blocks while the store has no room. Do not call it where nobody drains a bounded store that is too small.
-    fn fill_with_test_data(&self, data: TestData) -> Result<(), crate::WriteError> {
+    fn fill_with_test_data(&self, data: TestData) -> Result<(), WriteError> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
         for _ in 0..data.n_batches {
             for component in 0..data.n_components {
@@ -158,6 +158,6 @@ impl Default for TestData {
 pub(crate) fn one_row(row: Batch) -> Result<Batch, Refused> {
     match row.rows() {
         1 => Ok(row),
-        rows => Err(Refused { error: crate::WriteError::NotOneRow { rows }, batch: row }),
+        rows => Err(Refused { error: WriteError::NotOneRow { rows }, batch: row }),
     }
 }

@@ -11,11 +11,11 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use tokio::runtime::Handle;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Refused};
 use crate::config::{components, not_zero};
 use crate::copy::{RowCopier, Slots};
 use crate::element::DType;
-use crate::error::{BuildError, IndexError, Refused, StoreFullError, WriteError};
+use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
 use crate::fate::Fate;
 use crate::frame::{Frame, Reserved};
 use crate::handle::{Reply, WriteHandle, Written};

@@ -1,7 +1,7 @@
 //! The writer: the one task that owns the ring.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, TryRecvError, select};
 use ndarray::ArrayD;
@@ -338,15 +338,14 @@ impl Writer {
 
     fn wait_for_room(&mut self) -> Option<Exit> {
         self.room.tell(0);
-        let since = Instant::now();
         tracing::debug!("the ring is full: producers wait for consumers");
+        self.exchange.writer_waits();
         let control = select! {
             recv(self.inbox.control) -> control => control.ok(),
             recv(self.inbox.nudges) -> _ => None,
         };
-        let waited = since.elapsed();
+        let waited = self.exchange.writer_goes_on();
         tracing::debug!(?waited, "the writer goes on");
-        self.exchange.count(|counts| counts.producer_wait += waited);
         control.and_then(|control| self.control(control))
     }
 

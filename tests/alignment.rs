@@ -5,7 +5,7 @@ mod common;
 
 use std::thread;
 
-use activation_store::{DType, Minibatch, RingStore, RingStoreBuilder, WriteError};
+use activation_store::{DType, Minibatch, RingStore, RingStoreBuilder, WhenFull, WriteError};
 use common::{LIMIT, Random, assert_adds_up, assert_exactly, id_rows, rows, watchdog};
 use futures::executor::block_on;
 use half::bf16;
@@ -192,7 +192,7 @@ fn concurrent_lanes_do_not_mix_their_rows() {
                                 2 => rows(ids.clone(), 5).mapv(|id| bf16::from_f32(id % 256.0)).into(),
                                 _ => id_rows(ids.clone()).into(),
                             };
-                            drop(producer.extend_blocking(batch, component).unwrap());
+                            producer.extend_blocking(batch, component).unwrap();
                         }
                     }
                 })
@@ -217,7 +217,7 @@ fn one_thread_per_component_keeps_the_order_of_each() {
                 thread::spawn(move || {
                     for at in (0..3000).step_by(25) {
                         drop(extend(&store, component, at..at + 25));
-                        store.wait_for_room(component, None);
+                        assert!(store.wait_for_room(component, None).unwrap());
                     }
                 })
             })
@@ -286,4 +286,48 @@ fn equal_components_stack_without_a_copy() {
         }
         assert_eq!(total, 36);
     });
+}
+
+/// A hook that finds no room can give up the whole forward pass at its first component, and is never refused a later one.
+#[test]
+fn rows_whose_counterparts_were_taken_are_not_refused() {
+    for when_full in [WhenFull::Wait, WhenFull::Reject] {
+        watchdog(move || {
+            let builder = RingStore::builder().component("a", 1).component("b", 1).batch_size(4).window(8);
+            let store = builder.queue_rows(10).when_full(when_full).build().unwrap();
+            let mut at = 0;
+            let mut pass = || match store.try_extend(rows(at..at + 5, 1), "a") {
+                Ok(_) => {
+                    drop(store.try_extend(rows(at..at + 5, 1), "b").unwrap());
+                    at += 5;
+                    true
+                }
+                Err(refused) => {
+                    assert!(refused.error.is_full(), "{refused}");
+                    assert!(refused.to_string().contains("of 10; wait for the consumers"), "{refused}");
+                    at += 5;
+                    false
+                }
+            };
+            // Nobody consumes, so the queue fills up, and stays full.
+            while pass() {}
+            if when_full == WhenFull::Wait {
+                drop(store.extend(rows(900_000..900_030, 1), "a").unwrap());
+                drop(store.try_extend(rows(900_000..900_030, 1), "b").unwrap());
+            }
+            assert!(store.try_extend(rows(0..5, 1), "b").unwrap_err().error.is_full());
+            let mut minibatches = store.minibatches();
+            let consumer = thread::spawn(move || {
+                for minibatch in minibatches.blocking() {
+                    let minibatch = minibatch.unwrap();
+                    assert_eq!(common::ids(&minibatch, 0), common::ids(&minibatch, 1));
+                }
+            });
+            // The queue is now full, now empty, as the threads happen to run.
+            while (0..5000).filter(|_| pass()).count() < 10 {}
+            store.close();
+            consumer.join().unwrap();
+            assert_adds_up(&store.stats());
+        });
+    }
 }

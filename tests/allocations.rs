@@ -64,7 +64,7 @@ fn allocations(store: &RingStore, lanes: usize, rows: usize, minibatches: usize)
                 // A handle, and now and then a piece of the queue, is the caller's to allocate.
                 EXCUSED.set(true);
                 let mut writes = batches.iter().enumerate().cycle();
-                writes.all(|(component, batch)| lane.extend_blocking(batch.clone(), component).map(drop).is_ok())
+                writes.all(|(component, batch)| lane.extend_blocking(batch.clone(), component).is_ok())
             });
         }
         let mut period = || {

@@ -75,7 +75,7 @@ fn a_refused_batch_comes_back_with_a_reason_and_the_store_goes_on() {
             }
         }
         let unknown = ring.extend(rows(0..6, 4), "attn").unwrap_err();
-        assert_eq!(unknown.to_string(), "there is no component attn; this store has 0 (\"mlp\"), 1 (\"token\")");
+        assert_eq!(unknown.to_string(), "there is no component \"attn\"; this store has 0 (\"mlp\"), 1 (\"token\")");
         assert!(matches!(unknown.error, WriteError::Component(_)));
         for store in [&ring as &dyn ActivationStore, &tensor] {
             drop(store.extend(rows(0..40, 4).into(), 0).unwrap());

@@ -160,13 +160,3 @@ fn get_does_not_make_floats_of_integers() {
         assert!(error.to_string().contains("view a minibatch as i64"), "{error}");
     });
 }
-
-#[test]
-fn element_types_know_their_size() {
-    for (dtype, size) in [(DType::F32, 4), (DType::F16, 2), (DType::BF16, 2), (DType::U32, 4), (DType::I64, 8)] {
-        assert_eq!(dtype.size(), size);
-    }
-    assert!(DType::BF16.is_float() && !DType::I64.is_float());
-    assert_eq!(DType::default(), DType::F32);
-    assert_eq!(<f16 as Element>::DTYPE, DType::F16);
-}

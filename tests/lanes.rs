@@ -22,7 +22,7 @@ fn thousands_of_lanes_come_and_go() {
             let writing = thread::spawn(move || {
                 for lane in 0..5000 {
                     let producer = store.producer().unwrap();
-                    drop(producer.extend_blocking(rows(lane * 3..lane * 3 + 3, 2), 0).unwrap());
+                    producer.extend_blocking(rows(lane * 3..lane * 3 + 3, 2), 0).unwrap();
                     if lane % 3 == 0 {
                         producer.close();
                     }
@@ -144,7 +144,7 @@ fn batches_without_rows_are_fine_everywhere() {
                     assert_eq!((written.rows, written.first_row), (0, at));
                 }
                 drop(producer.try_append(vec![at as f32; 2], "a").unwrap());
-                drop(producer.append_blocking(vec![at as f32; 3], "b").unwrap());
+                producer.append_blocking(vec![at as f32; 3], "b").unwrap();
             }
             store.flush().wait().unwrap();
             // Nothing but nothing: no minibatch comes of it.
@@ -194,7 +194,7 @@ fn many_threads_may_share_one_lane() {
                     scope.spawn(move || {
                         (thread * 500..(thread + 1) * 500)
                             .step_by(5)
-                            .map(|at| producer.extend_blocking(rows(at..at + 5, 2), 0).unwrap())
+                            .map(|at| producer.extend(rows(at..at + 5, 2), 0).unwrap())
                             .collect::<Vec<_>>()
                     })
                 })

@@ -33,7 +33,7 @@ fn two_producers_a_blocking_and_an_async_consumer() {
                 scope.spawn(move || {
                     for at in (lane * 20..lane * 20 + 18).step_by(6) {
                         drop(producer.extend(id_rows(at..at + 6), 1).unwrap());
-                        drop(producer.extend_blocking(rows(at..at + 6, 3), 0).unwrap());
+                        producer.extend_blocking(rows(at..at + 6, 3), 0).unwrap();
                     }
                 });
             }
@@ -61,7 +61,7 @@ fn kept_minibatches_have_memory_of_their_own() {
     let writing = thread::spawn(move || {
         for at in (0..40).step_by(5) {
             drop(store.extend(rows(at..at + 5, 3), 0).unwrap());
-            drop(store.extend_blocking(id_rows(at..at + 5), 1).unwrap());
+            store.extend_blocking(id_rows(at..at + 5), 1).unwrap();
         }
     });
     let mut kept: Vec<_> = minibatches.blocking().map(|minibatch| minibatch.unwrap()).collect();

@@ -26,7 +26,7 @@ fn store(seed: u64, window: usize) -> Served {
         let mut minibatches = store.minibatches();
         std::thread::spawn(move || {
             for at in (0..ROWS).step_by(500) {
-                drop(store.extend_blocking(rows(at..(at + 500).min(ROWS), 1), 0).unwrap());
+                store.extend_blocking(rows(at..(at + 500).min(ROWS), 1), 0).unwrap();
             }
         });
         drain(&mut minibatches)

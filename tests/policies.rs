@@ -40,7 +40,7 @@ fn reject_refuses_what_does_not_fit_and_serves_the_rest_once() {
         }
         // Some 45 rows fit the ring, 20 the queue; nobody consumes.
         assert!(refused > 100, "{refused}");
-        let blocking = store.extend_blocking(rows(2000..2021, 2), 0).map(drop);
+        let blocking = store.extend_blocking(rows(2000..2021, 2), 0);
         assert!(blocking.unwrap_err().error.is_full(), "it does not wait either");
         store.close();
         assert_eq!(assert_distinct(&drain(&mut minibatches)), accepted);
@@ -88,7 +88,7 @@ fn drop_oldest_keeps_components_aligned_and_rows_unique_with_a_slow_consumer() {
         let writing = thread::spawn(move || {
             for at in (0..20_000).step_by(20) {
                 drop(store.extend(rows(at..at + 20, 2), 0).unwrap());
-                drop(store.extend_blocking(rows(at..at + 20, 3), 1).unwrap());
+                store.extend_blocking(rows(at..at + 20, 3), 1).unwrap();
             }
             store.close();
             store

@@ -60,11 +60,11 @@ fn write(producer: &Producer, salt: u64, cuts: &mut Random, most: usize) {
         let component = if at[0] == ROWS || at[1] < ROWS && at[1] <= at[0] { 1 } else { 0 };
         let n = (1 + cuts.below(most)).min(ROWS - at[component]);
         let range = s![at[component]..at[component] + n, ..];
-        let handle = match component {
+        match component {
             0 => producer.extend_blocking(a.slice(range).to_owned(), 0),
             _ => producer.extend_blocking(ids.slice(range).to_owned(), 1),
-        };
-        drop(handle.unwrap());
+        }
+        .unwrap();
         at[component] += n;
     }
 }

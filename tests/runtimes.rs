@@ -69,7 +69,7 @@ fn plain_threads() {
         let mut minibatches = store.minibatches();
         let producer = std::thread::spawn(move || {
             for batch in 0..40 {
-                drop(store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), "a").unwrap());
+                store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), "a").unwrap();
             }
         });
         assert_exactly(0..200, &drain(&mut minibatches));
@@ -161,7 +161,7 @@ fn a_store_outlives_its_runtime() {
             drop(runtime); // does not wait for ever
             let producer = std::thread::spawn(move || {
                 for batch in 4..40 {
-                    drop(store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), 0).unwrap());
+                    store.extend_blocking(rows(batch * 5..batch * 5 + 5, 3), 0).unwrap();
                 }
             });
             assert_exactly(0..200, &drain(&mut minibatches));

@@ -55,11 +55,7 @@ pub(crate) fn child() {
     thread::scope(|scope| {
         let mut minibatches = store.minibatches();
         let store = &store;
-        scope.spawn(
-            move || {
-                while store.extend_blocking(Array2::<f32>::ones((BATCH, FEATURES)), 0).map(drop).is_ok() {}
-            },
-        );
+        scope.spawn(move || while store.extend_blocking(Array2::<f32>::ones((BATCH, FEATURES)), 0).is_ok() {});
         consume(&mut minibatches, 4 * store.window() / BATCH, true);
     });
     if let Some(peak) = peak() {

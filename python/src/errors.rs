@@ -1,6 +1,6 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
-use activation_store::{BuildError, IndexError, ReadError, ShapeError, ViewError, WriteError};
+use activation_store::{BuildError, IndexError, ReadError, ShapeError, UnknownDType, ViewError, WriteError};
 use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -28,6 +28,7 @@ impl IntoPython for WriteError {
             WriteError::Closed(_) => python::StoreClosedError::new_err(message),
             WriteError::Component(_) => PyIndexError::new_err(message),
             WriteError::Elements { .. } => PyTypeError::new_err(message),
+            WriteError::Earlier(error) => error.kind(message),
             WriteError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
@@ -75,6 +76,12 @@ impl IntoPython for BuildError {
 }
 
 impl IntoPython for ShapeError {
+    fn kind(&self, message: String) -> PyErr {
+        PyValueError::new_err(message)
+    }
+}
+
+impl IntoPython for UnknownDType {
     fn kind(&self, message: String) -> PyErr {
         PyValueError::new_err(message)
     }

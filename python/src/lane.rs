@@ -56,7 +56,8 @@ macro_rules! takes {
             }
 
             fn wait_for_room(&self, component: usize, timeout: Duration) -> bool {
-                <$type>::wait_for_room(self, component, Some(timeout))
+                // An unknown component is told by the call that follows.
+                <$type>::wait_for_room(self, component, Some(timeout)).unwrap_or(true)
             }
         }
     };

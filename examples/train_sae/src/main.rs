@@ -216,9 +216,6 @@ fn capture_all(hooked: &Hooked, shares: &[Vec<Sequence>], rows: usize, store: &R
 fn capture_one(hooked: &Hooked, share: &[Sequence], rows: usize, lane: &Producer) -> Result<()> {
     let width = hooked.model.width();
     hooked.capture(share, rows, &mut |component, rows| {
-        let written = lane.extend_blocking(Batch::from_vec(rows, width)?, component)?;
-        // The handle need not be awaited: the store is bounded, and a failed write surfaces at the next call.
-        drop(written);
-        Ok(())
+        Ok(lane.extend_blocking(Batch::from_vec(rows, width)?, component)?)
     })
 }
