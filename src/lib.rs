@@ -1,10 +1,21 @@
+// Where the README's links lead in these pages: of two definitions of a link, the first holds.
+//! [docs/architecture.md]: _documentation::architecture
+//! [docs/performance.md]: _documentation::performance
+//! [docs/promises.md]: _documentation::promises
+//! [docs/python.md]: _documentation::python
+//! [awaited `extend`]: _documentation::awaited_extend
+//! [concurrent capture]: _documentation::concurrent_capture
+//! [a slow trainer and its backpressure]: _documentation::slow_trainer
+//! [a store of one's own]: _documentation::custom_store
+//! [the whole program]: #try-it
+//! [its own program]: _documentation::python
 #![doc = include_str!("../README.md")]
 //!
 //! # Where to start
 //!
-//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what they have in common.
+//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what both have in common.
 //! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
-//! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) are pages of their own.
+//! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) have their own pages.
 
 mod batch;
 #[doc(hidden)]
@@ -58,14 +69,40 @@ pub use crate::{
     tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
 };
 
-/// Longer texts, for reading; nothing here is code.
+/// Longer texts and examples, for reading; nothing here is part of the API.
 pub mod _documentation {
+    /// [performance.md]: performance
+    /// [promises.md]: promises
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
+    // These pages cannot link to a picture, but they can hold it: it comes last, and an empty one is where it was.
+    /// [chart]: data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20width='0'%20height='0'/%3E
     #[doc = include_str!("../docs/performance.md")]
+    ///
+    /// ## The chart
+    ///
+    #[doc = include_str!("../docs/performance.svg")]
     pub mod performance {}
+    #[doc = include_str!("../docs/python.md")]
+    pub mod python {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
+    /// ```no_run
+    #[doc = include_str!("../examples/awaited_extend.rs")]
+    /// ```
+    pub mod awaited_extend {}
+    /// ```no_run
+    #[doc = include_str!("../examples/concurrent_capture.rs")]
+    /// ```
+    pub mod concurrent_capture {}
+    /// ```no_run
+    #[doc = include_str!("../examples/slow_trainer.rs")]
+    /// ```
+    pub mod slow_trainer {}
+    /// ```no_run
+    #[doc = include_str!("../examples/custom_store.rs")]
+    /// ```
+    pub mod custom_store {}
 }
