@@ -13,8 +13,8 @@
 //!
 //! # Where to start
 //!
-//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what both are. [`Batch`] is
-//! what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
+//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what both are.
+//! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
 //! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) have their own pages.
 
 mod batch;
