@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use ndarray::{ArcArray2, Array1, Array2, ArrayD};
+use ndarray::{ArcArray2, Array1, Array2, ArrayD, ArrayView2};
 
 use crate::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
 use crate::error::{ShapeError, WriteError};
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///
-/// Making one copies nothing, whatever the layout. An [`ArcArray2`] or [`Batch::from_owner`] lends memory that the
+/// Making one copies nothing, whatever the layout (but see [`Batch::from_dyn`]). An [`ArcArray2`] or [`Batch::from_owner`] lends memory that the
 /// caller keeps: the store drops its share once the rows are in a frame.
 ///
 /// ```
@@ -20,6 +20,7 @@ use crate::error::{ShapeError, WriteError};
 /// // The axes before the features become rows: [batch, position, features].
 /// assert_eq!(Batch::from_dyn(ArrayD::<f32>::zeros(vec![2, 4, 3]))?.rows(), 8);
 /// assert!(Batch::from_vec(vec![1.0_f32; 7], 3).is_err());
+/// assert_eq!(Batch::from(vec![5_i64, 6]).view::<i64>().unwrap(), ndarray::array![[5, 6]]);
 /// # Ok::<(), activation_store::ShapeError>(())
 /// ```
 pub struct Batch {
@@ -95,6 +96,15 @@ impl Batch {
             AnyRows::U32(_) => DType::U32,
             AnyRows::I64(_) => DType::I64,
         }
+    }
+
+    /// The values, `[rows, features]`, if they are of type `T`.
+    ///
+    /// # Panics
+    /// Panics if the owner of a batch made by [`from_owner`](Batch::from_owner) now shows fewer values than it did.
+    #[must_use]
+    pub fn view<T: Element>(&self) -> Option<ArrayView2<'_, T>> {
+        T::unwrap(&self.rows).map(Rows::view)
     }
 
     /// The values as `f32`, `[rows, features]`: a copy, for stores that keep rows in a form of their own.

@@ -34,9 +34,10 @@ pub enum Merge {
     /// In turn, 64 rows from each open lane in the order in which the lanes were opened, so that runs repeat bit for bit
     /// whatever the threads do.
     ///
-    /// A lane that falls behind makes the others wait, so the thread that feeds it must not wait for the others (for their
-    /// handles, or a flush). `queue_rows` bounds each lane on its own. Open every producer before the first write; the
-    /// store's own lane takes part once it is written to.
+    /// A lane that falls behind makes the others wait, so a thread that feeds several must hand over to all of them before
+    /// it waits for any (for a handle, or a flush). `queue_rows` bounds each lane on its own. Open every producer before
+    /// the first write, and write to the store's own lane first or not at all: a lane takes part from when it is opened, the
+    /// store's own from its first write.
     RoundRobin,
 }
 
@@ -185,8 +186,8 @@ impl RingStoreBuilder {
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
-    /// The writer takes up one blocking thread for as long as the store lives, and starts once the pool has one to spare (of
-    /// 512, unless configured otherwise). Under tokio's paused test clock that keeps time from advancing by itself; build
+    /// The writer takes up one blocking thread for as long as the store lives, and starts, and answers, once the pool has one
+    /// to spare (of 512, unless configured otherwise). Under tokio's paused test clock that keeps time from advancing by itself; build
     /// the store outside of the runtime there.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);

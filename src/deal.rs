@@ -115,12 +115,20 @@ impl Dealer {
         self.filled.iter().map(|&filled| filled as usize).sum()
     }
 
+    /// The place of a frame's `i`-th row.
+    pub(crate) fn place(&self, frame: usize, i: usize) -> Place {
+        Place { frame: frame as u32, slot: self.order.slot(i) as u32 }
+    }
+
+    /// How many rows each open frame holds.
+    pub(crate) fn filled(&self) -> &[u32] {
+        &self.filled
+    }
+
     /// The places of the rows in the open frames, frame by frame, each frame's in the order in which they came.
-    pub(crate) fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
-        let order = self.order;
-        (0_u32..).zip(&self.filled).flat_map(move |(frame, &filled)| {
-            (0..filled as usize).map(move |i| Place { frame, slot: order.slot(i) as u32 })
-        })
+    fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
+        let frames = self.filled.iter().enumerate();
+        frames.flat_map(move |(frame, &filled)| (0..filled as usize).map(move |i| self.place(frame, i)))
     }
 
     /// The places of the rows in the open frames in random order, the dealer's last act.

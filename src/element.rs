@@ -8,8 +8,9 @@ use ndarray::{ArcArray2, Array2, ArrayView2};
 
 /// The element type of a component.
 ///
-/// Floating-point rows are converted to the component's type on the way in; integer rows (token ids, positions)
-/// are kept as they are.
+/// Floating-point rows are converted to the component's type on the way in, to the nearest value: NaN stays NaN, and what
+/// is too large for the type becomes infinite (from 65,520 on in `f16`, which massive activations reach). Integer rows
+/// (token ids, positions) are kept as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum DType {
@@ -95,6 +96,9 @@ pub(crate) mod sealed {
     pub trait Plain: bytemuck::Pod + Send + Sync + std::fmt::Debug {
         /// Wraps typed rows into the type-erased form.
         fn wrap(rows: super::Rows<Self>) -> super::AnyRows;
+
+        /// The typed rows, if they are of this type.
+        fn unwrap(rows: &super::AnyRows) -> Option<&super::Rows<Self>>;
     }
 }
 
@@ -106,6 +110,10 @@ macro_rules! element {
         impl sealed::Plain for $type {
             fn wrap(rows: Rows<Self>) -> AnyRows {
                 AnyRows::$dtype(rows)
+            }
+
+            fn unwrap(rows: &AnyRows) -> Option<&Rows<Self>> {
+                if let AnyRows::$dtype(rows) = rows { Some(rows) } else { None }
             }
         }
     )*};

@@ -243,13 +243,17 @@ pub enum BuildError {
     },
     /// The memory cannot be had.
     #[error(
-        "{bytes} bytes for {what} cannot be allocated; use a smaller window or max_items, fewer features, or a smaller dtype"
+        "{bytes} bytes for {what} ({rows} rows of {row_bytes} bytes) cannot be allocated; use fewer rows or features, or a smaller dtype"
     )]
     Allocation {
         /// What the memory is for.
         what: &'static str,
         /// How much.
         bytes: usize,
+        /// For how many rows.
+        rows: usize,
+        /// Bytes of one row over all components.
+        row_bytes: usize,
     },
     /// The writer's thread could not be started.
     #[error("the writer's thread could not be started: {reason}")]
@@ -337,6 +341,12 @@ pub enum IndexError {
         /// The length of the axis.
         len: usize,
     },
+    /// A range with a step of zero.
+    #[error("the step of the {axis} range is 0; use 1 for every {axis}, or a negative step for the reverse order")]
+    ZeroStep {
+        /// `"row"`, `"component"` or `"feature"`.
+        axis: &'static str,
+    },
     /// More axes than a store has.
     #[error("{axes} indices given; a store has three axes: row, component, feature")]
     TooManyAxes {
@@ -359,7 +369,9 @@ pub enum IndexError {
         other_features: usize,
     },
     /// The component holds integers, which `get` does not convert.
-    #[error("component {component} holds {dtype}; get returns f32, so view a minibatch as {dtype} instead")]
+    #[error(
+        "component {component} holds {dtype}, and get returns f32; select other components, or view a minibatch as {dtype}"
+    )]
     Integers {
         /// The component.
         component: usize,

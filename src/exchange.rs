@@ -17,6 +17,7 @@ use crate::frame::Frame;
 use crate::index::Index;
 use crate::minibatch::Minibatch;
 use crate::pool::Pool;
+use crate::queue::Room;
 use crate::sync::lock;
 
 /// What reaches the writer past the queue.
@@ -40,6 +41,7 @@ pub(crate) struct Exchange {
     pub(crate) arrivals: Arc<Notify>,
     pub(crate) fate: Arc<Fate>,
     pool: Arc<Pool>,
+    room: Arc<Room>,
     control: Sender<Control>,
     nudges: Sender<()>,
 }
@@ -107,6 +109,7 @@ impl Exchange {
         open_frames: usize,
         pool: Arc<Pool>,
         fate: Arc<Fate>,
+        room: Arc<Room>,
         control: Sender<Control>,
         nudges: Sender<()>,
     ) -> Self {
@@ -122,7 +125,8 @@ impl Exchange {
             writer_waits_since: None,
             counts: Counts { components, open_frames, ..Counts::default() },
         };
-        Exchange { capacity, state: Mutex::new(state), arrivals: Arc::new(Notify::new()), fate, pool, control, nudges }
+        let arrivals = Arc::new(Notify::new());
+        Exchange { capacity, state: Mutex::new(state), arrivals, fate, pool, room, control, nudges }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -142,13 +146,13 @@ impl Exchange {
         change(&mut lock(&self.state).counts)
     }
 
-    /// The counts, with the waits that go on.
-    pub(crate) fn counts(&self) -> Counts {
+    /// The counts, with the waits that go on, and what `also` reads at the same moment.
+    pub(crate) fn counts<T>(&self, also: impl FnOnce() -> T) -> (Counts, T) {
         let mut state = lock(&self.state);
         state.count_waits();
         let mut counts = state.counts.clone();
         counts.producer_wait += state.writer_waits_since.map_or(Duration::ZERO, |since| since.elapsed());
-        counts
+        (counts, also())
     }
 
     /// The writer waits for consumers from now on.
@@ -227,7 +231,7 @@ impl Exchange {
             state.ended = true;
             state.counts.open_frames = 0;
         }
-        let Counts { minibatches_served, producer_wait, consumer_wait, .. } = self.counts();
+        let (Counts { minibatches_served, producer_wait, consumer_wait, .. }, ()) = self.counts(|| ());
         tracing::info!(minibatches_served, ?producer_wait, ?consumer_wait, "no more minibatches become ready");
         self.pool.dissolve();
         if matches!(self.fate.closed_by(), Some(ClosedBy::Abort | ClosedBy::NoConsumers)) {
@@ -291,6 +295,8 @@ impl Exchange {
             // The writer may not have read that.
             self.discard_all();
         }
+        // Nor may it have started.
+        self.room.look_again();
     }
 
     fn has_ended(&self) -> bool {

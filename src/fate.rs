@@ -21,8 +21,8 @@ pub(crate) struct Fate {
 impl Fate {
     /// Permission to hand something to the writer; it cannot close while this is held.
     pub(crate) fn enter(&self) -> Result<RwLockReadGuard<'_, Option<ClosedBy>>, WriteError> {
-        self.check_poison()?;
         let gate = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        self.check_poison()?;
         match *gate {
             None => Ok(gate),
             Some(by) => Err(WriteError::Closed(by)),
@@ -49,9 +49,11 @@ impl Fate {
         *self.closed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that the writer panicked.
+    /// Records that the writer panicked. Nothing more is handed to it once this returns.
     pub(crate) fn poison(&self, cause: &str) {
         let _ = self.poison.set(cause.into());
+        // Whoever was let in before has left after this.
+        drop(self.closed.write());
     }
 
     pub(crate) fn poisoned(&self) -> Option<Arc<str>> {

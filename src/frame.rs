@@ -72,14 +72,11 @@ pub(crate) struct Reserved {
 impl Reserved {
     /// Obtains memory for `count` frames.
     pub(crate) fn new(layout: &Arc<Layout>, count: usize, what: &'static str) -> Result<Self, BuildError> {
-        let overflow = || BuildError::Overflow {
-            what,
-            rows: count.saturating_mul(layout.rows()),
-            row_bytes: layout.bytes() / layout.rows().max(1),
-        };
+        let (rows, row_bytes) = (count.saturating_mul(layout.rows()), layout.bytes() / layout.rows().max(1));
+        let overflow = || BuildError::Overflow { what, rows, row_bytes };
         let total =
             layout.bytes().checked_mul(count).filter(|&total| isize::try_from(total).is_ok()).ok_or_else(overflow)?;
-        let refused = || BuildError::Allocation { what, bytes: total };
+        let refused = || BuildError::Allocation { what, bytes: total, rows, row_bytes };
         // Asked for in one piece first: an operating system that overcommits refuses only single requests that are too large.
         drop(Chunk::allocate(total).ok_or_else(refused)?);
         let per_chunk = (CHUNK / layout.bytes()).max(1);

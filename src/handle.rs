@@ -26,7 +26,8 @@ pub struct Written {
 ///
 /// A future that any executor can poll, and that a thread can [`wait`](WriteHandle::wait) on. It resolves when the
 /// store holds the rows within its bounds (in the ring, or set aside until their other components come), or with the
-/// error. Memory lent with the batch has been released by then.
+/// error. Memory lent with the batch has been released by then, or, if the rows were set aside, once the writes of their
+/// other components have resolved, too.
 ///
 /// # Cancel safety
 /// Dropping the handle neither cancels nor loses the write. If the write fails all the same, the next call on the

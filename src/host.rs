@@ -111,10 +111,15 @@ fn drive<T: Task>(mut task: T) -> Option<T> {
         Err(panic) => {
             task.fail(message(&*panic));
             // What the task still holds may panic again when dropped.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
+            drop_quietly(task);
             None
         }
     }
+}
+
+/// Drops foreign memory where a panic of its own must stop nothing.
+pub(crate) fn drop_quietly<T>(foreign: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(foreign)));
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

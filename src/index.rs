@@ -1,6 +1,6 @@
 //! What [`get`](crate::ActivationStore::get) can be asked for.
 
-use std::ops::{Range, RangeFull};
+use std::ops::{Range, RangeFrom, RangeFull, RangeTo};
 
 use ndarray::{ArrayD, Dimension, IxDyn, Slice, SliceInfo, SliceInfoElem};
 
@@ -8,7 +8,7 @@ use crate::error::IndexError;
 
 /// Rows, components and features to get: up to three indices or ranges.
 ///
-/// Made from a row, a (row, component) or (row, component, feature) tuple, a range of rows, or anything that
+/// Made from a row, a (row, component) or (row, component, feature) tuple, a range of rows (`2..6`, `2..`, `..6`, `..`), or anything that
 /// [`ndarray::s!`] can say, with steps and negative indices. An index takes its axis away, a range keeps it; axes that
 /// are left out are taken whole.
 ///
@@ -17,8 +17,8 @@ use crate::error::IndexError;
 /// use ndarray::{Array2, s};
 ///
 /// let store = TensorStore::builder().component("a", 3).component("b", 3).max_items(10).build()?;
-/// store.extend(Array2::<f32>::zeros((10, 3)), 0)?;
-/// store.extend(Array2::<f32>::ones((10, 3)), 1)?;
+/// store.extend(Array2::<f32>::zeros((10, 3)), 0)?.wait()?;
+/// store.extend(Array2::<f32>::ones((10, 3)), 1)?.wait()?;
 /// assert_eq!(store.get(4)?.shape(), [2, 3]); // [component, feature]
 /// assert_eq!(store.get((4, 1))?.shape(), [3]); // [feature]
 /// assert_eq!(store.get((4, 1, 2))?.shape(), []); // a number
@@ -51,9 +51,24 @@ impl From<(usize, usize, usize)> for Index {
 
 impl From<Range<usize>> for Index {
     fn from(rows: Range<usize>) -> Self {
-        let (start, end) = (signed(rows.start), Some(signed(rows.end)));
-        Index { axes: vec![Slice { start, end, step: 1 }.into()] }
+        between(rows.start, Some(rows.end))
     }
+}
+
+impl From<RangeFrom<usize>> for Index {
+    fn from(rows: RangeFrom<usize>) -> Self {
+        between(rows.start, None)
+    }
+}
+
+impl From<RangeTo<usize>> for Index {
+    fn from(rows: RangeTo<usize>) -> Self {
+        between(0, Some(rows.end))
+    }
+}
+
+fn between(start: usize, end: Option<usize>) -> Index {
+    Index { axes: vec![Slice { start: signed(start), end: end.map(signed), step: 1 }.into()] }
 }
 
 /// A position, which is past the end of any axis if it has no signed counterpart: those below zero count from the end.
@@ -174,7 +189,10 @@ fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>,
             .ok_or(IndexError::OutOfRange { axis, index, len })
     };
     let (start, end) = (bound(range.start)?, bound(range.end.unwrap_or(len as isize))?);
-    let step = range.step.unsigned_abs().max(1);
+    let step = range.step.unsigned_abs();
+    if step == 0 {
+        return Err(IndexError::ZeroStep { axis });
+    }
     let forward = start..end.max(start);
     Ok(if range.step < 0 { forward.rev().step_by(step).collect() } else { forward.step_by(step).collect() })
 }

@@ -45,12 +45,13 @@ impl Intake {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let counts = self.exchange.counts();
+        let queued = || self.queued.iter().map(|rows| rows.load(Ordering::SeqCst) as u64).collect::<Vec<_>>();
+        let (counts, queued) = self.exchange.counts(queued);
         let whole = counts.whole_rows() as u64;
         let component = |(i, component): (usize, &Component)| ComponentStats {
             name: component.name.clone(),
             accepted: counts.components[i].accepted,
-            queued: self.queued[i].load(Ordering::Relaxed) as u64,
+            queued: queued[i],
             resident: counts.components[i].staged + whole,
             served: counts.components[i].served,
             dropped: counts.components[i].dropped,

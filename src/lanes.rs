@@ -271,6 +271,11 @@ impl Lane {
         }
     }
 
+    /// Everything that is left.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = impl Sized> {
+        self.columns.iter_mut().flat_map(|column| column.pending.drain(..))
+    }
+
     /// Forgets what was not accepted: its replies are lost.
     pub(crate) fn refuse(&mut self) {
         for (component, column) in self.columns.iter_mut().enumerate() {

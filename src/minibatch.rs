@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
+use half::{bf16, f16};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
 
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::error::ViewError;
 use crate::frame::Frame;
 use crate::layout::{Component, ComponentKey, Layout};
@@ -21,8 +22,8 @@ use crate::pool::Pool;
 /// use ndarray::Array2;
 ///
 /// let store = RingStore::builder().component("attn", 4).component("mlp", 4).batch_size(8).window(32).build()?;
-/// store.extend(Array2::<f32>::zeros((40, 4)), "attn")?;
-/// store.extend(Array2::<f32>::ones((40, 4)), "mlp")?;
+/// drop(store.extend(Array2::<f32>::zeros((40, 4)), "attn")?);
+/// drop(store.extend(Array2::<f32>::ones((40, 4)), "mlp")?);
 /// store.close();
 /// for minibatch in store.minibatches().blocking() {
 ///     let minibatch = minibatch?;
@@ -86,6 +87,23 @@ impl Minibatch {
         let values =
             bytemuck::cast_slice_mut(self.frame.as_mut().map_or(&mut [], |frame| frame.rows_mut(component, self.rows)));
         Ok(ArrayViewMut2::from_shape(shape, values).expect("a component is rows × features values"))
+    }
+
+    /// A component's rows as `f32`, `[row, feature]`, whatever its element type: a copy, by number or name.
+    ///
+    /// Integers are rounded to the nearest `f32`.
+    ///
+    /// # Errors
+    /// [`ViewError::Component`] if there is no such component.
+    pub fn to_f32(&self, component: impl ComponentKey) -> Result<Array2<f32>, ViewError> {
+        let component = self.layout.find(component)?;
+        match self.components()[component].dtype {
+            DType::F32 => self.view::<f32>(component).map(|rows| rows.to_owned()),
+            DType::F16 => self.view::<f16>(component).map(|rows| rows.mapv(f32::from)),
+            DType::BF16 => self.view::<bf16>(component).map(|rows| rows.mapv(f32::from)),
+            DType::U32 => self.view::<u32>(component).map(|rows| rows.mapv(|value| value as f32)),
+            DType::I64 => self.view::<i64>(component).map(|rows| rows.mapv(|value| value as f32)),
+        }
     }
 
     /// All components, `[row, component, feature]`, without a copy.

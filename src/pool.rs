@@ -50,7 +50,7 @@ impl Pool {
             return Ok(frame);
         }
         let mut frames = Reserved::new(&self.layout, 1, "a minibatch")?.touch();
-        frames.pop().ok_or(BuildError::Allocation { what: "a minibatch", bytes: self.layout.bytes() })
+        Ok(frames.remove(0))
     }
 
     /// Counts a frame as with a consumer.

@@ -108,7 +108,7 @@ impl Budget {
     /// Counts rows in, over the bound if need be.
     pub(crate) fn enter(&self, component: usize, rows: usize) {
         self.queued[component].fetch_add(rows, Ordering::SeqCst);
-        self.total[component].fetch_add(rows, Ordering::Relaxed);
+        self.total[component].fetch_add(rows, Ordering::SeqCst);
     }
 
     /// Counts rows in if there is room. A batch larger than the bound fits when nothing else is queued.
@@ -116,7 +116,7 @@ impl Budget {
         let fits = |queued: usize| (queued == 0 || queued.saturating_add(rows) <= self.bound).then_some(queued + rows);
         let entered = self.queued[component].fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok();
         if entered {
-            self.total[component].fetch_add(rows, Ordering::Relaxed);
+            self.total[component].fetch_add(rows, Ordering::SeqCst);
         }
         entered
     }
@@ -128,7 +128,7 @@ impl Budget {
         if before > self.bound && before - rows <= self.bound {
             self.room.opened.store(true, Ordering::SeqCst);
         }
-        self.total[component].fetch_sub(rows, Ordering::Relaxed);
+        self.total[component].fetch_sub(rows, Ordering::SeqCst);
     }
 
     /// Whether the queue is within its bound.

@@ -64,17 +64,15 @@ impl Ring {
         }
     }
 
-    /// Places of all rows in the ring, the full frame's first.
-    pub(crate) fn places(&self) -> Vec<Place> {
-        let full = self.full.into_iter().flat_map(|frame| {
-            (0..self.layout.rows()).map(move |slot| Place { frame: frame as u32, slot: slot as u32 })
-        });
-        full.chain(self.dealer.occupied()).collect()
-    }
-
-    /// A row in the ring.
-    pub(crate) fn row(&self, place: Place, component: usize) -> &[u8] {
-        self.open[place.frame as usize].row(component, place.slot as usize)
+    /// Numbers the rows in the ring: frame by frame, the full frame's first.
+    pub(crate) fn rows(&self) -> Rows<'_> {
+        let mut end = if self.full.is_some() { self.layout.rows() } else { 0 };
+        let mut ends = vec![end];
+        ends.extend(self.dealer.filled().iter().map(|&filled| {
+            end += filled as usize;
+            end
+        }));
+        Rows { ring: self, ends }
     }
 
     /// Discards all rows and starts again. Returns how many they were.
@@ -91,6 +89,29 @@ impl Ring {
     }
 }
 
+/// The rows in a ring, numbered.
+pub(crate) struct Rows<'a> {
+    ring: &'a Ring,
+    /// Where the numbers of the full frame's rows end, then those of every open frame's.
+    ends: Vec<usize>,
+}
+
+impl Rows<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The `n`-th row, of less than `len()`.
+    pub(crate) fn row(&self, n: usize, component: usize) -> &[u8] {
+        let part = self.ends.partition_point(|&end| end <= n);
+        let (frame, slot) = match (part.checked_sub(1), self.ring.full) {
+            (None, full) => (full.unwrap_or(0), n),
+            (Some(frame), _) => (frame, self.ring.dealer.place(frame, n - self.ends[frame]).slot as usize),
+        };
+        self.ring.open[frame].row(component, slot)
+    }
+}
+
 /// What is left in the ring when no more rows come.
 #[derive(Debug)]
 pub(crate) struct Rest {
@@ -102,7 +123,7 @@ pub(crate) struct Rest {
 impl Rest {
     /// How many rows the next minibatch will have: fewer than `batch` at the very end, then none.
     pub(crate) fn next_rows(&self, batch: usize) -> usize {
-        batch.min(self.places.len() - self.served)
+        batch.min(self.len())
     }
 
     /// Fills `frame` with the next rows.
@@ -115,18 +136,19 @@ impl Rest {
 
     /// Discards the rows not served yet. Returns how many they were.
     pub(crate) fn clear(&mut self) -> usize {
-        let rows = self.places().len();
+        let rows = self.len();
         self.served = self.places.len();
         rows
     }
 
-    /// Places of the rows not served yet.
-    pub(crate) fn places(&self) -> &[Place] {
-        &self.places[self.served..]
+    /// How many rows have not been served yet.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len() - self.served
     }
 
-    /// A row not served yet.
-    pub(crate) fn row(&self, place: Place, component: usize) -> &[u8] {
+    /// The `n`-th of them.
+    pub(crate) fn row(&self, n: usize, component: usize) -> &[u8] {
+        let place = self.places[self.served + n];
         self.open[place.frame as usize].row(component, place.slot as usize)
     }
 }

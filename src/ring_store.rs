@@ -97,9 +97,9 @@ impl RingStore {
         let (nudge, nudges) = bounded(1);
         let pool = Arc::new(Pool::new(config.layout.clone(), spare));
         let fate = Arc::new(Fate::default());
-        let exchange =
-            Arc::new(Exchange::new(config.ready_frames, config.open_frames, pool, fate, control.clone(), nudge));
         let room = Arc::new(Room::default());
+        let (ready, open) = (config.ready_frames, config.open_frames);
+        let exchange = Arc::new(Exchange::new(ready, open, pool, fate, room.clone(), control.clone(), nudge));
         let queued: Arc<Vec<_>> = Arc::new((0..config.layout.n_components()).map(|_| AtomicUsize::new(0)).collect());
         let budget = Arc::new(Budget::new(config.queue_rows, queued.clone(), room.clone()));
         let writer = Writer::new(
@@ -183,7 +183,6 @@ impl RingStore {
     pub fn abort(&self) {
         if self.intake().exchange.fate.close(ClosedBy::Abort) {
             self.intake().exchange.abandon();
-            self.intake().room.look_again();
         }
     }
 
@@ -204,7 +203,7 @@ impl RingStore {
         self.intake().exchange.fate.enter().is_err()
     }
 
-    /// Counts. Rows accepted, resident, served and dropped are counted at the same moment.
+    /// Counts, all taken at the same moment but for the frames that consumers have.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.intake().stats()
@@ -247,7 +246,8 @@ impl RingStore {
     /// [`IndexError`] for an index past the end, components of integers or of different widths, or a store that has ended.
     ///
     /// # Blocking
-    /// Blocks until the writer answers: as long as it takes to deal the batch it is at.
+    /// Blocks until the writer answers: as long as it takes to deal the batch it is at. Writer and consumers wait while it
+    /// copies the values.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
         self.intake().get(index.into())
     }

@@ -29,6 +29,10 @@ impl RowReader {
     ///
     /// The batch's elements must convert to the component's (`Layout::check` sees to that).
     pub(crate) fn read(&mut self, batch: &Batch, range: Range<usize>, each: impl FnMut(usize, &[u8])) {
+        if range.is_empty() {
+            // Such a batch may say that it has no features.
+            return;
+        }
         with_rows!(&batch.rows, rows => self.read_typed(rows.view(), range, each));
     }
 

@@ -1,6 +1,7 @@
 //! A store of fixed size: fill it, shuffle it, index it, loop over it.
 
 use std::fmt;
+use std::iter::FusedIterator;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -19,7 +20,7 @@ use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
 use crate::fate::Fate;
 use crate::frame::{Frame, Reserved};
 use crate::handle::{Reply, WriteHandle, Written};
-use crate::host::{self, Exit, Task};
+use crate::host::{self, Exit, Task, drop_quietly};
 use crate::index::Index;
 use crate::layout::{Component, ComponentKey, Layout};
 use crate::minibatch::Minibatch;
@@ -138,6 +139,11 @@ impl Task for TensorWriter {
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
         self.tensor.fate.poison(cause);
+        // Each on its own: foreign memory may panic when dropped, and what lies behind it must not be leaked, for somebody
+        // waits for its reply.
+        while let Ok(job) = self.jobs.try_recv() {
+            drop_quietly(job);
+        }
     }
 }
 
@@ -258,7 +264,12 @@ impl TensorStoreBuilder {
         let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
         let memory = Reserved::new(&layout, 1, "max_items rows")?;
         let bytes = layout.bytes();
-        let rows = memory.touch().pop().ok_or(BuildError::Allocation { what: "max_items rows", bytes })?;
+        let rows = memory.touch().pop().ok_or(BuildError::Allocation {
+            what: "max_items rows",
+            bytes,
+            rows: layout.rows(),
+            row_bytes: bytes / layout.rows(),
+        })?;
         let tensor = Arc::new(Tensor {
             data: RwLock::new(Data {
                 rows,
@@ -304,9 +315,10 @@ impl TensorStore {
             Ok(component) => component,
             Err(error) => return Err(Refused { error, batch }),
         };
-        if let Some(cause) = self.tensor.fate.poisoned() {
-            return Err(Refused { error: WriteError::Poisoned { cause }, batch });
-        }
+        let _open = match self.tensor.fate.enter() {
+            Ok(open) => open,
+            Err(error) => return Err(Refused { error, batch }),
+        };
         let mut handed = lock(&self.tensor.handed);
         let (first, rows) = (handed[component], batch.rows());
         if rows > layout.rows() - first {
@@ -424,6 +436,12 @@ impl TensorStore {
     ///
     /// # Errors
     /// [`BuildError`] if `batch_size` is 0, two minibatches of that size cannot be allocated, or the writer panicked.
+    ///
+    /// # Panics
+    /// The iterator panics if there is no memory for another minibatch while the caller keeps all earlier ones.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before, as do [`len`](Self::len), [`get`](Self::get) and [`shuffle`](Self::shuffle).
     pub fn epoch(&self, batch_size: usize) -> Result<Epoch, BuildError> {
         not_zero("batch_size", batch_size)?;
         self.settle();
@@ -461,8 +479,6 @@ pub struct Epoch {
 impl Iterator for Epoch {
     type Item = Minibatch;
 
-    /// # Panics
-    /// Panics if there is no memory for another minibatch while the caller keeps the earlier ones.
     fn next(&mut self) -> Option<Minibatch> {
         let rows = self.pool.layout().rows().min(self.order.len() - self.served);
         let data = self.tensor.read();
@@ -476,7 +492,14 @@ impl Iterator for Epoch {
         self.ordinal += 1;
         Some(Minibatch::new(frame, rows, self.ordinal - 1, self.pool.clone()))
     }
+
+    /// Minibatches that are left, unless the store is emptied meanwhile.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some((self.order.len() - self.served).div_ceil(self.pool.layout().rows())))
+    }
 }
+
+impl FusedIterator for Epoch {}
 
 impl ActivationStore for TensorStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {

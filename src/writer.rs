@@ -8,11 +8,10 @@ use ndarray::ArrayD;
 use tokio::sync::oneshot;
 
 use crate::config::{Config, WhenFull};
-use crate::deal::Place;
 use crate::error::{IndexError, WriteError};
 use crate::exchange::{Control, Exchange};
 use crate::frame::Reserved;
-use crate::host::{Exit, Task};
+use crate::host::{Exit, Task, drop_quietly};
 use crate::index::Index;
 use crate::lanes::{Answer, Finished, Lane, Lanes};
 use crate::layout::Layout;
@@ -101,6 +100,13 @@ impl Task for Writer {
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
         self.exchange.fate.poison(cause);
+        // Each on its own: foreign memory may panic when dropped, and what lies behind it must not be leaked, for somebody
+        // waits for its reply.
+        while let Ok(job) = self.inbox.jobs.try_recv() {
+            drop_quietly(job);
+        }
+        self.lanes.all().for_each(|lane| lane.drain().for_each(drop_quietly));
+        self.finished.drain(..).for_each(drop_quietly);
         self.exchange.end();
         self.room.look_again();
     }
@@ -253,7 +259,9 @@ impl Writer {
     fn finish_writes(&mut self) {
         // Foreign memory may panic when dropped; the answers are lost only once the cause is known.
         self.answers.extend(self.finished.iter_mut().filter_map(|(_, answer)| answer.take()));
-        self.finished.clear();
+        while let Some(done_with) = self.finished.pop() {
+            drop(done_with);
+        }
         // Part of a batch may have left the queue, too.
         self.room.tell(self.config.queue_rows / 8);
         if self.answers.is_empty() {
@@ -421,15 +429,26 @@ impl Writer {
 
     /// Reads whole rows, in the order: ready minibatches, then open frames.
     fn get(&self, index: &Index) -> Result<ArrayD<f32>, IndexError> {
-        let open = match &self.stage {
-            Stage::Starting(_) => Vec::new(),
-            Stage::Dealing(ring) => ring.places(),
-            Stage::Draining(rest) => rest.places().to_vec(),
-        };
+        match &self.stage {
+            Stage::Starting(_) => self.get_from(index, 0, |_, _| &[]),
+            Stage::Dealing(ring) => {
+                let rows = ring.rows();
+                self.get_from(index, rows.len(), |n, component| rows.row(n, component))
+            }
+            Stage::Draining(rest) => self.get_from(index, rest.len(), |n, component| rest.row(n, component)),
+        }
+    }
+
+    fn get_from<'a>(
+        &self,
+        index: &Index,
+        open_rows: usize,
+        open_row: impl Fn(usize, usize) -> &'a [u8],
+    ) -> Result<ArrayD<f32>, IndexError> {
         let layout: &Layout = &self.config.layout;
         self.exchange.with_ready(|ready| {
             let ready_rows: usize = ready.iter().map(|full| full.rows).sum();
-            index.select(ready_rows + open.len(), &layout.widths(), |mut row, component, out| {
+            index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
                 let dtype = layout.components()[component].dtype;
                 for full in ready {
                     if row < full.rows {
@@ -437,16 +456,8 @@ impl Writer {
                     }
                     row -= full.rows;
                 }
-                widen(self.open_row(open[row], component), component, dtype, out)
+                widen(open_row(row, component), component, dtype, out)
             })
         })
-    }
-
-    fn open_row(&self, place: Place, component: usize) -> &[u8] {
-        match &self.stage {
-            Stage::Starting(_) => &[],
-            Stage::Dealing(ring) => ring.row(place, component),
-            Stage::Draining(rest) => rest.row(place, component),
-        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use activation_store::{Batch, RingStore, RingStoreBuilder};
+use activation_store::{Batch, Merge, RingStore, RingStoreBuilder};
 use common::{LIMIT, Lent, assert_adds_up, assert_exactly, drain, finish, ids, rows, watchdog};
 use futures::StreamExt;
 use futures::executor::block_on;
@@ -83,6 +83,17 @@ fn try_extend_refuses_and_gives_the_batch_back() {
             // Nothing is ready where the writer is still at what is queued.
             let _ = minibatches.next_timeout(Duration::from_millis(1));
         }
+    });
+}
+
+#[test]
+fn the_queue_holds_its_bound_and_not_a_row_more() {
+    watchdog(|| {
+        let store = builder().merge(Merge::RoundRobin).build().unwrap();
+        // The lane whose turn it is has no rows, so those of the other stay in the queue.
+        let (_first, second) = (store.producer().unwrap(), store.producer().unwrap());
+        let fits = |n| second.try_extend(rows(0..n, 2), 0).map_err(|refused| assert!(refused.error.is_full())).is_ok();
+        assert_eq!([fits(15), fits(6), fits(5), fits(1)], [true, false, true, false]);
     });
 }
 
@@ -212,6 +223,14 @@ fn lent_memory_is_back_when_the_handle_resolves() {
             let handle = store.extend(Batch::from_owner(owner, 2).unwrap(), 0).unwrap();
             let _ = handle.wait().unwrap();
             assert_eq!(returned.load(Ordering::SeqCst), batch + 1);
+        }
+        // Rows that were set aside are released with the last of their components.
+        let store = builder().component("b", 2).build().unwrap();
+        let returned = Arc::new(AtomicUsize::new(0));
+        for (component, released) in [(0, 0), (1, 2)] {
+            let owner = Lent { values: vec![1.0; 20], returned: returned.clone() };
+            let _ = store.extend(Batch::from_owner(owner, 2).unwrap(), component).unwrap().wait().unwrap();
+            assert_eq!(returned.load(Ordering::SeqCst), released);
         }
     });
 }

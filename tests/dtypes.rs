@@ -105,6 +105,30 @@ fn integers_pass_as_they_are() {
     });
 }
 
+#[test]
+fn rows_of_any_type_can_be_had_as_they_are_or_as_f32() {
+    watchdog(|| {
+        let ids = Array2::from_elem((3, 1), (1_i64 << 53) + 1);
+        let batch = Batch::from(ids.clone());
+        assert_eq!(batch.view::<i64>().unwrap(), ids);
+        assert!(batch.view::<f32>().is_none());
+        let builder = RingStore::builder().component_of("id", 1, DType::I64).component_of("half", 2, DType::F16);
+        let store = builder.component_of("brain", 2, DType::BF16).component("act", 2).batch_size(3).window(3).build();
+        let store = store.unwrap();
+        drop(store.extend(batch, "id").unwrap());
+        for component in ["half", "brain", "act"] {
+            drop(store.extend(Array2::from_elem((3, 2), 1.5_f32), component).unwrap());
+        }
+        store.close();
+        let minibatch = store.minibatches().blocking().next().unwrap().unwrap();
+        for component in ["half", "brain", "act"] {
+            assert_eq!(minibatch.to_f32(component).unwrap(), Array2::from_elem((3, 2), 1.5), "{component}");
+        }
+        assert_eq!(minibatch.to_f32("id").unwrap(), ids.mapv(|id| id as f32));
+        assert!(minibatch.to_f32(4).is_err());
+    });
+}
+
 /// Fails unless equal, where any NaN equals any other.
 fn assert_same(got: f32, expected: f32, from: f32) {
     assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{from}: {got}, not {expected}");

@@ -37,6 +37,8 @@ fn numbers_take_axes_away_and_ranges_keep_them() {
         assert_eq!(get((4, 1).into()), model.slice(s![4, 1, ..]).into_dyn());
         assert_eq!(get((4, 1, 2).into()), ArrayD::from_elem(vec![], model[[4, 1, 2]]));
         assert_eq!(get((2..6).into()), model.slice(s![2..6, .., ..]).into_dyn());
+        assert_eq!(get((2..).into()), model.slice(s![2.., .., ..]).into_dyn());
+        assert_eq!(get((..6).into()), model.slice(s![..6, .., ..]).into_dyn());
         assert_eq!(get((..).into()), model.clone().into_dyn());
         assert_eq!(get(s![..;3, 1, -2..].into()), model.slice(s![..;3, 1, -2..]).into_dyn());
         assert_eq!(get(s![-1, .., 0].into()), model.slice(s![-1, .., 0]).into_dyn());
@@ -93,6 +95,9 @@ fn past_the_end_is_an_error_never_memory() {
         out_of_range(s![-11.., .., ..].into(), ("row", -11, 10));
         out_of_range(s![.., .., 2..5].into(), ("feature", 5, 4));
         assert!(matches!(store.get(s![0, NewAxis, 0]), Err(IndexError::NewAxis)));
+        let no_step = ndarray::SliceInfoElem::Slice { start: 0, end: None, step: 0 };
+        let error = store.get(&[no_step][..]).unwrap_err();
+        assert!(error.to_string().contains("the step of the row range is 0"), "{error}");
         let four = store.get(s![0, 0, 0, 0]).unwrap_err();
         assert_eq!(four.to_string(), "4 indices given; a store has three axes: row, component, feature");
     });

@@ -252,6 +252,67 @@ fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_nobody() {
     });
 }
 
+/// Memory that panics when dropped does so for every batch, not for one.
+#[test]
+fn several_panics_on_drop_leave_nobody_waiting() {
+    for abort in [false, true] {
+        watchdog(move || {
+            let store = builder().build().unwrap();
+            let mut minibatches = store.minibatches();
+            let mut handles = vec![store.extend(rows(0..200, 2), 0).unwrap()];
+            handles.extend((0..3).map(|_| store.extend(bomb(Kind::Drop, 8), 0).unwrap()));
+            handles.push(store.extend(rows(0..8, 2), 0).unwrap());
+            let flush = store.flush();
+            if abort {
+                store.abort();
+            }
+            while let Ok(Some(_)) = minibatches.next_timeout(LIMIT) {}
+            // The writer has ended, one way or the other; some of these may have been done before.
+            let outcomes: Vec<_> = handles.into_iter().map(|handle| handle.wait()).collect();
+            assert!(outcomes.last().unwrap().is_err());
+            let _ = flush.wait();
+
+            let tensor = TensorStore::builder().component("a", 2).max_items(10_000).build().unwrap();
+            let mut handles = vec![tensor.extend(rows(0..2000, 2), 0).unwrap()];
+            handles.extend((0..20).filter_map(|_| tensor.extend(bomb(Kind::Drop, 8), 0).ok()));
+            for handle in handles {
+                let _ = handle.wait();
+            }
+            assert_poisoned(&tensor.extend(rows(0..8, 2), 0).unwrap_err().error, Kind::Drop);
+        });
+    }
+}
+
+/// Both batches of a row are done with in the same step.
+#[test]
+fn two_components_that_panic_on_drop_at_once_poison_once() {
+    watchdog(|| {
+        let store = pair().build().unwrap();
+        let both = [store.extend(bomb(Kind::Drop, 8), "a").unwrap(), store.extend(bomb(Kind::Drop, 8), "b").unwrap()];
+        for handle in both {
+            let _ = handle.wait();
+        }
+        while !store.is_closed() {
+            thread::yield_now();
+        }
+        assert_poisoned(&store.extend(rows(0..8, 2), "a").unwrap_err().error, Kind::Drop);
+    });
+}
+
+#[test]
+fn the_panic_is_the_last_item_of_a_stream() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let _ = store.extend(bomb(Kind::Read, 8), 0).unwrap().wait().unwrap_err();
+        assert!(minibatches.blocking().next().unwrap().unwrap_err().is_poisoned());
+        assert!(minibatches.blocking().next().is_none());
+        assert!(block_on(minibatches.next()).is_none());
+        // Asked with a time limit, it says so each time.
+        assert!(minibatches.next_timeout(LIMIT).unwrap_err().is_poisoned());
+    });
+}
+
 fn pair() -> RingStoreBuilder {
     builder().component("b", 2)
 }

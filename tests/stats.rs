@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use activation_store::{Minibatch, ReadError, RingStore, RingStoreBuilder, Stats, WhenFull};
+use activation_store::{Minibatch, ReadError, RingStore, RingStoreBuilder, WhenFull};
 use common::{LIMIT, assert_adds_up, drain, rows, watchdog};
+use futures::{FutureExt, StreamExt};
 
 fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 2).component("b", 1).batch_size(10).window(40).ready_frames(2).queue_rows(20)
@@ -126,16 +127,91 @@ fn queued_rows_are_those_the_store_has_not_taken() {
         let store = RingStore::builder().component("a", 2).batch_size(10).window(40).ready_frames(1).build().unwrap();
         drop(store.extend(rows(0..30, 2), 0).unwrap());
         drop(store.extend(rows(30..500, 2), 0).unwrap());
-        // The numbers of rows queued and accepted are not read at the same moment while the writer works; soon it waits.
-        let adds_up = |stats: &Stats| stats.components[0].accepted + stats.components[0].queued == 500;
-        while store.stats().components[0].accepted < 30 || !adds_up(&store.stats()) {
+        while store.stats().components[0].accepted < 30 {
             thread::yield_now();
         }
+        let component = &store.stats().components[0];
+        assert_eq!(component.accepted + component.queued, 500);
         assert!(store.stats().components[0].queued > 400);
         store.abort();
         while store.stats().components[0].queued > 0 {
             thread::yield_now();
         }
+    });
+}
+
+#[test]
+fn queued_and_accepted_are_counted_at_the_same_moment() {
+    watchdog(|| {
+        let store = builder().max_skew(100_000).build().unwrap();
+        let mut minibatches = store.minibatches();
+        let handed = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| drain(&mut minibatches));
+            scope.spawn(|| {
+                for at in (0..30_000).step_by(12) {
+                    store.extend_blocking(rows(at..at + 12, 2), 0).unwrap();
+                    store.extend_blocking(rows(at..at + 12, 1), 1).unwrap();
+                    handed.store(at + 12, Ordering::SeqCst);
+                }
+                store.close();
+            });
+            while !store.is_closed() {
+                let least = handed.load(Ordering::SeqCst) as u64;
+                for component in &store.stats().components {
+                    assert!(component.accepted + component.queued >= least, "{component:?}: {least} handed over");
+                }
+            }
+        });
+    });
+}
+
+/// A consumer waits from when it finds nothing until there is something, however it goes on then.
+#[test]
+fn only_waiting_counts_as_waiting() {
+    let moment = Duration::from_millis(20);
+    let let_pass = move |since: Instant| {
+        while since.elapsed() < moment {
+            thread::yield_now();
+        }
+    };
+    watchdog(move || {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        assert!(minibatches.next().now_or_never().is_none());
+        let asked = Instant::now();
+        let_pass(asked);
+        assert!(store.stats().consumer_wait >= moment, "while it goes on");
+        drop(store.extend(rows(0..100, 1), 1).unwrap());
+        drop(store.extend(rows(0..100, 2), 0).unwrap());
+        while store.stats().frames_ready == 0 {
+            thread::yield_now();
+        }
+        let waited = store.stats().consumer_wait;
+        assert!(waited >= moment && waited <= asked.elapsed() + moment);
+        // What it does now is not waiting.
+        let_pass(Instant::now());
+        assert_eq!(store.stats().consumer_wait, waited);
+        drop(minibatches.next_timeout(LIMIT).unwrap().unwrap());
+        assert_eq!(store.stats().consumer_wait, waited);
+        // The end ends a wait, and so does dropping the consumer.
+        let mut second = minibatches.clone();
+        store.close();
+        drain(&mut minibatches);
+        assert!(second.next().now_or_never().unwrap().is_none());
+        let waited = store.stats().consumer_wait;
+        let_pass(Instant::now());
+        assert_eq!(store.stats().consumer_wait, waited);
+    });
+    watchdog(move || {
+        let store = builder().build().unwrap();
+        let _keeps_it_open = store.minibatches();
+        let mut minibatches = store.minibatches();
+        assert!(minibatches.next().now_or_never().is_none());
+        drop(minibatches);
+        let waited = store.stats().consumer_wait;
+        let_pass(Instant::now());
+        assert_eq!(store.stats().consumer_wait, waited);
     });
 }
 
@@ -154,13 +230,14 @@ fn waits_are_counted_on_the_side_that_waits() {
         while store.stats().components[0].accepted < 43 {
             thread::yield_now();
         }
-        let full_since = Instant::now();
-        while full_since.elapsed() < Duration::from_millis(20) {
-            thread::yield_now();
+        while store.stats().producer_wait < Duration::from_millis(20) {
+            thread::yield_now(); // counted while it goes on
         }
+        let before = store.stats().consumer_wait;
         store.close();
         drain(&mut minibatches);
         let stats = store.stats();
-        assert!(stats.producer_wait > Duration::ZERO, "{stats:?}");
+        assert!(stats.producer_wait >= Duration::from_millis(20), "{stats:?}");
+        assert!(stats.consumer_wait >= before, "{stats:?}");
     });
 }

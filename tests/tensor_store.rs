@@ -97,6 +97,10 @@ fn every_epoch_has_every_row_once_in_another_order() {
             assert_ne!(served.concat(), (0..90).collect::<Vec<_>>());
         }
         assert!((1..4).all(|i| epochs[i] != epochs[i - 1]));
+        let mut under_way = store.epoch(32).unwrap();
+        assert_eq!(under_way.size_hint(), (0, Some(3)));
+        drop(under_way.next());
+        assert_eq!(under_way.size_hint(), (0, Some(2)));
         let ordinals: Vec<_> = store.epoch(32).unwrap().map(|minibatch| minibatch.ordinal()).collect();
         assert_eq!(ordinals, [0, 1, 2]);
         // A minibatch larger than the store holds what there is.
@@ -240,6 +244,8 @@ fn batches_without_rows_or_features_change_nothing() {
             Batch::from_vec(Vec::<f32>::new(), 3).unwrap(),
             Batch::from_vec(Vec::<f32>::new(), 0).unwrap(),
             Batch::from_owner(Vec::<f32>::new(), 0).unwrap(),
+            // To be converted, if there were anything.
+            Batch::from_vec(Vec::<half::f16>::new(), 0).unwrap(),
         ] {
             assert_eq!(store.extend(empty, 0).unwrap().wait().unwrap().rows, 0);
         }

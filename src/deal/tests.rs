@@ -161,6 +161,20 @@ fn another_seed_deals_otherwise_and_a_restart_goes_on() {
 }
 
 #[test]
+fn a_restart_staggers_the_frames_again() {
+    let (frames, slots) = (8, 24);
+    let mut dealer = Dealer::new(frames, slots, 1);
+    let start = rows_at_start(frames, slots);
+    let staggered: Vec<u32> = (0..frames).map(|m| (slots * m / frames) as u32).collect();
+    for rows_before in [0, 3, frames * slots / 2 + 3, 3 * frames * slots + 5] {
+        deal(&mut dealer, rows_before, &mut std::iter::repeat(100));
+        dealer.restart();
+        deal(&mut dealer, start, &mut std::iter::repeat(100));
+        assert_eq!(dealer.filled(), staggered, "after {rows_before} rows");
+    }
+}
+
+#[test]
 fn an_eighth_of_a_frame_spreads_over_the_window_whether_stripes_take_single_rows_or_groups() {
     for (frames, slots, gap) in
         [(8, 4096, STRIPES), (MANY_FRAMES, 4096, (STRIPES - 1) * GROUP + 1), (MANY_FRAMES, 4104, STRIPES)]
