@@ -5,7 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use activation_store::{ActivationStore, ActivationStoreExt, Batch, Index, IndexError, Refused, TensorStore};
-use activation_store::{TestData, WriteError, WriteHandle, Written};
+use activation_store::{TestData, UnknownComponent, WriteError, WriteHandle, Written};
 use ndarray::{Array1, ArrayD, Axis};
 
 const FEATURES: usize = 16;
@@ -23,7 +23,11 @@ impl MeanStore {
 impl ActivationStore for MeanStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         let mut sums = self.sums();
-        let (rows, sum) = &mut sums[component];
+        let known = format!("{} components", sums.len());
+        let Some((rows, sum)) = sums.get_mut(component) else {
+            let unknown = UnknownComponent { asked: component.to_string(), known };
+            return Err(Refused { error: unknown.into(), batch });
+        };
         let written = Written { rows: batch.rows(), first_row: *rows as u64 };
         *sum += &batch.to_f32().sum_axis(Axis(0));
         *rows += batch.rows();

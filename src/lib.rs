@@ -49,6 +49,9 @@ mod sync;
 mod tensor_store;
 mod writer;
 
+/// The versions of the crates whose types this one takes and gives.
+pub use {half, ndarray};
+
 pub use crate::{
     batch::{Batch, Refused},
     config::{Merge, RingStoreBuilder, WhenFull},

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 /// A consistent picture of a [`RingStore`](crate::RingStore).
 ///
-/// For every component, at every moment, `accepted == resident + served + dropped`.
+/// For every component, at every moment, `accepted == resident + served + dropped`. Waits that go on are counted up to now;
+/// the writer and the consumers also announce theirs as `tracing` events, at level `DEBUG`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -15,7 +16,7 @@ pub struct Stats {
     pub minibatches_served: u64,
     /// How long rows waited at the ring because the consumers had not taken the ready minibatches.
     pub producer_wait: Duration,
-    /// How long consumers waited for a minibatch, summed over them.
+    /// How long consumers waited for a minibatch to become ready, summed over them.
     pub consumer_wait: Duration,
     /// Frames being filled.
     pub frames_open: usize,

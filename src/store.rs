@@ -18,7 +18,8 @@ use crate::index::Index;
 /// use std::sync::Mutex;
 ///
 /// use activation_store::{
-///     ActivationStore, ActivationStoreExt, Batch, Index, IndexError, Refused, TestData, WriteError, WriteHandle, Written,
+///     ActivationStore, ActivationStoreExt, Batch, Index, IndexError, Refused, TestData, UnknownComponent, WriteHandle,
+///     Written,
 /// };
 /// use ndarray::ArrayD;
 ///
@@ -30,7 +31,10 @@ use crate::index::Index;
 /// impl ActivationStore for ListStore {
 ///     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
 ///         let mut rows = self.rows.lock().unwrap();
-///         let list = &mut rows[component];
+///         let Some(list) = rows.get_mut(component) else {
+///             let unknown = UnknownComponent { asked: component.to_string(), known: format!("{} lists", rows.len()) };
+///             return Err(Refused { error: unknown.into(), batch });
+///         };
 ///         let written = Written { rows: batch.rows(), first_row: list.len() as u64 };
 ///         list.extend(batch.to_f32().rows().into_iter().map(|row| row.to_vec()));
 ///         Ok(WriteHandle::ready(Ok(written)))
@@ -63,6 +67,7 @@ use crate::index::Index;
 /// store.fill_with_test_data(TestData { n_components: 2, input_features: 8, ..TestData::default() })?;
 /// assert_eq!(store.len(), 16);
 /// assert_eq!(store.get((3, 1).into())?.shape(), [8]);
+/// assert!(store.append(vec![0.0_f32; 8].into(), 2).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait ActivationStore: Send + Sync {
