@@ -56,6 +56,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stats = store.stats();
     show("end", &stats);
     assert_eq!(stats.components[0].served, (BATCHES * ROWS) as u64);
-    assert!(stats.producer_wait > stats.consumer_wait, "the trainer was the slower side");
+    assert!(!stats.producer_wait.is_zero(), "capture waited for the trainer");
     Ok(())
 }
