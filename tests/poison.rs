@@ -283,12 +283,30 @@ fn several_panics_on_drop_leave_nobody_waiting() {
     }
 }
 
+/// Unlike [`Bomb`], even while another panic unwinds, which ends the process unless each is dropped on its own.
+struct AlwaysPanics(Vec<f32>);
+
+impl AsRef<[f32]> for AlwaysPanics {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Drop for AlwaysPanics {
+    fn drop(&mut self) {
+        panic!("{}", cause(Kind::Drop));
+    }
+}
+
 /// Both batches of a row are done with in the same step.
 #[test]
 fn two_components_that_panic_on_drop_at_once_poison_once() {
     watchdog(|| {
         let store = pair().build().unwrap();
-        let both = [store.extend(bomb(Kind::Drop, 8), "a").unwrap(), store.extend(bomb(Kind::Drop, 8), "b").unwrap()];
+        let both = ["a", "b"].map(|component| {
+            let owner = AlwaysPanics(vec![0.5; 16]);
+            store.extend(Batch::from_owner(owner, 2).unwrap(), component).unwrap()
+        });
         for handle in both {
             let _ = handle.wait();
         }

@@ -205,10 +205,18 @@ fn only_waiting_counts_as_waiting() {
     });
     watchdog(move || {
         let store = builder().build().unwrap();
-        let _keeps_it_open = store.minibatches();
+        let mut another = store.minibatches();
         let mut minibatches = store.minibatches();
         assert!(minibatches.next().now_or_never().is_none());
         drop(minibatches);
+        let waited = store.stats().consumer_wait;
+        let_pass(Instant::now());
+        assert_eq!(store.stats().consumer_wait, waited);
+        // Nor is there anything to wait for at the end, whether the consumer has seen it or not.
+        let mut minibatches = store.minibatches();
+        assert!(minibatches.next().now_or_never().is_none());
+        store.close();
+        assert!(another.blocking().next().is_none());
         let waited = store.stats().consumer_wait;
         let_pass(Instant::now());
         assert_eq!(store.stats().consumer_wait, waited);
