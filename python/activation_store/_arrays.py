@@ -64,6 +64,8 @@ def rows_of(array: Any) -> Rows:
     """
     if is_tensor(array):
         return _rows_of_tensor(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("rows come as a plain array: a masked array's mask would be lost; pass it as mask=, True to keep a row")
     if isinstance(array, np.ndarray) or hasattr(array, "__array__"):
         return _rows_of_array(np.asarray(array))
     raise TypeError(f"rows come as a numpy array or a torch tensor, not as {type(array).__name__}")
@@ -100,6 +102,8 @@ def _rows_of_tensor(tensor: torch.Tensor) -> Rows:
     dtype = _element(tensor.dtype)
     if tensor.layout is not torch.strided:
         raise TypeError(f"rows come as a dense tensor; this one is {tensor.layout}: use .to_dense()")
+    if tensor.is_meta:
+        raise TypeError("a meta tensor has no values to store")
     leading, rows, features = _shape(tuple(tensor.shape))
     if tensor.numel() == 0:
         return Rows(np.empty((rows, features * _SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
@@ -131,30 +135,47 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def select(array: Any, mask: Any) -> tuple[Any, Any]:
-    """Applies a mask where the rows are, if that is a device: fewer bytes cross over."""
-    if is_tensor(array) and array.device.type != "cpu" and mask is not None:
-        mask = mask if is_tensor(mask) else torch.as_tensor(np.asarray(mask))
-        mask = _checked(mask, tuple(array.shape[:-1])).to(array.device).reshape(array.shape[:-1]) != 0
-        return array[mask], None
-    return array, mask
+    """Applies a mask in the array's own library, where that saves something: on a device fewer bytes cross over, and of
+    rows that cannot be seen as rows only the kept ones are copied."""
+    if mask is None or not _is_worth_selecting(array):
+        return array, mask
+    keep = _checked(mask, tuple(array.shape[:-1])) != 0
+    if not is_tensor(array):
+        return array[keep.detach().cpu().numpy() if is_tensor(keep) else keep], None
+    return array[torch.as_tensor(keep, device=array.device)], None
+
+
+def _is_worth_selecting(array: Any) -> bool:
+    if is_tensor(array):
+        return array.device.type != "cpu" or (array.dim() > 1 and not array.is_contiguous() and (array.dim() > 2 or array.stride(-1) != 1))
+    if not isinstance(array, np.ndarray) or array.ndim < 2 or array.flags.c_contiguous:
+        return False
+    return array.ndim > 2 or array.strides[-1] != array.itemsize
 
 
 def mask_bytes(mask: Any, leading: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A mask as one byte per row: not zero keeps the row."""
-    if is_tensor(mask):
-        mask = mask.detach().cpu().numpy()
-    mask = _checked(np.asarray(mask), leading)
-    return np.ascontiguousarray(mask.reshape(-1) if mask.dtype == np.bool_ else mask.reshape(-1) != 0).view(np.uint8)
+    keep = _checked(mask, leading) != 0
+    array: np.ndarray[Any, Any] = keep.detach().cpu().numpy() if is_tensor(keep) else keep
+    return np.ascontiguousarray(array.reshape(-1)).view(np.uint8)
 
 
 def _checked(mask: Any, leading: tuple[int, ...]) -> Any:
-    shape = tuple(mask.shape)
-    if shape not in (leading, (math.prod(leading),)):
-        raise ValueError(f"the mask has shape {shape}, but the rows have {leading}: one value per row, True to keep it")
+    """A mask in the shape of the rows' axes."""
+    if not is_tensor(mask):
+        mask = np.asarray(mask)
     name = str(mask.dtype).removeprefix("torch.")
     if not name.startswith(("bool", "int", "uint")):
         raise TypeError(f"the mask holds {name}; use booleans (or 0 and 1), True to keep a row")
-    return mask
+    if is_tensor(mask) and mask.is_meta:
+        raise TypeError("the mask is a meta tensor, which has no values")
+    shape = tuple(mask.shape)
+    if shape == (math.prod(leading),):
+        return mask.reshape(leading)
+    if shape != leading[: len(shape)] or not shape and leading:
+        raise ValueError(f"the mask has shape {shape}, but the rows have {leading}: one value per row, True to keep it")
+    mask = mask.reshape(shape + (1,) * (len(leading) - len(shape)))
+    return mask.expand(leading) if is_tensor(mask) else np.broadcast_to(mask, leading)
 
 
 class Convert(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 import numpy as np
 
 from . import _native
-from ._arrays import mask_bytes, rows_of, select
+from ._arrays import FLOATS, Rows, mask_bytes, rows_of, select
 from ._torch import HAS_TORCH, Dataset, torch
 from .errors import StoreFullError
 from .future import Future
@@ -114,38 +114,23 @@ def positive(what: str, value: Any) -> int:
         raise TypeError(f"{what} is {value!r}; it must be a whole number") from None
     if number < 1:
         raise ValueError(f"{what} is {number}; it must be at least 1")
+    if number >= 2**63:
+        raise ValueError(f"{what} is {number}; it must be less than 2**63")
     return number
+
+
+def seed_of(seed: Any) -> int:
+    """Checks a seed."""
+    try:
+        return operator.index(seed) % 2**64
+    except TypeError:
+        raise TypeError(f"seed is {seed!r}; it must be a whole number") from None
 
 
 class Stages(Protocol):
     """A native store, as far as staging goes."""
 
     def stage(self, rows: Any, dtype: str, features: int, mask: Any = None) -> _native.Rows: ...
-
-
-def ready(batch: Any, mask: Any, copy: bool) -> _native.Rows | tuple[Any, str, int, Any]:
-    """A batch's rows: ready where nothing need be copied, else what the native side has to copy."""
-    batch, mask = select(batch, mask)
-    rows = rows_of(batch)
-    keep = None if mask is None else mask_bytes(mask, rows.leading)
-    if keep is None and (rows.is_copy or not copy):
-        lent = _native.lend(rows.data, rows.dtype, rows.features)
-        if lent is not None:
-            return lent
-    return rows.data, rows.dtype, rows.features, keep
-
-
-def stage(store: Stages, batch: Any, mask: Any = None, copy: bool = True) -> _native.Rows:
-    """A batch's rows, ready to be handed in; afterwards the caller may change its array, unless `copy` is False."""
-    rows = ready(batch, mask, copy)
-    return store.stage(*rows) if isinstance(rows, tuple) else rows
-
-
-def one_row(rows: _native.Rows) -> _native.Rows:
-    """Checks that `append` was given one row."""
-    if len(rows) != 1:
-        raise ValueError(f"append takes one row, but got {len(rows)}; use extend for a batch")
-    return rows
 
 
 class Components:
@@ -165,17 +150,59 @@ class Components:
         known = ", ".join(f'{number} ("{name}")' for number, name in enumerate(self.names))
         raise IndexError(f"there is no component {component}; this store has {known}")
 
+    def rows_of(self, batch: Any, component: int) -> Rows:
+        """A batch's rows, checked to fit the component."""
+        rows = rows_of(batch)
+        name, features, dtype = self.names[component], self.features[component], self.dtypes[component]
+        if rows.features != features:
+            raise ValueError(f'component {component} ("{name}") takes rows of {features} features, but the batch has {rows.features}')
+        if rows.dtype != dtype and not (rows.dtype in FLOATS and dtype in FLOATS):
+            raise TypeError(f'component {component} ("{name}") holds {dtype}, and {rows.dtype} rows cannot be converted to that')
+        return rows
+
     def native(self) -> list[tuple[str, int, str]]:
         """As the native side takes them."""
         return list(zip(self.names, self.features, self.dtypes, strict=True))
 
 
+def ready(components: Components, component: int, batch: Any, mask: Any, copy: bool) -> _native.Rows | tuple[Any, str, int, Any]:
+    """A batch's rows: ready where nothing need be copied, else what the native side has to copy."""
+    selected, mask = select(batch, mask)
+    rows = components.rows_of(selected, component)
+    keep = None if mask is None else mask_bytes(mask, rows.leading)
+    if keep is None and (rows.is_copy or selected is not batch or not copy):
+        lent = _native.lend(rows.data, rows.dtype, rows.features)
+        if lent is not None:
+            return lent
+    return rows.data, rows.dtype, rows.features, keep
+
+
+def stage(
+    store: Stages, components: Components, component: int, batch: Any, mask: Any = None, copy: bool = True
+) -> _native.Rows:
+    """A batch's rows, ready to be handed in; afterwards the caller may change its array, unless `copy` is False."""
+    rows = ready(components, component, batch, mask, copy)
+    return store.stage(*rows) if isinstance(rows, tuple) else rows
+
+
+def one_row(rows: _native.Rows) -> _native.Rows:
+    """Checks that `append` was given one row."""
+    if len(rows) != 1:
+        raise ValueError(f"append takes one row, but got {len(rows)}; use extend for a batch")
+    return rows
+
+
 Room = Literal["wait", "need", "line"]
 
 
-def room_for_caller() -> Room:
-    """Whether the caller may be made to wait for room: not on a thread that runs an event loop, which would stop."""
-    return "wait" if asyncio._get_running_loop() is None else "line"  # noqa: SLF001
+def on_event_loop() -> bool:
+    """Whether this thread runs an event loop, which would stop if it waited."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001
+
+
+def room_for_caller(timeout: float | None) -> Room:
+    """Whether the caller is to wait for room: not on a thread that runs an event loop, unless it says how long."""
+    return "line" if timeout is None and on_event_loop() else "wait"
 
 
 class Writer:
@@ -189,7 +216,7 @@ class Writer:
         return self._to.extend(component, rows, room, timeout)
 
     def _write(self, batch: Any, component: int, mask: Any, copy: bool, room: Room, timeout: float | None) -> Future:
-        rows = ready(batch, mask, copy)
+        rows = ready(self._components, component, batch, mask, copy)
         if isinstance(rows, tuple):
             return Future(self._to.write(component, *rows, room, timeout))
         return Future(self._to.extend(component, rows, room, timeout))
@@ -206,15 +233,16 @@ class Writer:
         """Hands over rows of a component; the background writer puts them into the ring.
 
         Copies the rows once, without the GIL, into memory of the store's own; the caller may change or free its array as
-        soon as this returns. While the store's queue is full it waits for room, unless it is called on a thread that
-        runs an event loop: there it returns at once, and awaiting the future is what slows the caller down.
+        soon as this returns. While the store's queue is full it waits for room, unless it is called without a timeout on a
+        thread that runs an event loop (a cell of a Jupyter notebook is one): there it returns at once, and awaiting the
+        future is what slows the caller down. Ctrl-C while a large batch is being copied may leave a part of it written.
 
         Args:
             batch: A numpy array or torch tensor of f32, f16 or bf16, any layout, on any device. The last axis is the
                 features; the axes before it become rows.
             component_idx: The component, by number or name.
-            mask: One boolean per row (the shape of the axes before the features, or flat): True keeps the row, as in
-                an attention mask.
+            mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
+                shape of the first axes): True keeps the row, as in an attention mask.
             copy: False hands the array's own memory over, where its layout allows, without a copy: leave it unchanged
                 until the future is done.
             timeout: Seconds to wait for room.
@@ -230,13 +258,13 @@ class Writer:
             TypeError: If it is no array, or its elements do not fit the component's.
             IndexError: If there is no such component.
         """
-        return self._write(batch, self._components.number(component_idx), mask, copy, room_for_caller(), timeout)
+        return self._write(batch, self._components.number(component_idx), mask, copy, room_for_caller(timeout), timeout)
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row."""
         component = self._components.number(component_idx)
-        rows = one_row(stage(self._ring, item))
-        return Future(self._hand_in(component, rows, room_for_caller(), timeout))
+        rows = one_row(stage(self._ring, self._components, component, item))
+        return Future(self._hand_in(component, rows, room_for_caller(timeout), timeout))
 
     def try_extend(self, batch: Any, component_idx: int | str = 0, *, mask: Any = None, copy: bool = True) -> Future:
         """Hands over rows if the queue has room for them.
@@ -253,7 +281,7 @@ class Writer:
             StoreFullError: If it has not.
         """
         component = self._components.number(component_idx)
-        return Future(self._hand_in(component, one_row(stage(self._ring, item)), "need", None))
+        return Future(self._hand_in(component, one_row(stage(self._ring, self._components, component, item)), "need", None))
 
 
 Fetch = Callable[[list[int]], bytearray]

@@ -45,16 +45,22 @@ class Future(concurrent.futures.Future[Written]):
         self._waiters: list[Any] = []
         self._done_callbacks: list[Callable[[Any], Any]] = []
         self._watched = False
+        self._settling = False
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        # `concurrent.futures.wait` takes this lock, then looks at the state and leaves a waiter: time to watch.
+        # The base class and `concurrent.futures.wait` take this lock, then look at the state and leave a callback or a
+        # waiter: time to settle, or to watch.
         self._watch()
         condition: threading.Condition = self.__dict__.setdefault("_lock", threading.Condition())
         return condition
 
     def _watch(self) -> None:
-        if not self._watched and self._state == _RUNNING:
+        if self._settling or self._state != _RUNNING:
+            return
+        if self._outcome.done():
+            self._settle()
+        elif not self._watched:
             self._watched = True
             watcher().watch_write(self._outcome, self._settle)
 
@@ -74,7 +80,7 @@ class Future(concurrent.futures.Future[Written]):
             if counts is None:
                 raise TimeoutError(f"the rows were not in the store within {timeout} s; the write goes on")
             written = Written(*counts)
-        self._watched = True
+        self._settling = True
         try:
             if error is None:
                 super().set_result(written)
@@ -124,12 +130,6 @@ class Future(concurrent.futures.Future[Written]):
             self._settle(timeout)
         self._outcome.seen()
         return self._exception
-
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Written]], object]) -> None:
-        """Calls `fn(future)` when the outcome is known: at once, or later on a background thread."""
-        if not self.done():
-            self._watch()
-        super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, Written]:
         if not self.done():

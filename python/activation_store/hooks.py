@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import threading
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from . import _native
 from ._arrays import mask_bytes, select
 from ._torch import HAS_TORCH, is_tensor, torch
-from .base_store import ActivationStore, room_for_caller, stage
+from .base_store import ActivationStore, on_event_loop, stage
+from .errors import StoreFullError
 from .ring_store import Producer, RingStore
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def capture(
     *,
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
+    wait: bool | None = None,
 ) -> Capture:
     """Stores what a model's modules put out, while the context lasts.
 
@@ -45,8 +48,9 @@ def capture(
 
     The rows of one forward pass go to the store together, once every component has come, so components stay aligned;
     those of a pass that fails go nowhere. Each context, and each thread that calls the model, has a lane of its own. The
-    forward pass and its result are never changed. It waits while the store's queue is full; and if the store cannot take
-    the rows, the context stops capturing, warns, and raises the error where the `with` block ends.
+    forward pass and its result are never changed. It waits while the store's queue is full (a store that rejects loses
+    the whole pass instead, see `passes_dropped`); and if the store cannot take the rows, the context stops capturing,
+    warns, and raises the error where the `with` block ends. What gradient checkpointing runs again is not stored again.
 
     Args:
         model: Any module: a `transformers` model, a TransformerLens model, one of your own.
@@ -55,17 +59,21 @@ def capture(
             its first element is taken. A path that ends in `":input"` or `":output"` has a `point` of its own, so
             that both can be taken of one module.
         store: Where the rows go. All components of a ring must be captured, for only whole rows come out of it; where
-            some of them are written by hand (token ids, say), give a `producer()` of the store, and write to that.
-        mask: Which rows to keep: booleans of the shape of the activations without their last axis, True to keep;
-            the name of one of the model's arguments (`"attention_mask"`); or a function of the model's
-            positional and keyword arguments, `mask(args, kwargs)`.
+            some of them are written by hand (token ids, say), give a `producer()` of the store, and write to that. A pass
+            that fails between two components closes the lane, for its components no longer match.
+        mask: Which rows to keep: booleans of the shape of the activations without their last axis, True to keep (a mask
+            over the first of those axes goes for all rows under it); the name of one of the model's arguments
+            (`"attention_mask"`); or a function of the model's positional and keyword arguments, `mask(args, kwargs)`. A
+            call that leaves out an argument which the model's `forward` names keeps all rows.
         point: Whether to take the modules' `"output"` or their `"input"`.
+        wait: Whether a pass waits while the store's queue is full. By default it does, except on a thread that runs an
+            event loop (a cell of a Jupyter notebook does): there it only warns, once, that rows pile up.
 
     Raises:
-        ValueError: If the model has no such module, or not all components are captured.
+        ValueError: If the model has no such module, not all components are captured, or a module is captured twice.
         IndexError: If the store has no such component.
     """
-    return Capture(model, components, store, mask=mask, point=point)
+    return Capture(model, components, store, mask=mask, point=point, wait=wait)
 
 
 class Capture:
@@ -76,7 +84,7 @@ class Capture:
     passes: int
     """Forward passes stored."""
     passes_dropped: int
-    """Forward passes that failed, or did not run every captured module: nothing of them was stored."""
+    """Forward passes that failed, did not run every captured module, or were rejected: nothing of them was stored."""
 
     def __init__(
         self,
@@ -86,6 +94,7 @@ class Capture:
         *,
         mask: Mask = None,
         point: Literal["output", "input"] = "output",
+        wait: bool | None = None,
     ) -> None:
         if not HAS_TORCH:
             raise ValueError("capture needs torch; install it")
@@ -95,7 +104,12 @@ class Capture:
             raise ValueError("there is nothing to capture; name at least one module and its component")
         self._model = model
         self._modules = [_module(model, path, point) for path in components]
-        self._to: _Lanes | _Store = _Lanes(store) if isinstance(store, RingStore | Producer) else _Store(store)
+        seen: dict[tuple[int, str], str] = {}
+        for path, (module, _, which) in zip(components, self._modules, strict=True):
+            first = seen.setdefault((id(module), which), path)
+            if first != path:
+                raise ValueError(f"{first!r} and {path!r} are the {which} of one module; capture it once")
+        self._to: _Lanes | _Store = _Lanes(store, wait) if isinstance(store, RingStore | Producer) else _Store(store)
         self._components = [self._to.number(component) for component in components.values()]
         if len(set(self._components)) != len(self._components):
             raise ValueError("two modules are captured into one component; give each a component of its own")
@@ -107,13 +121,15 @@ class Capture:
             )
         self._mask = mask
         self._signature = inspect.signature(model.forward) if isinstance(mask, str) else None
-        if self._signature is not None and mask not in self._signature.parameters and not any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in self._signature.parameters.values()
-        ):
-            raise ValueError(f"the model's forward has no argument {mask!r} to take the mask from; it has {', '.join(self._signature.parameters)}")
+        if self._signature is not None:
+            parameters = self._signature.parameters.values()
+            self._named = [parameter.name for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+            if mask not in self._named and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                raise ValueError(f"the model's forward has no argument {mask!r} to take the mask from; it has {', '.join(self._named)}")
         self._hooks: list[RemovableHandle] = []
-        self._threads = threading.local()
+        self._thread = _Thread()
         self._lock = threading.Lock()
+        self._passes_of_parts = 0
         self.error, self.passes, self.passes_dropped = None, 0, 0
 
     def __enter__(self) -> Self:
@@ -150,21 +166,31 @@ class Capture:
 
     def _begin(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pass begins on this thread."""
-        self._drop_pass()
-        if self.error is None:
-            try:
-                self._threads.mask = self._mask_of(args, kwargs)
-                self._threads.inside = True
-            except Exception as error:  # noqa: BLE001
-                self._stop(error)
+        if self.error is not None or _is_recomputing():
+            return
+        self._drop_part()
+        try:
+            self._thread.mask = self._mask_of(args, kwargs)
+        except Exception as error:  # noqa: BLE001
+            self._stop(error)
+            return
+        self._thread.inside, self._thread.passes, self._thread.passes_of_parts = True, 0, self._passes_of_parts
 
     def _end(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         """A forward pass has ended, or failed."""
-        missing = self._drop_pass()
-        self._threads.inside = False
-        if missing and output is not None and self.error is None:
+        if _is_recomputing() or not self._thread.inside:
+            return
+        self._thread.inside = False
+        taken = self._thread.taken
+        # A wrapper may run its copies of the model on other threads.
+        if self.error is not None or (not taken and (self._thread.passes or self._passes_of_parts != self._thread.passes_of_parts)):
+            return
+        missing = ", ".join(repr(path) for number, (_, path, _) in enumerate(self._modules) if number not in taken)
+        self._drop()
+        if output is not None:
+            again = "as often as the others" if self._thread.passes else "at all"
             self._stop(ValueError(
-                f"the forward pass did not run {', '.join(missing)}, so its rows cannot be aligned; capture modules that run in every pass"
+                f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; capture modules that run in every pass"
             ))
 
     def _on_output(self, number: int, path: str) -> Callable[..., None]:
@@ -174,28 +200,37 @@ class Capture:
         return hook
 
     def _on_input(self, number: int, path: str) -> Callable[..., None]:
+        first = _first_parameter(self._modules[number][0])
+
         def hook(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            self._take(number, path, args or tuple(kwargs.values()))
+            self._take(number, path, args or (kwargs[first] if first in kwargs else tuple(kwargs.values())))
 
         return hook
 
     def _take(self, number: int, path: str, activations: Any) -> None:
-        if self.error is not None:
+        if self.error is not None or _is_recomputing():
             return
+        taken = self._thread.taken
         try:
             rows = self._rows(path, activations)
-            taken: dict[int, Any] = self._threads.__dict__.setdefault("taken", {})
             if number in taken:
-                # An earlier pass, of a part of the model, broke off.
-                self._drop_pass()
-            taken[number] = self._to.stage(rows, self._mask_now(), hold=len(self._modules) > 1)
+                if self._thread.inside:
+                    raise ValueError(f"module {path!r} ran twice in one forward pass before the others had run, so the rows cannot be aligned")  # noqa: TRY301
+                self._drop_part()  # an earlier pass, of a part of the model, broke off
+            taken[number] = self._to.stage(rows, self._components[number], self._mask_now(), hold=len(self._modules) > 1)
             if len(taken) == len(self._modules):
-                self._threads.taken = {}
-                self._to.write([(self._components[number], taken[number]) for number in range(len(taken))])
+                staged = [(self._components[number], taken[number]) for number in range(len(taken))]
+                taken.clear()
+                self._thread.passes += 1
+                with self._lock:
+                    self._passes_of_parts += not self._thread.inside
+                self._to.write(staged)
                 with self._lock:
                     self.passes += 1
+        except _RejectedError:
+            self._drop()
         except Exception as error:  # noqa: BLE001
-            self._threads.taken = {}
+            taken.clear()
             self._stop(error)
 
     @staticmethod
@@ -211,30 +246,30 @@ class Capture:
         return rows
 
     def _mask_of(self, args: Any, kwargs: Any) -> Any:
-        if self._signature is not None:
-            bound = self._signature.bind_partial(*args, **kwargs).arguments
-            return bound.get(self._mask, kwargs.get(self._mask))
-        return self._mask(args, kwargs) if callable(self._mask) else self._mask
+        if self._signature is None:
+            return self._mask(args, kwargs) if callable(self._mask) else self._mask
+        if self._mask in kwargs:
+            return kwargs[self._mask]
+        if self._mask not in self._named:
+            raise ValueError(f"this call gave no argument {self._mask!r} to take the mask from; pass it by name")
+        return self._signature.bind_partial(*args, **kwargs).arguments.get(self._mask)
 
     def _mask_now(self) -> Any:
-        if self._threads.__dict__.get("inside"):
-            return self._threads.mask
-        if self._mask is None:
-            return None
+        if self._thread.inside:
+            return self._thread.mask
         if callable(self._mask) or isinstance(self._mask, str):
             raise ValueError("the mask comes from the model's arguments, but a part of the model was called, not the model; capture that part")
         return self._mask
 
-    def _drop_pass(self) -> list[str]:
-        """Forgets an incomplete pass. Returns the modules it lacked."""
-        taken: dict[int, Any] = self._threads.__dict__.get("taken") or {}
-        if not taken:
-            return []
-        missing = [repr(path) for number, (_, path, _) in enumerate(self._modules) if number not in taken]
-        taken.clear()
+    def _drop_part(self) -> None:
+        """Forgets an incomplete pass, if there is one."""
+        if self._thread.taken:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._thread.taken.clear()
         with self._lock:
             self.passes_dropped += 1
-        return missing
 
     def _stop(self, error: Exception) -> None:
         with self._lock:
@@ -242,7 +277,44 @@ class Capture:
                 return
             self.error = error
         message = f"capturing has stopped, and the `with` block will raise: {type(error).__name__}: {error}"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        _warn(message)
+
+
+class _Thread(threading.local):
+    """Where a thread is in a forward pass."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self.mask: Any = None
+        self.taken: dict[int, Any] = {}
+        """The rows of the pass so far, by number of the module."""
+        self.passes = 0
+        """How often all captured modules have run since it began."""
+        self.passes_of_parts = 0
+        """What `_passes_of_parts` was then."""
+
+
+class _RejectedError(Exception):
+    """The ring is full, and was made to say so. Nothing of the pass was written."""
+
+
+def _warn(message: str) -> None:
+    """Warns, also where warnings are errors: those must not get into the forward pass."""
+    with contextlib.suppress(Warning):
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _is_recomputing() -> bool:
+    """Whether a backward pass is under way on this thread: a forward pass in it is gradient checkpointing's second."""
+    current = getattr(torch._C, "_current_graph_task_id", None)  # noqa: SLF001
+    return current is not None and current() != -1
+
+
+def _first_parameter(module: torch.nn.Module) -> str | None:
+    try:
+        return next(iter(inspect.signature(module.forward).parameters), None)
+    except (TypeError, ValueError):  # compiled code has none
+        return None
 
 
 def _module(model: torch.nn.Module, path: str, point: str) -> tuple[torch.nn.Module, str, str]:
@@ -261,15 +333,18 @@ def _module(model: torch.nn.Module, path: str, point: str) -> tuple[torch.nn.Mod
 class _Lanes:
     """Writes to a ring: each pass on a lane that nobody else uses meanwhile."""
 
-    def __init__(self, store: RingStore | Producer) -> None:
+    def __init__(self, store: RingStore | Producer, wait: bool | None) -> None:
         self._store = store
         self._ring = store._ring  # noqa: SLF001
+        self._components = store._components  # noqa: SLF001
         self._free: deque[Producer] = deque()
-        self.number = store._components.number  # noqa: SLF001
+        self._wait = wait
+        self._has_warned = False
+        self.number = self._components.number
 
-    def stage(self, rows: torch.Tensor, mask: Any, hold: bool) -> _native.Rows:
+    def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> _native.Rows:
         """Copies the rows: what follows in the forward pass may change them."""
-        return stage(self._ring, rows, mask)
+        return stage(self._ring, self._components, component, rows, mask)
 
     def write(self, staged: list[tuple[int, _native.Rows]]) -> None:
         """Writes the rows of one pass."""
@@ -277,11 +352,38 @@ class _Lanes:
         if len(set(counts.values())) > 1:
             raise ValueError(f"the captured modules give different numbers of rows, by component: {counts}; they cannot be aligned")
         lane = self._take()
-        room = room_for_caller()
-        for component, rows in staged:
-            lane._hand_in(component, rows, room, None)  # noqa: SLF001
-            room = "line"  # the pass has begun, so the rest of it goes in, too
-        self._free.append(lane)
+        begun = False
+        try:
+            for component, rows in staged:
+                if begun:
+                    lane._hand_in(component, rows, "line", None)  # noqa: SLF001
+                else:
+                    self._begin(lane, component, rows)
+                begun = True
+        except BaseException as error:
+            if begun or not isinstance(error, Exception):
+                lane.close()  # its components may no longer match
+                raise
+            self._free_again(lane)  # nothing was written
+            if isinstance(error, StoreFullError):
+                raise _RejectedError from error
+            raise
+        self._free_again(lane)
+
+    def _begin(self, lane: Producer, component: int, rows: _native.Rows) -> None:
+        """Hands in the first rows of a pass; the rest follows without waiting."""
+        wait = self._wait
+        if wait is None and on_event_loop():
+            try:
+                lane._hand_in(component, rows, "wait", 0)  # noqa: SLF001
+                return
+            except TimeoutError:
+                wait = False
+                if not self._has_warned:
+                    self._has_warned = True
+                    _warn("this thread runs an event loop (a Jupyter cell does), so capture does not wait for the trainer, and rows pile up; "
+                          "use capture(..., wait=True), or capture on another thread")  # fmt: skip
+        lane._hand_in(component, rows, "line" if wait is False else "wait", None)  # noqa: SLF001
 
     def _take(self) -> Producer:
         if isinstance(self._store, Producer):
@@ -291,12 +393,14 @@ class _Lanes:
         except IndexError:
             return self._store.producer()
 
+    def _free_again(self, lane: Producer) -> None:
+        if lane is not self._store:
+            self._free.append(lane)
+
     def close(self) -> None:
         """Ends the lanes."""
         while self._free:
-            lane = self._free.pop()
-            if lane is not self._store:
-                lane.close()
+            self._free.pop().close()
 
 
 class _Store:
@@ -311,7 +415,7 @@ class _Store:
             raise IndexError(f"there is no component {component!r}; this store has {self._store.n_components}, numbered from 0")
         return component % self._store.n_components
 
-    def stage(self, rows: torch.Tensor, mask: Any, hold: bool) -> torch.Tensor:
+    def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> torch.Tensor:
         """Rows that nobody will change, `[rows, features]`."""
         rows, mask = select(rows, mask)
         flat = rows.reshape(-1, rows.shape[-1])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,7 +17,7 @@ from ._arrays import converter, dtype_name
 from ._batches import Batch, batch_of
 from ._torch import IterableDataset
 from ._watch import watcher
-from .base_store import ActivationStore, Components, Writer, get, positive
+from .base_store import ActivationStore, Components, Writer, get, positive, seed_of
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
@@ -23,6 +25,9 @@ else:
     _Iterable = IterableDataset
 
 Output = Literal["torch", "numpy"]
+
+_SLICE = 0.05
+"""Seconds that a thread waits for a minibatch before it looks for one that a cancelled task has given back."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,19 @@ class Stats:
     """Full minibatches that nobody has taken yet."""
     frames_lent: int
     """Minibatches with consumers."""
+
+
+_Came = Callable[["_native.Minibatch | None", "BaseException | None"], None]
+
+
+def _layout(name: object, value: Any, default: str) -> tuple[int, str]:
+    """A component's features and dtype."""
+    features, dtype = value, default
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise ValueError(f"component {name!r} is {value!r}; give its features, or (features, dtype)")
+        features, dtype = value[0], dtype_name(value[1])
+    return positive(f"the number of features of component {name!r}", features), dtype
 
 
 class RingStore(Writer, ActivationStore, _Iterable):
@@ -125,12 +143,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
         if not isinstance(components, Mapping):
             components = {"0": components}
         default = dtype_name(dtype)
-        self._components = Components({
-            str(name): (positive(f"the number of features of component {name!r}", value[0]), dtype_name(value[1]))
-            if isinstance(value, tuple)
-            else (positive(f"the number of features of component {name!r}", value), default)
-            for name, value in components.items()
-        })
+        self._components = Components({str(name): _layout(name, value, default) for name, value in components.items()})
         layouts = set(zip(self._components.features, self._components.dtypes, strict=True))
         if stacked and len(layouts) > 1:
             raise ValueError(f"components of {len(layouts)} different widths or dtypes cannot be stacked; use stacked=False")
@@ -144,14 +157,16 @@ class RingStore(Writer, ActivationStore, _Iterable):
             ready_frames=positive("ready_frames", ready_frames),
             queue_rows=None if queue_rows is None else positive("queue_rows", queue_rows),
             max_skew=None if max_skew is None else positive("max_skew", max_skew),
-            seed=seed % 2**64,
+            seed=seed_of(seed),
             drop_last=drop_last,
             when_full=when_full,
             merge=merge,
         )
         self._to = self._ring
-        # Minibatches that came for an awaiting task that had been cancelled.
+        # Minibatches that came for an awaiting task that had been cancelled, and the tasks that wait for one.
         self._returned: deque[_native.Minibatch] = deque()
+        self._waiting: deque[_Came] = deque()
+        self._lock = threading.Lock()
 
     def producer(self) -> Producer:
         """Opens a lane of its own, for one model replica or one thread of capture.
@@ -179,16 +194,24 @@ class RingStore(Writer, ActivationStore, _Iterable):
         return self._out(self._take(timeout))
 
     def _take(self, timeout: float | None) -> _native.Minibatch:
-        if self._returned:
-            with contextlib.suppress(IndexError):
-                return self._returned.popleft()
-        minibatch = self._ring.next(timeout)
-        if minibatch is None:
+        end = None if timeout is None else time.monotonic() + timeout
+        left = timeout
+        while True:
+            if self._returned:
+                with contextlib.suppress(IndexError):
+                    return self._returned.popleft()
             try:
-                return self._returned.popleft()
-            except IndexError:
-                raise StopIteration from None
-        return minibatch
+                minibatch = self._ring.next(_SLICE if left is None else min(left, _SLICE))
+            except TimeoutError:
+                if end is not None:
+                    left = max(0.0, end - time.monotonic())
+                    if left == 0:
+                        raise TimeoutError(f"no minibatch was ready within {timeout} s") from None
+            else:
+                if minibatch is not None:
+                    return minibatch
+                if not self._returned:
+                    raise StopIteration
 
     def _out(self, minibatch: _native.Minibatch) -> Batch:
         return batch_of(minibatch, self._components, self._convert, self._stacked)
@@ -228,17 +251,40 @@ class RingStore(Writer, ActivationStore, _Iterable):
                 self._give_back(minibatch)
 
         task = watcher().watch_next(self._ring, came)
+        self._waiting.append(came)
+        self._hand_on()
         try:
             return await arrived
         except asyncio.CancelledError:
-            watcher().forget(task)
             if not arrived.cancelled() and arrived.exception() is None:
                 self._give_back(arrived.result())
             raise
+        finally:
+            watcher().forget(task)
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(came)
 
     def _give_back(self, minibatch: _native.Minibatch | None) -> None:
         if minibatch is not None:
             self._returned.append(minibatch)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Gives minibatches that have come back to tasks that wait for one."""
+        while True:
+            with self._lock:
+                if not (self._returned and self._waiting):
+                    return
+                try:
+                    minibatch = self._returned.popleft()
+                except IndexError:  # a thread has taken it
+                    return
+                try:
+                    came = self._waiting.popleft()
+                except IndexError:  # it waits no longer
+                    self._returned.appendleft(minibatch)
+                    return
+            came(minibatch, None)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -294,6 +340,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
         return Stats(components=components, **counts)
 
     def __len__(self) -> int:
+        """Rows in the ring now, while iterating gives minibatches."""
         return len(self._ring)
 
     def __bool__(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from . import _native
 from ._arrays import converter
 from ._batches import Batch, batch_of
 from ._torch import HAS_TORCH, is_tensor, torch
-from .base_store import ActivationStore, Components, fetch, get, one_row, positive, stage
+from .base_store import ActivationStore, Components, fetch, get, one_row, positive, seed_of, stage
 from .future import Future
 
 
@@ -48,17 +50,26 @@ class TensorActivationStore(ActivationStore):
             n_neurons: Features of a row.
             n_components: Components.
             device: Where the rows go when they are got; they are kept in main memory.
-            seed: Of the shuffling; by default torch's initial seed, so that `torch.manual_seed` makes it repeat.
+            seed: Of the shuffling. By default drawn here from torch's global generator (without torch, from the module
+                `random`), so that every store has another, and `torch.manual_seed` before makes its shuffles repeat.
+
+        Raises:
+            ValueError: If it cannot be so; says what would work.
         """
-        self.max_items = positive("max_items", max_items)
+        self.max_items = self._max_items = positive("max_items", max_items)
         self._device = None if device is None or str(device) == "cpu" else device
-        if self._device is not None and not HAS_TORCH:
-            raise ValueError(f"device is {device!r}, but torch is not installed; leave device out")
+        if self._device is not None:
+            if not HAS_TORCH:
+                raise ValueError(f"device is {device!r}, but torch is not installed; leave device out")
+            try:
+                torch.empty(0, device=self._device)
+            except Exception as error:
+                raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
         names = (str(number) for number in range(positive("n_components", n_components)))
         self._components = Components(dict.fromkeys(names, (positive("n_neurons", n_neurons), "f32")))
         if seed is None:
-            seed = torch.initial_seed() if HAS_TORCH else 0
-        self._native = _native.Tensor(self._components.native(), self.max_items, seed % 2**64)
+            seed = int(torch.randint(2**63 - 1, ())) if HAS_TORCH else random.getrandbits(63)
+        self._native = _native.Tensor(self._components.native(), self.max_items, seed_of(seed))
 
     @property
     def n_components(self) -> int:
@@ -93,7 +104,8 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room.
         """
-        return self._write(one_row(self._stage(item, None)), component_idx)
+        component = self._components.number(component_idx)
+        return self._write(one_row(self._stage(item, component, None)), component)
 
     def extend(self, batch: Any, component_idx: int = 0, *, mask: Any = None) -> Future:
         """Adds rows, `[..., features]`; copies them once, before it returns.
@@ -109,9 +121,10 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room for all of them. Nothing was written.
         """
-        return self._write(self._stage(batch, mask), component_idx)
+        component = self._components.number(component_idx)
+        return self._write(self._stage(batch, component, mask), component)
 
-    def _stage(self, batch: Any, mask: Any) -> _native.Rows:
+    def _stage(self, batch: Any, component: int, mask: Any) -> _native.Rows:
         # The original assigned to a tensor, which converts anything.
         if is_tensor(batch):
             if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -119,10 +132,10 @@ class TensorActivationStore(ActivationStore):
         elif isinstance(batch, np.ndarray) and batch.dtype.kind in "biufe" and batch.dtype not in (np.float32, np.float16):
             batch = batch.astype(np.float32)
         # The rows are in the store before the call returns, so their memory can be lent.
-        return stage(self._native, batch, mask, copy=False)
+        return stage(self._native, self._components, component, batch, mask, copy=False)
 
-    def _write(self, rows: _native.Rows, component_idx: int) -> Future:
-        future = Future(self._native.extend(self._components.number(component_idx), rows))
+    def _write(self, rows: _native.Rows, component: int) -> Future:
+        future = Future(self._native.extend(component, rows))
         future.result()
         return future
 
@@ -134,7 +147,7 @@ class TensorActivationStore(ActivationStore):
         """Puts the rows in a random order; much cheaper than `DataLoader(shuffle=True)`."""
         self._native.shuffle()
 
-    def batches(self, batch_size: int, *, output: str | None = None, stacked: bool = True) -> Any:
+    def batches(self, batch_size: int, *, output: str | None = None, stacked: bool = True) -> Iterator[Any]:
         """One epoch of shuffled minibatches over what the store holds now, the last partial one included.
 
         Args:
@@ -144,8 +157,7 @@ class TensorActivationStore(ActivationStore):
         """
         convert = converter(output, list(self._components.dtypes))
         epoch = self._native.epoch(positive("batch_size", batch_size))
-        while (minibatch := epoch.next()) is not None:
-            yield self._out(batch_of(minibatch, self._components, convert, stacked))
+        return (self._out(batch_of(minibatch, self._components, convert, stacked)) for minibatch in iter(epoch.next, None))
 
     def _out(self, batch: Batch) -> Any:
         return batch if self._device is None else batch.to(self._device)

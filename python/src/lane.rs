@@ -13,6 +13,9 @@ use crate::staging::{Depot, Incoming, Rows};
 use crate::wait::{Deadline, wait};
 use crate::write::{Unseen, WriteOutcome};
 
+/// So many pieces are copied before the next look for signals.
+const PIECES: usize = 64;
+
 /// What to do while the queue is over its bound.
 #[derive(Clone, Copy)]
 pub(crate) enum Room {
@@ -70,6 +73,8 @@ takes!(Producer);
 pub(crate) struct Intake {
     pub(crate) depot: Arc<Depot>,
     pub(crate) unseen: Arc<Unseen>,
+    /// Whether callers wait for room: not where the store refuses instead.
+    pub(crate) waits: bool,
     /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
     pub(crate) in_pieces: bool,
 }
@@ -103,16 +108,27 @@ impl Intake {
     ) -> PyResult<WriteOutcome> {
         self.find_room(py, to, component, rows.left(), room, timeout)?;
         let in_pieces = self.in_pieces && matches!(room, Room::Wait);
-        let handles = py.detach(|| {
-            let mut handles = Vec::with_capacity(1);
-            while rows.left() > 0 || handles.is_empty() {
-                let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
-                let handle =
-                    if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
-                handles.push(handle.or_raise()?);
+        let mut handles = Vec::with_capacity(1);
+        while rows.left() > 0 || handles.is_empty() {
+            if !handles.is_empty() {
+                py.check_signals()?;
             }
-            Ok::<_, PyErr>(handles)
-        })?;
+            py.detach(|| {
+                for _ in 0..PIECES {
+                    let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
+                    let handle = if let Room::Need = room {
+                        to.try_extend(batch, component)
+                    } else {
+                        to.extend(batch, component)
+                    };
+                    handles.push(handle.or_raise()?);
+                    if rows.left() == 0 {
+                        break;
+                    }
+                }
+                Ok::<_, PyErr>(())
+            })?;
+        }
         Ok(WriteOutcome::new(handles, &self.unseen))
     }
 
@@ -128,7 +144,7 @@ impl Intake {
     ) -> PyResult<()> {
         let deadline = Deadline::new(timeout)?;
         self.unseen.raise()?;
-        if let Room::Wait = room {
+        if self.waits && matches!(room, Room::Wait) {
             let found = wait(py, &deadline, |slice| to.wait_for_room(component, slice).then_some(()))?;
             found.ok_or_else(|| no_room(rows, timeout))?;
         }

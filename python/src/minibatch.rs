@@ -31,14 +31,13 @@ unsafe impl Sync for Blocks {}
 pub(crate) struct Minibatch {
     blocks: Arc<Blocks>,
     rows: usize,
-    ordinal: u64,
     /// Elements between two components, where all have one width and element type.
     stride: Option<usize>,
 }
 
 impl Minibatch {
     pub(crate) fn new(mut frame: Frame) -> PyResult<Self> {
-        let (rows, ordinal) = (frame.rows(), frame.ordinal());
+        let rows = frame.rows();
         let dtypes: Vec<DType> = frame.components().iter().map(|component| component.dtype).collect();
         let (mut start, mut bytes) = (Vec::new(), Vec::new());
         for (component, dtype) in dtypes.into_iter().enumerate() {
@@ -54,7 +53,7 @@ impl Minibatch {
             bytes.push(len);
         }
         let stride = stride(&frame, &start);
-        Ok(Minibatch { blocks: Arc::new(Blocks { start, bytes, _frame: Home::new(frame) }), rows, ordinal, stride })
+        Ok(Minibatch { blocks: Arc::new(Blocks { start, bytes, _frame: Home::new(frame) }), rows, stride })
     }
 }
 
@@ -77,11 +76,6 @@ impl Minibatch {
     #[getter]
     fn rows(&self) -> usize {
         self.rows
-    }
-
-    #[getter]
-    fn ordinal(&self) -> u64 {
-        self.ordinal
     }
 
     /// Elements from one component's block to the next; None where the components differ.

@@ -109,6 +109,7 @@ impl Ring {
                 return Err(PyValueError::new_err(format!("merge is {other:?}; use \"arrival\" or \"round_robin\"")));
             }
         };
+        let waits = !matches!(when_full, WhenFull::Reject);
         builder = builder.batch_size(batch_size).window(window).ready_frames(ready_frames).seed(seed);
         builder = builder.drop_last(drop_last).when_full(when_full).merge(merge);
         if let Some(rows) = queue_rows {
@@ -120,7 +121,7 @@ impl Ring {
         let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
         let store = py.detach(|| builder.build()).or_raise()?;
         let consumer = Mutex::new(store.minibatches());
-        let intake = Intake { depot: Depot::new(queue), unseen: Arc::default(), in_pieces };
+        let intake = Intake { depot: Depot::new(queue), unseen: Arc::default(), waits, in_pieces };
         Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
     }
 

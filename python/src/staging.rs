@@ -7,7 +7,7 @@ use std::time::Duration;
 use activation_store::{Batch, DType, Element};
 use half::{bf16, f16};
 use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::errors::OrRaise;
@@ -17,6 +17,9 @@ const PIECE: usize = 512 << 10;
 
 /// Pieces smaller than this are not worth recycling.
 const SMALL: usize = 64 << 10;
+
+/// So many bytes may be more than there is memory for.
+const LARGE: usize = 1 << 30;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -50,25 +53,31 @@ impl Depot {
         Arc::new(Depot { state: Mutex::default(), returned: Condvar::new(), keep: keep.max(AHEAD * PIECE) })
     }
 
-    /// Memory for `bytes`; `patient` callers wait a moment where much is on its way.
-    fn take(self: &Arc<Self>, bytes: usize, patient: bool) -> Loan {
-        let mut memory = None;
+    /// Memory for `bytes`; `patient` callers wait a moment where much is on its way, until it is in vain.
+    fn take(self: &Arc<Self>, bytes: usize, patient: &mut bool) -> PyResult<Loan> {
+        let mut memory = Vec::new();
         if bytes >= SMALL {
             let mut stock = self.lock();
-            if patient && stock.out >= AHEAD {
+            if *patient && stock.out >= AHEAD {
                 let waited = self.returned.wait_timeout_while(stock, MOMENT, |stock| stock.out >= AHEAD);
-                stock = waited.unwrap_or_else(PoisonError::into_inner).0;
+                let (returned, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                stock = returned;
+                *patient = !timeout.timed_out();
             }
             stock.out += 1;
             // The one returned last is the likeliest to be in cache.
             if let Some(fits) = stock.free.iter().rposition(|memory| size_of_val(&memory[..]) >= bytes) {
-                let found = stock.free.remove(fits);
-                stock.free_bytes -= size_of_val(&found[..]);
-                memory = Some(found);
+                memory = stock.free.remove(fits);
+                stock.free_bytes -= size_of_val(&memory[..]);
             }
         }
-        let memory = memory.unwrap_or_else(|| vec![Line([0; 64]); bytes.div_ceil(64)]);
-        Loan { memory, bytes, depot: self.clone() }
+        let mut loan = Loan { memory, bytes, depot: self.clone() };
+        let lines = bytes.div_ceil(64);
+        if loan.memory.len() < lines {
+            loan.memory.try_reserve_exact(lines).map_err(|_| no_memory(bytes))?;
+            loan.memory.resize(lines, Line([0; 64]));
+        }
+        Ok(loan)
     }
 
     fn put(&self, memory: Vec<Line>, bytes: usize) {
@@ -78,7 +87,7 @@ impl Depot {
         let mut stock = self.lock();
         stock.out -= 1;
         let size = size_of_val(&memory[..]);
-        if stock.free_bytes + size <= self.keep {
+        if size > 0 && stock.free_bytes + size <= self.keep {
             stock.free_bytes += size;
             stock.free.push(memory);
         }
@@ -89,6 +98,10 @@ impl Depot {
     fn lock(&self) -> MutexGuard<'_, Stock> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn no_memory(bytes: usize) -> PyErr {
+    PyMemoryError::new_err(format!("the rows take {bytes} bytes, which cannot be allocated"))
 }
 
 /// Memory from a depot, back there when dropped.
@@ -265,6 +278,8 @@ pub(crate) struct Incoming {
     next: usize,
     /// Rows to be copied.
     left: usize,
+    /// Whether a piece waits for cache.
+    patient: bool,
 }
 
 impl Incoming {
@@ -283,7 +298,12 @@ impl Incoming {
         let source = Source::new(&buffer, row_bytes)?;
         let keep = mask.map(|mask| read_mask(mask, source.rows)).transpose()?;
         let left = keep.as_ref().map_or(source.rows, |keep| keep.iter().filter(|&&keep| keep != 0).count());
-        Ok((Incoming { source, keep, dtype, features, next: 0, left }, buffer))
+        // Rows that share memory may be more than fits: told before any piece of them is taken.
+        let bytes = left.checked_mul(row_bytes).ok_or_else(|| no_memory(usize::MAX))?;
+        if bytes >= LARGE {
+            Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| no_memory(bytes))?;
+        }
+        Ok((Incoming { source, keep, dtype, features, next: 0, left, patient: true }, buffer))
     }
 
     pub(crate) fn left(&self) -> usize {
@@ -291,9 +311,9 @@ impl Incoming {
     }
 
     /// Copies up to `most` rows.
-    fn copy(&mut self, depot: &Arc<Depot>, most: usize, patient: bool) -> PyResult<Batch> {
+    fn copy(&mut self, depot: &Arc<Depot>, most: usize) -> PyResult<Batch> {
         let rows = self.left.min(most);
-        let mut loan = depot.take(rows * self.source.row_bytes, patient);
+        let mut loan = depot.take(rows * self.source.row_bytes, &mut self.patient)?;
         self.source.fill(self.keep.as_deref(), &mut self.next, loan.bytes_mut());
         self.left -= rows;
         with_dtype!(self.dtype, T => Batch::from_owner::<T, _>(Staged(loan, PhantomData), self.features).or_raise())
@@ -301,12 +321,13 @@ impl Incoming {
 
     /// Copies all rows.
     pub(crate) fn all(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
-        self.copy(depot, usize::MAX, false)
+        self.patient = false;
+        self.copy(depot, usize::MAX)
     }
 
     /// Copies the next piece, once there is cache for it.
     pub(crate) fn piece(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
-        self.copy(depot, (PIECE / self.source.row_bytes.max(1)).max(1), true)
+        self.copy(depot, (PIECE / self.source.row_bytes.max(1)).max(1))
     }
 }
 

@@ -14,14 +14,14 @@ use pyo3::prelude::*;
 use crate::errors::OrRaise;
 use crate::minibatch::Minibatch;
 use crate::ring::Ring;
-use crate::write::{self, Outcome, WriteOutcome};
+use crate::write::{Shared, WriteOutcome};
 
 /// A number that no task has: the watcher is to end.
 const STOP: u64 = u64::MAX;
 
 /// Something that is awaited.
 enum Awaited {
-    Write(Arc<Mutex<Outcome>>),
+    Write(Arc<Shared>),
     Next(Minibatches),
 }
 
@@ -34,6 +34,13 @@ enum Came {
 struct Task {
     awaited: Awaited,
     callback: Py<PyAny>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    waiting: HashMap<u64, Task>,
+    /// The one that is being polled, unless it has been forgotten meanwhile.
+    polled: Option<u64>,
 }
 
 /// Tells the watcher that a task may go on.
@@ -52,20 +59,20 @@ impl Wake for Bell {
 /// Polls tasks and calls back when they are done. One thread calls `run`.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Watcher {
-    tasks: Mutex<HashMap<u64, Task>>,
+    tasks: Mutex<Tasks>,
     next: AtomicU64,
     ready: Sender<u64>,
     line: Mutex<Receiver<u64>>,
 }
 
 impl Watcher {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Task>> {
+    fn lock(&self) -> MutexGuard<'_, Tasks> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, awaited: Awaited, callback: Py<PyAny>) -> u64 {
         let task = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(task, Task { awaited, callback });
+        self.lock().waiting.insert(task, Task { awaited, callback });
         // The watcher polls it for the first time.
         let _ = self.ready.send(task);
         task
@@ -75,19 +82,25 @@ impl Watcher {
     fn next_done(&self) -> Option<(Came, Py<PyAny>)> {
         loop {
             let id = self.line.lock().unwrap_or_else(PoisonError::into_inner).recv().ok().filter(|&id| id != STOP)?;
+            let mut tasks = self.lock();
             // Absent if it was woken twice.
-            let Some(mut task) = self.lock().remove(&id) else {
+            let Some(mut task) = tasks.waiting.remove(&id) else {
                 continue;
             };
+            tasks.polled = Some(id);
+            drop(tasks);
             let waker = Waker::from(Arc::new(Bell { task: id, ready: self.ready.clone() }));
             let mut context = Context::from_waker(&waker);
             let came = match &mut task.awaited {
-                Awaited::Write(outcome) => write::lock(outcome).poll(&mut context).map(|()| Came::Write),
+                Awaited::Write(outcome) => outcome.poll(&context).map(|()| Came::Write),
                 Awaited::Next(minibatches) => Pin::new(minibatches).poll_minibatch(&mut context).map(Came::Next),
             };
+            let mut tasks = self.lock();
+            let wanted = tasks.polled.take().is_some();
             match came {
                 Poll::Ready(came) => return Some((came, task.callback)),
-                Poll::Pending => drop(self.lock().insert(id, task)),
+                Poll::Pending if wanted => drop(tasks.waiting.insert(id, task)),
+                Poll::Pending => {}
             }
         }
     }
@@ -133,7 +146,12 @@ impl Watcher {
 
     /// Stops watching, unless it has come already.
     fn forget(&self, task: u64) {
-        let forgotten = self.lock().remove(&task);
+        let mut tasks = self.lock();
+        if tasks.polled == Some(task) {
+            tasks.polled = None;
+        }
+        let forgotten = tasks.waiting.remove(&task);
+        drop(tasks);
         drop(forgotten);
     }
 

@@ -1,9 +1,10 @@
 //! The outcome of a write, as Python waits for it.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use activation_store::{WriteError, WriteHandle, Written};
@@ -50,21 +51,24 @@ pub(crate) struct Outcome {
     error: Option<WriteError>,
     seen: bool,
     unseen: Arc<Unseen>,
+    alarm: Arc<Alarm>,
 }
 
 impl Outcome {
-    /// Waits for the next piece with `next` and counts it.
-    fn settle(&mut self, mut next: impl FnMut(&mut WriteHandle) -> Option<Result<Written, WriteError>>) -> bool {
+    /// Counts the pieces that are done. Whether all are; if not, the alarm will go off.
+    fn settle(&mut self) -> bool {
+        let waker = Waker::from(self.alarm.clone());
+        let mut context = Context::from_waker(&waker);
         while let Some(handle) = self.left.last_mut() {
-            match next(handle) {
-                None => return false,
-                Some(Ok(piece)) => {
+            match pin!(handle).poll(&mut context) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(piece)) => {
                     if self.written.rows == 0 {
                         self.written.first_row = piece.first_row;
                     }
                     self.written.rows += piece.rows;
                 }
-                Some(Err(error)) => self.error = self.error.take().or(Some(error)),
+                Poll::Ready(Err(error)) => self.error = self.error.take().or(Some(error)),
             }
             self.left.pop();
         }
@@ -74,18 +78,70 @@ impl Outcome {
     fn is_done(&self) -> bool {
         self.left.iter().all(WriteHandle::is_done)
     }
+}
 
-    fn wait(&mut self, slice: Duration) -> bool {
-        let end = Instant::now() + slice;
-        self.settle(|handle| handle.wait_timeout(end.saturating_duration_since(Instant::now())))
+/// Wakes everybody who waits for an outcome: threads, and the watcher.
+#[derive(Default)]
+pub(crate) struct Alarm {
+    state: Mutex<Rung>,
+    rang: Condvar,
+}
+
+#[derive(Default)]
+struct Rung {
+    times: u64,
+    watcher: Option<Waker>,
+}
+
+impl Alarm {
+    fn lock(&self) -> MutexGuard<'_, Rung> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.lock();
+        state.times += 1;
+        let watcher = state.watcher.take();
+        drop(state);
+        self.rang.notify_all();
+        watcher.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// An outcome that several threads and the watcher may wait for: none of them holds the lock while it waits.
+pub(crate) struct Shared {
+    outcome: Mutex<Outcome>,
+    alarm: Arc<Alarm>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let done = self.settle(|handle| match std::pin::pin!(handle).poll(context) {
-            Poll::Ready(outcome) => Some(outcome),
-            Poll::Pending => None,
-        });
-        if done { Poll::Ready(()) } else { Poll::Pending }
+    /// Waits for the outcome. Whether it is known in time.
+    fn wait(&self, slice: Duration) -> bool {
+        let end = Instant::now() + slice;
+        loop {
+            let times = self.alarm.lock().times;
+            if self.lock().settle() {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let state = self.alarm.lock();
+            let waited = self.alarm.rang.wait_timeout_while(state, left, |state| state.times == times);
+            if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// For the watcher, of which there is one.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        self.alarm.lock().watcher = Some(context.waker().clone());
+        if self.lock().settle() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -94,7 +150,7 @@ impl Drop for Outcome {
         if self.seen || !self.is_done() {
             return;
         }
-        self.settle(|handle| handle.wait_timeout(Duration::ZERO));
+        self.settle();
         if let Some(error) = self.error.take() {
             self.unseen.report(error);
         }
@@ -104,47 +160,39 @@ impl Drop for Outcome {
 /// The pending outcome of a write.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct WriteOutcome {
-    outcome: Home<Arc<Mutex<Outcome>>>,
+    outcome: Home<Arc<Shared>>,
 }
 
 impl WriteOutcome {
     pub(crate) fn new(mut pieces: Vec<WriteHandle>, unseen: &Arc<Unseen>) -> Self {
         pieces.reverse();
         let written = Written { rows: 0, first_row: 0 };
-        let outcome = Outcome { left: pieces, written, error: None, seen: false, unseen: unseen.clone() };
-        WriteOutcome { outcome: Home::new(Arc::new(Mutex::new(outcome))) }
+        let (alarm, unseen) = (Arc::<Alarm>::default(), unseen.clone());
+        let outcome = Outcome { left: pieces, written, error: None, seen: false, unseen, alarm: alarm.clone() };
+        WriteOutcome { outcome: Home::new(Arc::new(Shared { outcome: Mutex::new(outcome), alarm })) }
     }
 
-    pub(crate) fn share(&self) -> PyResult<Arc<Mutex<Outcome>>> {
+    pub(crate) fn share(&self) -> PyResult<Arc<Shared>> {
         self.outcome.get().cloned()
     }
-}
-
-pub(crate) fn lock(outcome: &Mutex<Outcome>) -> MutexGuard<'_, Outcome> {
-    outcome.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[pymethods]
 impl WriteOutcome {
     /// Whether the outcome is known.
     fn done(&self) -> PyResult<bool> {
-        Ok(match self.outcome.get()?.try_lock() {
-            Ok(outcome) => outcome.is_done(),
-            Err(TryLockError::Poisoned(outcome)) => outcome.into_inner().is_done(),
-            // Another thread is waiting for it.
-            Err(TryLockError::WouldBlock) => false,
-        })
+        Ok(self.outcome.get()?.lock().is_done())
     }
 
     /// Waits for the outcome: how many rows, and the position of the first; None if it is not known in time.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<(usize, u64)>> {
         let outcome = self.outcome.get()?;
-        let done = wait(py, &Deadline::new(timeout)?, |slice| lock(outcome).wait(slice).then_some(()))?;
+        let done = wait(py, &Deadline::new(timeout)?, |slice| outcome.wait(slice).then_some(()))?;
         if done.is_none() {
             return Ok(None);
         }
-        let outcome = lock(outcome);
+        let outcome = outcome.lock();
         match &outcome.error {
             Some(error) => Err(error.clone().into_python()),
             None => Ok(Some((outcome.written.rows, outcome.written.first_row))),
@@ -153,7 +201,7 @@ impl WriteOutcome {
 
     /// Notes that somebody has fetched the outcome: an error need not be reported again.
     fn seen(&self) -> PyResult<()> {
-        lock(self.outcome.get()?).seen = true;
+        self.outcome.get()?.lock().seen = true;
         Ok(())
     }
 }

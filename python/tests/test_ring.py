@@ -189,6 +189,7 @@ def test_append_takes_one_row():
     store = RingStore(4, batch_size=8, window=16, output="numpy")
     for row in numbered(20, 4):
         store.append(row, 0)
+    store.flush()  # so that there is room
     store.try_append(numbered(1, 4, first=20))
     with pytest.raises(ValueError, match="append takes one row, but got 2"):
         store.append(numbered(2, 4), 0)
