@@ -2,7 +2,7 @@
 # Builds the wheel and tests it: pytest (with torch, and again with numpy alone), mypy, and the stubs against the module.
 # Where a free-threaded CPython is at hand, pytest runs on that too, with numpy alone (it needs a wheel of its own).
 # Needs python3.11 or later (PYTHON names another than python3, FREE_THREADED another than python3.14t), cargo, and PyPI.
-# Arguments go to pytest.
+# Virtual environments go to target/python, or to VENVS. Arguments go to pytest.
 set -eu
 cd "$(dirname "$0")"
 
@@ -32,7 +32,7 @@ test_with_numpy() {
     uv pip install -q --python "$venv/bin/python" numpy pytest pytest-timeout
     uv pip install -q --python "$venv/bin/python" --reinstall-package activation-store "$2"
     shift 3
-    (cd "$venvs/tests" && "$venv/bin/python" -m pytest -p no:cacheprovider "$@")
+    (cd "$copy" && "$venv/bin/python" -m pytest -p no:cacheprovider "$@")
 }
 
 step "wheel"
@@ -40,11 +40,12 @@ step "wheel"
 wheel=$(build_wheel "$venvs/tools/bin/python" "$venvs/wheels")
 
 # The tests must use the wheel, not the sources beside them.
-rm -rf "$venvs/tests"
-mkdir "$venvs/tests"
-cp tests/*.py "$venvs/tests"
-cp pyproject.toml "$venvs/tests/pyproject.toml"
-sed -i.bak 's/^testpaths = .*/testpaths = ["."]/' "$venvs/tests/pyproject.toml"
+copy=$venvs/copy-of-tests
+rm -rf "$copy"
+mkdir "$copy"
+cp tests/*.py "$copy"
+cp pyproject.toml "$copy/pyproject.toml"
+sed -i.bak 's/^testpaths = .*/testpaths = ["."]/' "$copy/pyproject.toml"
 
 step "numpy alone"
 test_with_numpy "$python" "$wheel" lean "$@"
@@ -64,9 +65,9 @@ uv pip install -q --python "$venvs/full/bin/python" --requirement requirements-t
 uv pip install -q --python "$venvs/full/bin/python" --reinstall-package activation-store "$wheel"
 
 step "types"
-(cd "$venvs/tests" && "$venvs/full/bin/python" -m mypy --config-file pyproject.toml --package activation_store)
-(cd "$venvs/tests" && "$venvs/full/bin/python" -m mypy.stubtest activation_store._native)
+(cd "$copy" && "$venvs/full/bin/python" -m mypy --config-file pyproject.toml --package activation_store)
+(cd "$copy" && "$venvs/full/bin/python" -m mypy.stubtest activation_store._native)
 
 step "tests"
-(cd "$venvs/tests" && "$venvs/full/bin/python" -m pytest -p no:cacheprovider "$@")
+(cd "$copy" && "$venvs/full/bin/python" -m pytest -p no:cacheprovider "$@")
 step "done"

@@ -244,7 +244,7 @@ class Writer:
             mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
                 shape of the first axes): True keeps the row, as in an attention mask.
             copy: False hands the array's own memory over, where its layout allows, without a copy: leave it unchanged
-                until the future is done.
+                until the future is done, and those of the same rows of all other components.
             timeout: Seconds to wait for room.
 
         Returns:

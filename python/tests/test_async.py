@@ -112,3 +112,29 @@ def test_errors_reach_the_awaiting_task():
             future.exception()
 
     asyncio.run(main())
+
+
+def test_a_minibatch_that_a_cancelled_task_leaves_goes_to_one_that_waits():
+    async def main():
+        store = RingStore(2, batch_size=8, window=8, output="numpy")
+        first = asyncio.ensure_future(anext(store))
+        second = asyncio.ensure_future(anext(store))
+        await asyncio.sleep(0)
+        store.extend(numbered(8, 2))
+        # It comes while this thread does not look; then the task it came for is cancelled.
+        while store.stats().minibatches_served == 0:
+            pass
+        first.cancel()
+        return len(await asyncio.wait_for(second, 30))
+
+    assert asyncio.run(main()) == 8
+
+
+def test_a_timeout_is_kept_on_a_thread_that_runs_a_loop():
+    async def main():
+        store = RingStore(4, batch_size=8, window=16, queue_rows=8, output="numpy")
+        with pytest.raises(TimeoutError, match="Nothing was written"):
+            for start in range(0, 8000, 8):
+                store.extend(numbered(8, 4, first=start), timeout=0.01)
+
+    asyncio.run(main())

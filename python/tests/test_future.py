@@ -202,3 +202,12 @@ def test_pickling_says_why():
     future = RingStore(4, batch_size=8, window=16).extend(numbered(1, 4))
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(future)
+
+
+def test_a_finished_write_is_finished_without_waiting():
+    future = RingStore(4, batch_size=8, window=16).extend(numbered(1, 4))
+    while not future._outcome.done():
+        pass
+    assert concurrent.futures.wait([future], timeout=0).done == {future}
+    assert list(concurrent.futures.as_completed([future], timeout=0)) == [future]
+    assert "finished" in repr(future)

@@ -418,3 +418,164 @@ def test_data_parallel_like_replicas(model):
     store.flush()
     assert store.current_activations_stored_per_component == [7, 7]
     assert np.isfinite(np.asarray(store[:])).all()
+
+
+class AnyArguments(nn.Module):
+    """A wrapper, as DataParallel and compiled models are: its forward names no argument."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_mask_that_the_call_does_not_give_by_name_is_no_mask(model):
+    wrapped = AnyArguments(model)
+    mask = torch.tensor([[1, 1, 0, 0]])
+    paths = {"inner." + path: component for path, component in PATHS.items()}
+    store = store_of()
+    with (
+        pytest.warns(RuntimeWarning, match="capturing has stopped"),
+        pytest.raises(ValueError, match="this call gave no argument 'attention_mask'.*pass it by name"),
+        capture(wrapped, paths, store, mask="attention_mask"),
+    ):
+        wrapped(torch.randn(1, 4, 6), mask)
+    store = store_of()
+    with capture(wrapped, paths, store, mask="attention_mask"):
+        wrapped(torch.randn(1, 4, 6), attention_mask=mask)
+    assert len(served(store, "first")) == 2
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_what_checkpointing_runs_again_is_stored_once(use_reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, inputs):
+            return self.b(checkpoint(self.a, inputs, use_reentrant=use_reentrant))
+
+    model = Checkpointed()
+    store = store_of()
+    with capture(model, {"a": "first", "b": "last"}, store) as captured:
+        for _ in range(2):
+            model(torch.randn(3, 6, requires_grad=True)).sum().backward()
+    assert captured.passes == 2 and captured.passes_dropped == 0
+    assert len(served(store, "first")) == 6
+
+
+def test_inputs_given_by_name_are_told_apart():
+    class Attention(nn.Module):
+        def forward(self, hidden_states, attention_mask=None):
+            return hidden_states
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, inputs):
+            return self.attention(attention_mask=torch.zeros(2, 6), hidden_states=inputs)
+
+    store = RingStore(6, batch_size=2, window=2, output="numpy")
+    model = Outer()
+    with capture(model, {"attention:input": 0}, store):
+        model(torch.ones(2, 6))
+    store.close()
+    assert (next(store) == 1).all()
+
+
+def test_a_module_that_runs_twice_is_told():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, inputs):
+            return self.b(self.a(self.a(inputs)))
+
+    model, store = Twice(), store_of()
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="module 'a' ran twice in one forward pass"),
+        capture(model, {"a": "first", "b": "last"}, store),
+    ):
+        model(torch.randn(3, 6))
+    shared = nn.Linear(6, 6)
+    with pytest.raises(ValueError, match="'0' and '1' are the output of one module"):
+        capture(nn.Sequential(shared, shared), {"0": "first", "1": "last"}, store_of())
+
+
+def test_a_pass_that_runs_no_captured_module_is_told(model):
+    store = RingStore(6, batch_size=8, window=32)
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="did not run 'blocks.2' at all"),
+        capture(model, {"blocks.2": 0}, store) as captured,
+    ):
+        model(torch.randn(3, 6), depth=1)
+    assert captured.passes == 0 and captured.passes_dropped == 1
+
+
+def test_rows_of_the_wrong_width_leave_a_lane_of_ones_own_aligned(model):
+    store = RingStore({"first": 6, "last": 5}, batch_size=4, window=4, output="numpy")
+    lane = store.producer()
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="takes rows of 5 features"),
+        capture(model, PATHS, lane),
+    ):
+        model(torch.randn(4, 6))
+    lane.extend(np.full((4, 6), 2, np.float32), "first")
+    lane.extend(np.full((4, 5), 2, np.float32), "last")
+    store.close()
+    batch = next(store)
+    assert (batch["first"] == 2).all() and (batch["last"] == 2).all()
+
+
+def test_a_store_that_rejects_loses_whole_passes(model):
+    store = RingStore({"first": 6, "last": 6}, batch_size=4, window=8, queue_rows=10, when_full="reject", output="numpy")
+    with capture(model, PATHS, store) as captured:
+        for number in range(40):
+            model(torch.full((5, 6), float(number)))
+    assert captured.error is None
+    assert captured.passes > 0 and captured.passes_dropped > 0 and captured.passes + captured.passes_dropped == 40
+    store.close()
+    both = [(batch["first"], batch["last"]) for batch in store]
+    assert sum(len(first) for first, _ in both) == captured.passes * 5
+    # Rows of one pass are alike, so what the last block makes of a row tells which pass it is from.
+    with torch.no_grad():
+        known = {}
+        for number in range(40):
+            hidden = model.embed(torch.full((1, 6), float(number)))
+            hidden, _ = model.blocks[0](hidden)
+            first = hidden.clone()
+            for block in model.blocks[1:]:
+                hidden, _ = block(hidden)
+            known[number] = (first.numpy()[0], hidden.numpy()[0])
+    for first, last in both:
+        for row, other in zip(first, last, strict=True):
+            number = min(known, key=lambda number: float(np.abs(known[number][0] - row).sum()))
+            assert np.allclose(known[number][1], other, atol=1e-3)
+
+
+def test_a_warning_made_an_error_does_not_reach_the_model(model):
+    store = store_of()
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(StoreClosedError), capture(model, PATHS, store):
+            assert model(torch.randn(3, 6)).shape == (3, 6)
+
+
+def test_a_mask_over_the_first_axes_goes_for_all_below(model):
+    store = store_of()
+    mask = torch.tensor([[True, False, True]])
+    with capture(model, PATHS, store, mask=mask):
+        model(torch.randn(1, 3, 4, 6))  # [batch, position, head, feature]
+    assert len(served(store, "first")) == 8

@@ -179,7 +179,7 @@ def test_the_interpreter_goes_down_with_blocked_daemon_threads(blocked):
             future = store.extend(rows)
         threading.Thread(target=lambda: {blocked}, daemon=True).start()
         future_of_another = RingStore(4, batch_size=8, window=16).extend(rows)
-        future_of_another.add_done_callback(print)
+        future_of_another.add_done_callback(lambda done: None)
         time.sleep(0.3)
         sys.stdout.close()
     """)

@@ -292,3 +292,18 @@ def test_drop_last():
     store.close()
     assert sum(len(batch) for batch in store) == 16
     assert store.stats().components["0"].dropped == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"window": 2**70}, ValueError, "window is 1180591620717411303424"),
+        ({"seed": "x"}, TypeError, "seed is 'x'"),
+        ({"seed": None}, TypeError, "seed is None"),
+        ({"components": {"a": (4,)}}, ValueError, r"give its features, or \(features, dtype\)"),
+        ({"components": {"a": (4, "f32", 1)}}, ValueError, r"give its features, or \(features, dtype\)"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        RingStore(**{"components": 4, "batch_size": 8, "window": 16, **settings})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import drain, numbered
 
-from activation_store import RingStore
+from activation_store import RingStore, StoreFullError, TensorActivationStore
 
 
 @pytest.fixture(params=["numpy", "torch"])
@@ -240,3 +240,27 @@ def test_a_component_too_far_ahead_is_told():
 def test_impossible_stores(settings, message):
     with pytest.raises(ValueError, match=message):
         RingStore(**settings)
+
+
+def test_what_cannot_be_copied_is_a_memory_error():
+    # As a view of one row it is small; as a batch it is not.
+    rows = np.broadcast_to(np.zeros(4, np.float32), (2**50, 4))
+    store = RingStore(4, batch_size=8, window=16)
+    with pytest.raises(MemoryError, match="cannot be allocated"):
+        store.extend(rows)
+    with pytest.raises((MemoryError, StoreFullError)):
+        TensorActivationStore(10, 4, 1).extend(rows, 0)
+    store.extend(np.zeros((3, 4), np.float32)).result(30)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (np.ma.masked_array(np.zeros((2, 4), np.float32)), TypeError, "masked array"),
+        (np.zeros((3, 0), np.float32), ValueError, "takes rows of 4 features"),
+        (np.zeros((0, 0), np.float32), ValueError, "takes rows of 4 features"),
+    ],
+)
+def test_more_that_is_no_batch(rows, error, message):
+    with pytest.raises(error, match=message):
+        RingStore(4, batch_size=8, window=16).extend(rows)
