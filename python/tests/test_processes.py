@@ -28,6 +28,7 @@ def run(code, **settings):
 @pytest.mark.parametrize("what", ["next(store)", "store.extend(rows)", "future.result()", "store.flush()", "future.exception(30)"])
 def test_ctrl_c_interrupts_a_blocked_call(what):
     result = run(f"""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
         rows = np.zeros((64, 4), np.float32)
         store = RingStore(4, batch_size=8, window=16, queue_rows=8)
         if {what!r} != "next(store)":
