@@ -300,6 +300,8 @@ def fetch(fetch_rows: Fetch, rows: list[int], components: Components) -> Any:
 
 def get(fetch_rows: Fetch, length: int, components: Components, index: Any) -> Any:
     """What `tensor[index]` gives for a `[row, component, feature]` tensor, fetching only the rows it touches."""
+    if isinstance(index, list) and index:
+        index = np.asarray(index)  # torch takes some lists for tuples, and warns
     first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
     if isinstance(first, slice):
         rows = list(range(*first.indices(length)))

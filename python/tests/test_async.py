@@ -130,6 +130,26 @@ def test_a_minibatch_that_a_cancelled_task_leaves_goes_to_one_that_waits():
     assert asyncio.run(main()) == 8
 
 
+def test_a_minibatch_that_a_cancelled_task_leaves_goes_to_a_thread_that_waits(in_thread):
+    store = RingStore(2, batch_size=8, window=8, output="numpy")
+    got = []
+
+    async def main():
+        task = asyncio.ensure_future(anext(store))
+        await asyncio.sleep(0)
+        store.extend(numbered(8, 2))
+        while store.stats().minibatches_served == 0:
+            pass
+        # It has been served to the task, so a thread that comes now finds none.
+        thread = in_thread(lambda: got.append(len(next(store))))
+        task.cancel()
+        while thread.is_alive():
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert got == [8]
+
+
 def test_a_timeout_is_kept_on_a_thread_that_runs_a_loop():
     async def main():
         store = RingStore(4, batch_size=8, window=16, queue_rows=8, output="numpy")

@@ -144,6 +144,31 @@ def test_many_threads_wait_for_one(full):
         assert {done.result() for done in waiting} == {(8, 64)}
 
 
+def test_a_thread_that_waits_holds_up_nobody_else(full):
+    store, pending = full
+    started = threading.Event()
+
+    def wait():
+        started.set()
+        pending.exception(60)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    started.wait()
+    called = threading.Event()
+    pending.add_done_callback(lambda done: called.set())  # watched by the thread that watches all
+    other = RingStore(4, batch_size=8, window=64).extend(numbered(3, 4))
+    told = threading.Event()
+    other.add_done_callback(lambda done: told.set())
+    assert told.wait(30)
+    with pytest.raises(TimeoutError):
+        pending.result(0.01)
+    assert not called.is_set() and waiting.is_alive()
+    store.abort()
+    assert called.wait(30)
+    waiting.join(30)
+
+
 def test_dropping_it_loses_nothing():
     store = RingStore(4, batch_size=8, window=16, output="numpy")
     finish_rows = []

@@ -1,5 +1,6 @@
 """Hooking models up."""
 
+import asyncio
 import threading
 import warnings
 
@@ -330,6 +331,30 @@ def test_capture_waits_for_the_trainer(model, in_thread):
     assert done.wait(10)
 
 
+def test_on_an_event_loop_it_warns_or_waits_as_told(model, in_thread):
+    async def run(wait):
+        with capture(model, PATHS, store, wait=wait) as captured:
+            for _ in range(50):
+                model(torch.rand(8, 6))
+        return captured.passes
+
+    def small():
+        return RingStore({"first": 6, "last": 6}, batch_size=8, window=32, queue_rows=8)
+
+    store = small()
+    with pytest.warns(RuntimeWarning, match="rows pile up") as caught:
+        assert asyncio.run(run(None)) == 50
+    assert len(caught) == 1
+    assert store.stats().components["first"].queued > 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store = small()
+        assert asyncio.run(run(False)) == 50
+        store = small()
+        in_thread(lambda: (asyncio.run(run(True)), store.close()))
+        assert sum(len(batch["first"]) for batch in store) == 400
+
+
 def test_a_store_of_your_own(model):
     class Lists(ActivationStore):
         def __init__(self):
@@ -536,6 +561,20 @@ def test_rows_of_the_wrong_width_leave_a_lane_of_ones_own_aligned(model):
     store.close()
     batch = next(store)
     assert (batch["first"] == 2).all() and (batch["last"] == 2).all()
+
+
+def test_a_pass_that_fails_between_components_closes_its_lane(model):
+    store = RingStore({"first": 6, "last": 6, "token": 1}, batch_size=8, window=16, max_skew=16, queue_rows=1000)
+    lane = store.producer()
+    lane.extend(torch.rand(4, 6), "last")
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match='ahead of component 2 \\("token"\\)'),
+        capture(model, PATHS, lane),
+    ):
+        model(torch.rand(14, 6))  # of "last", rows 4 to 17 are too far ahead
+    with pytest.raises(StoreClosedError, match="lane is closed"):
+        lane.extend(torch.rand(1, 6), "first")
 
 
 def test_a_store_that_rejects_loses_whole_passes(model):

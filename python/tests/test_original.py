@@ -1,6 +1,7 @@
 """Code written for the `sparse_autoencoder` library's stores, with only the import changed."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -104,6 +105,29 @@ def test_shuffling_repeats_with_the_seed():
     assert sorted(shuffled(1)) == list(range(100))
 
 
+def test_without_a_seed_every_store_shuffles_in_its_own_way():
+    def shuffled():
+        store = TensorActivationStore(max_items=100, n_neurons=1, n_components=1)
+        store.extend(torch.arange(100.0)[:, None], 0)
+        store.shuffle()
+        return store[:, 0, 0].tolist()
+
+    torch.manual_seed(1)
+    first = [shuffled(), shuffled()]
+    assert first[0] != first[1]
+    torch.manual_seed(1)
+    assert [shuffled(), shuffled()] == first
+
+
+def test_lists_are_indices_of_rows():
+    store = TensorActivationStore(max_items=10, n_neurons=4, n_components=1)
+    store.extend(torch.rand(5, 4), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(store[[0, 2]], store[:][torch.tensor([0, 2])])
+        assert store[[[0, 1], [2, 3]]].shape == (2, 2, 1, 4)
+
+
 def test_size_in_bytes():
     assert TensorActivationStore(max_items=2, n_neurons=100, n_components=1).__sizeof__() == 800
     assert sys.getsizeof(TensorActivationStore(max_items=2, n_neurons=100, n_components=1)) >= 800
@@ -153,6 +177,15 @@ def test_other_elements_are_converted():
 def test_impossible_stores(arguments, error):
     with pytest.raises(error):
         TensorActivationStore(*arguments)
+
+
+def test_what_cannot_be_is_told_at_the_call():
+    with pytest.raises(ValueError, match="device is 'florp'"):
+        TensorActivationStore(10, 4, 1, device="florp")
+    with pytest.raises(TypeError, match="seed is 'x'"):
+        TensorActivationStore(10, 4, 1, seed="x")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        TensorActivationStore(10, 4, 1).batches(0)
 
 
 def test_wrong_width():

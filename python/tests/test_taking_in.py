@@ -111,6 +111,25 @@ def test_a_mask_keeps_the_true_rows(make, shape):
     assert np.array_equal(drain(store), expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_on_any_layout(make, layout):
+    array = LAYOUTS[layout](make(numbered(24, 5)))
+    mask = np.random.default_rng(0).random(array.shape[:-1]) < 0.5
+    expected = np.asarray(array)[mask]
+    store = store_of(5)
+    future = store.extend(array, mask=make(mask))
+    if layout != "one row for all":
+        array[...] = -1  # the store has a copy
+    assert future.result(10).rows == mask.sum()
+    assert np.array_equal(drain(store), expected[np.argsort(expected[:, 0], kind="stable")])
+
+
+def test_a_mask_over_the_first_axes_goes_for_all_below(make):
+    store = store_of(5)
+    store.extend(make(numbered(24, 5).reshape(2, 3, 4, 5)), mask=make(np.array([[True, False, True], [False, False, True]])))
+    assert drain(store)[:, 0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 20, 21, 22, 23]
+
+
 def test_masks_on_wide_and_long_batches():
     rows = numbered(3000, 200)
     for share in (0, 0.01, 0.5, 0.99, 1):
@@ -205,6 +224,12 @@ def test_tensors_that_are_no_batch():
         store.extend(torch.zeros(3, 4).to_sparse())
     with pytest.raises(TypeError, match="complex64"):
         store.extend(torch.zeros(3, 4, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="meta tensor"):
+        store.extend(torch.zeros(3, 4, device="meta"))
+    with pytest.raises(TypeError, match="the mask holds bfloat16; use booleans"):
+        store.extend(torch.zeros(3, 4), mask=torch.ones(3, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match="the mask is a meta tensor"):
+        store.extend(torch.zeros(3, 4), mask=torch.ones(3, dtype=torch.bool, device="meta"))
 
 
 @pytest.mark.parametrize("component", [1, -2, "b"])
@@ -259,6 +284,7 @@ def test_what_cannot_be_copied_is_a_memory_error():
         (np.ma.masked_array(np.zeros((2, 4), np.float32)), TypeError, "masked array"),
         (np.zeros((3, 0), np.float32), ValueError, "takes rows of 4 features"),
         (np.zeros((0, 0), np.float32), ValueError, "takes rows of 4 features"),
+        (np.zeros(0, np.float32), ValueError, "takes rows of 4 features"),
     ],
 )
 def test_more_that_is_no_batch(rows, error, message):

@@ -16,6 +16,7 @@ def tiny_transformer():
     return transformer_lens.HookedTransformer(config)
 
 
+@pytest.mark.timeout(600)  # the imports take most of it, where the disk is slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("store_dtype", ["f32", "bf16"])
 def test_saelens(in_thread, store_dtype):
