@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use ndarray::ArrayD;
 use tokio::sync::Notify;
 
-use crate::error::{ClosedBy, IndexError, ReadError};
+use crate::error::{IndexError, ReadError};
 use crate::fate::Fate;
 use crate::frame::Frame;
 use crate::index::Index;
@@ -52,6 +52,8 @@ struct State {
     next_ordinal: u64,
     /// Nothing more will become ready.
     ended: bool,
+    /// What would become ready is discarded.
+    abandoned: bool,
     writer_waits: bool,
     consumers: usize,
     /// Consumers that have asked for a minibatch and not got one.
@@ -118,6 +120,7 @@ impl Exchange {
             ready: VecDeque::with_capacity(capacity),
             next_ordinal: 0,
             ended: false,
+            abandoned: false,
             writer_waits: false,
             consumers: 0,
             waiting: 0,
@@ -180,6 +183,11 @@ impl Exchange {
     pub(crate) fn push(&self, frame: Frame, rows: usize) {
         {
             let mut state = lock(&self.state);
+            if state.abandoned {
+                state.counts.drop_open(rows);
+                drop(state);
+                return self.pool.put(frame);
+            }
             state.count_waits();
             let ordinal = state.next_ordinal;
             state.next_ordinal += 1;
@@ -234,10 +242,6 @@ impl Exchange {
         let (Counts { minibatches_served, producer_wait, consumer_wait, .. }, ()) = self.counts(|| ());
         tracing::info!(minibatches_served, ?producer_wait, ?consumer_wait, "no more minibatches become ready");
         self.pool.dissolve();
-        if matches!(self.fate.closed_by(), Some(ClosedBy::Abort | ClosedBy::NoConsumers)) {
-            // The writer may have ended by itself, without having read the order.
-            self.discard_all();
-        }
         self.arrivals.notify_waiters();
     }
 
@@ -290,17 +294,11 @@ impl Exchange {
 
     /// Has everything discarded. The store's fate is known to be `Abort` or `NoConsumers`.
     pub(crate) fn abandon(&self) {
+        lock(&self.state).abandoned = true;
         let _ = self.control.send(Control::Abort);
-        if self.has_ended() {
-            // The writer may not have read that.
-            self.discard_all();
-        }
-        // Nor may it have started.
+        // The writer may not read that for a while, or may have ended, or not have started.
+        self.discard_all();
         self.room.look_again();
-    }
-
-    fn has_ended(&self) -> bool {
-        lock(&self.state).ended
     }
 
     pub(crate) fn add_consumer(&self) {

@@ -323,6 +323,23 @@ fn consumers_gone_producers_get_closed_not_a_hang() {
 }
 
 #[test]
+fn nothing_is_served_once_abort_has_returned() {
+    watchdog(|| {
+        for round in 0..2000 {
+            let store = builder().build().unwrap();
+            let mut minibatches = store.minibatches();
+            drop(store.extend(rows(0..100, 2), 0).unwrap());
+            (0..round % 50).for_each(|_| thread::yield_now());
+            store.abort();
+            assert!(drain(&mut minibatches).is_empty());
+            let stats = store.stats();
+            assert_adds_up(&stats);
+            assert_eq!((stats.components[0].served, stats.components[0].resident), (0, 0));
+        }
+    });
+}
+
+#[test]
 fn producers_gone_consumers_get_the_end() {
     watchdog(|| {
         let store = builder().build().unwrap();
