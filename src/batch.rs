@@ -9,8 +9,8 @@ use crate::error::{ShapeError, WriteError};
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///
-/// Making one copies nothing, whatever the layout (but see [`Batch::from_dyn`]). An [`ArcArray2`] or [`Batch::from_owner`] lends memory that the
-/// caller keeps: the store drops its share once the rows are in a frame.
+/// Making one copies nothing, whatever the layout (but see [`Batch::from_dyn`]). An [`ArcArray2`] or
+/// [`Batch::from_owner`] lends memory that the caller keeps: the store drops its share once the rows are in a frame.
 ///
 /// ```
 /// use activation_store::Batch;
@@ -112,13 +112,7 @@ impl Batch {
     /// Integers are rounded to the nearest `f32`.
     #[must_use]
     pub fn to_f32(&self) -> Array2<f32> {
-        match &self.rows {
-            AnyRows::F32(rows) => rows.view().to_owned(),
-            AnyRows::F16(rows) => rows.view().mapv(f32::from),
-            AnyRows::BF16(rows) => rows.view().mapv(f32::from),
-            AnyRows::U32(rows) => rows.view().mapv(|value| value as f32),
-            AnyRows::I64(rows) => rows.view().mapv(|value| value as f32),
-        }
+        with_rows!(&self.rows, rows => rows.view().mapv(Plain::nearest_f32))
     }
 }
 

@@ -99,11 +99,14 @@ pub(crate) mod sealed {
 
         /// The typed rows, if they are of this type.
         fn unwrap(rows: &super::AnyRows) -> Option<&super::Rows<Self>>;
+
+        /// The nearest `f32`.
+        fn nearest_f32(self) -> f32;
     }
 }
 
 macro_rules! element {
-    ($($type:ty => $dtype:ident),*) => {$(
+    ($($type:ty => $dtype:ident, $nearest_f32:expr;)*) => {$(
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
         }
@@ -115,11 +118,21 @@ macro_rules! element {
             fn unwrap(rows: &AnyRows) -> Option<&Rows<Self>> {
                 if let AnyRows::$dtype(rows) = rows { Some(rows) } else { None }
             }
+
+            fn nearest_f32(self) -> f32 {
+                $nearest_f32(self)
+            }
         }
     )*};
 }
 
-element!(f32 => F32, f16 => F16, bf16 => BF16, u32 => U32, i64 => I64);
+element! {
+    f32 => F32, f32::from;
+    f16 => F16, f32::from;
+    bf16 => BF16, f32::from;
+    u32 => U32, |value| value as f32;
+    i64 => I64, |value| value as f32;
+}
 
 /// Rows of any of the types. `pub`, yet unreachable: the sealed trait behind `Element` names these.
 #[derive(Debug)]

@@ -128,6 +128,11 @@ unsafe impl Send for Frame {}
 unsafe impl Sync for Frame {}
 
 impl Frame {
+    /// A frame in memory of its own.
+    pub(crate) fn allocate(layout: &Arc<Layout>, what: &'static str) -> Result<Self, BuildError> {
+        Ok(Reserved::new(layout, 1, what)?.touch().remove(0))
+    }
+
     pub(crate) fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
+use crossbeam_channel::Receiver;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -120,6 +121,12 @@ fn drive<T: Task>(mut task: T) -> Option<T> {
 /// Drops foreign memory where a panic of its own must stop nothing.
 pub(crate) fn drop_quietly<T>(foreign: T) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(foreign)));
+}
+
+/// Empties a queue whose messages may hold foreign memory, each dropped on its own: what lies behind one that panics must
+/// not be leaked, for somebody waits for its reply.
+pub(crate) fn drain_quietly<T>(queue: &Receiver<T>) {
+    queue.try_iter().for_each(drop_quietly);
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

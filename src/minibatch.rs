@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
 
-use crate::element::{DType, Element};
+use crate::element::{DType, Element, sealed::Plain};
 use crate::error::ViewError;
 use crate::frame::Frame;
 use crate::layout::{Component, ComponentKey, Layout};
@@ -98,12 +98,16 @@ impl Minibatch {
     pub fn to_f32(&self, component: impl ComponentKey) -> Result<Array2<f32>, ViewError> {
         let component = self.layout.find(component)?;
         match self.components()[component].dtype {
-            DType::F32 => self.view::<f32>(component).map(|rows| rows.to_owned()),
-            DType::F16 => self.view::<f16>(component).map(|rows| rows.mapv(f32::from)),
-            DType::BF16 => self.view::<bf16>(component).map(|rows| rows.mapv(f32::from)),
-            DType::U32 => self.view::<u32>(component).map(|rows| rows.mapv(|value| value as f32)),
-            DType::I64 => self.view::<i64>(component).map(|rows| rows.mapv(|value| value as f32)),
+            DType::F32 => self.converted::<f32>(component),
+            DType::F16 => self.converted::<f16>(component),
+            DType::BF16 => self.converted::<bf16>(component),
+            DType::U32 => self.converted::<u32>(component),
+            DType::I64 => self.converted::<i64>(component),
         }
+    }
+
+    fn converted<T: Element>(&self, component: usize) -> Result<Array2<f32>, ViewError> {
+        Ok(self.view::<T>(component)?.mapv(Plain::nearest_f32))
     }
 
     /// All components, `[row, component, feature]`, without a copy.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use crate::error::BuildError;
-use crate::frame::{Frame, Reserved};
+use crate::frame::Frame;
 use crate::layout::Layout;
 use crate::sync::lock;
 
@@ -49,8 +49,7 @@ impl Pool {
         if let Some(frame) = lock(&self.state).empty.pop() {
             return Ok(frame);
         }
-        let mut frames = Reserved::new(&self.layout, 1, "a minibatch")?.touch();
-        Ok(frames.remove(0))
+        Frame::allocate(&self.layout, "a minibatch")
     }
 
     /// Counts a frame as with a consumer.

@@ -20,7 +20,7 @@ use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
 use crate::fate::Fate;
 use crate::frame::{Frame, Reserved};
 use crate::handle::{Reply, WriteHandle, Written};
-use crate::host::{self, Exit, Task, drop_quietly};
+use crate::host::{self, Exit, Task, drain_quietly};
 use crate::index::Index;
 use crate::layout::{Component, ComponentKey, Layout};
 use crate::minibatch::Minibatch;
@@ -139,11 +139,7 @@ impl Task for TensorWriter {
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
         self.tensor.fate.poison(cause);
-        // Each on its own: foreign memory may panic when dropped, and what lies behind it must not be leaked, for somebody
-        // waits for its reply.
-        while let Ok(job) = self.jobs.try_recv() {
-            drop_quietly(job);
-        }
+        drain_quietly(&self.jobs);
     }
 }
 
@@ -262,14 +258,7 @@ impl TensorStoreBuilder {
             return Err(BuildError::TooMany { what: "max_items", value, limit });
         }
         let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
-        let memory = Reserved::new(&layout, 1, "max_items rows")?;
-        let bytes = layout.bytes();
-        let rows = memory.touch().pop().ok_or(BuildError::Allocation {
-            what: "max_items rows",
-            bytes,
-            rows: layout.rows(),
-            row_bytes: bytes / layout.rows(),
-        })?;
+        let rows = Frame::allocate(&layout, "max_items rows")?;
         let tensor = Arc::new(Tensor {
             data: RwLock::new(Data {
                 rows,

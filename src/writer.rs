@@ -11,7 +11,7 @@ use crate::config::{Config, WhenFull};
 use crate::error::{IndexError, WriteError};
 use crate::exchange::{Control, Exchange};
 use crate::frame::Reserved;
-use crate::host::{Exit, Task, drop_quietly};
+use crate::host::{Exit, Task, drain_quietly, drop_quietly};
 use crate::index::Index;
 use crate::lanes::{Answer, Finished, Lane, Lanes};
 use crate::layout::Layout;
@@ -100,11 +100,7 @@ impl Task for Writer {
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
         self.exchange.fate.poison(cause);
-        // Each on its own: foreign memory may panic when dropped, and what lies behind it must not be leaked, for somebody
-        // waits for its reply.
-        while let Ok(job) = self.inbox.jobs.try_recv() {
-            drop_quietly(job);
-        }
+        drain_quietly(&self.inbox.jobs);
         self.lanes.all().for_each(|lane| lane.drain().for_each(drop_quietly));
         self.finished.drain(..).for_each(drop_quietly);
         self.exchange.end();

@@ -27,6 +27,12 @@ pub(crate) enum Room {
     Need,
 }
 
+impl Room {
+    fn hand_in(self, to: &impl Takes, batch: Batch, component: usize) -> PyResult<WriteHandle> {
+        if let Room::Need = self { to.try_extend(batch, component) } else { to.extend(batch, component) }.or_raise()
+    }
+}
+
 impl<'py> FromPyObject<'_, 'py> for Room {
     type Error = PyErr;
 
@@ -91,9 +97,8 @@ impl Intake {
         timeout: Option<f64>,
     ) -> PyResult<WriteOutcome> {
         self.find_room(py, to, component, rows.len(), room, timeout)?;
-        let batch = rows.take()?;
-        let handle = if let Room::Need = room { to.try_extend(batch, component) } else { to.extend(batch, component) };
-        Ok(WriteOutcome::new(vec![handle.or_raise()?], &self.unseen))
+        let handle = room.hand_in(to, rows.take()?, component)?;
+        Ok(WriteOutcome::new(vec![handle], &self.unseen))
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
@@ -116,12 +121,7 @@ impl Intake {
             py.detach(|| {
                 for _ in 0..PIECES {
                     let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
-                    let handle = if let Room::Need = room {
-                        to.try_extend(batch, component)
-                    } else {
-                        to.extend(batch, component)
-                    };
-                    handles.push(handle.or_raise()?);
+                    handles.push(room.hand_in(to, batch, component)?);
                     if rows.left() == 0 {
                         break;
                     }
