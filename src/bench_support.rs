@@ -1,8 +1,8 @@
 //! Private parts, for the crate's own benchmarks. Not part of the API: anything here may change at any time.
 #![allow(missing_docs, missing_debug_implementations)]
 
-use crate::copy::{RowCopier, Slots};
-use crate::deal::{Dealer, Place};
+use crate::memory::copy::{RowCopier, Slots};
+use crate::ring::deal::{Dealer, Place};
 
 /// Deals rows to frames, without any memory to copy them to.
 pub struct Dealing {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::element::DType;
+use crate::rows::element::DType;
 
 /// The store is full.
 ///

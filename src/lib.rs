@@ -17,59 +17,36 @@
 //! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
 //! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) have their own pages.
 
-mod batch;
 #[doc(hidden)]
 pub mod bench_support;
-mod config;
-mod consume;
-mod copy;
-mod deal;
-mod element;
 mod error;
-mod exchange;
-mod fate;
-mod frame;
-mod handle;
-mod host;
-mod index;
-mod intake;
-mod lanes;
-mod layout;
-mod minibatch;
-mod pool;
-mod producer;
-mod queue;
+mod memory;
+mod pipeline;
 mod ring;
-mod ring_store;
 mod rows;
-mod spread;
-mod stats;
 mod store;
-mod sync;
-mod tensor_store;
-mod writer;
 
 /// The versions of the crates whose types this one takes and gives.
 pub use {half, ndarray};
 
 pub use crate::{
-    batch::{Batch, Refused},
-    config::{Merge, RingStoreBuilder, WhenFull},
-    consume::{Blocking, Minibatches},
-    element::{DType, Element, UnknownDType},
     error::{
         BuildError, ClosedBy, ComponentName, IndexError, ReadError, ShapeError, StoreFullError, UnknownComponent,
         ViewError, WriteError,
     },
-    handle::{Flush, WriteHandle, Written},
-    index::Index,
-    layout::{Component, ComponentKey},
-    minibatch::Minibatch,
-    producer::Producer,
-    ring_store::RingStore,
-    stats::{ComponentStats, Stats},
-    store::{ActivationStore, ActivationStoreExt, TestData},
-    tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
+    pipeline::config::{Merge, RingStoreBuilder, WhenFull},
+    pipeline::consumer::{Blocking, Minibatches},
+    pipeline::handle::{Flush, WriteHandle, Written},
+    pipeline::minibatch::Minibatch,
+    pipeline::producer::Producer,
+    pipeline::stats::{ComponentStats, Stats},
+    rows::batch::{Batch, Refused},
+    rows::element::{DType, Element, UnknownDType},
+    rows::index::Index,
+    rows::layout::{Component, ComponentKey},
+    store::activation_store::{ActivationStore, ActivationStoreExt, TestData},
+    store::ring_store::RingStore,
+    store::tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
 };
 
 /// Longer texts and examples, for reading; nothing here is part of the API.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use crate::error::BuildError;
-use crate::frame::Frame;
-use crate::layout::Layout;
-use crate::sync::lock;
+use crate::memory::frame::Frame;
+use crate::pipeline::sync::lock;
+use crate::rows::layout::Layout;
 
 /// Empty frames of one layout. Minibatches return their frame here when dropped.
 #[derive(Debug)]

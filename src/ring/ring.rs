@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::batch::Batch;
-use crate::deal::{Dealer, Place};
-use crate::frame::Frame;
-use crate::layout::Layout;
-use crate::spread::Spreader;
+use crate::memory::frame::Frame;
+use crate::ring::deal::{Dealer, Place};
+use crate::ring::spread::Spreader;
+use crate::rows::batch::Batch;
+use crate::rows::layout::Layout;
 
 /// Rows dealt in one go: enough to read each component's rows in sequence, few enough for a small plan.
 const PLAN: usize = 4096;

@@ -7,17 +7,17 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 use ndarray::ArrayD;
 use tokio::sync::oneshot;
 
-use crate::config::{Config, WhenFull};
 use crate::error::{IndexError, WriteError};
-use crate::exchange::{Control, Exchange};
-use crate::frame::Reserved;
-use crate::host::{Exit, Task, drain_quietly, drop_quietly};
-use crate::index::Index;
-use crate::lanes::{Answer, Finished, Lane, Lanes};
-use crate::layout::Layout;
-use crate::queue::{Budget, Job, Room, Write};
-use crate::ring::{Rest, Ring};
-use crate::rows::widen;
+use crate::memory::convert::widen;
+use crate::memory::frame::Reserved;
+use crate::pipeline::config::{Config, WhenFull};
+use crate::pipeline::exchange::{Control, Exchange};
+use crate::pipeline::host::{Exit, Task, drain_quietly, drop_quietly};
+use crate::pipeline::lane::{Answer, Finished, Lane, Lanes};
+use crate::pipeline::queue::{Budget, Job, Room, Write};
+use crate::ring::ring::{Rest, Ring};
+use crate::rows::index::Index;
+use crate::rows::layout::Layout;
 
 /// What reaches the writer.
 pub(crate) struct Inbox {

@@ -4,10 +4,10 @@ use ndarray::{Array2, ArrayD};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::batch::{Batch, Refused};
 use crate::error::{IndexError, WriteError};
-use crate::handle::WriteHandle;
-use crate::index::Index;
+use crate::pipeline::handle::WriteHandle;
+use crate::rows::batch::{Batch, Refused, one_row};
+use crate::rows::index::Index;
 
 /// A store of activations: rows of one or more components.
 ///
@@ -156,13 +156,5 @@ pub struct TestData {
 impl Default for TestData {
     fn default() -> Self {
         TestData { n_batches: 1, batch_size: 16, n_components: 1, input_features: 256 }
-    }
-}
-
-/// Checks that a batch is one row.
-pub(crate) fn one_row(row: Batch) -> Result<Batch, Refused> {
-    match row.rows() {
-        1 => Ok(row),
-        rows => Err(Refused { error: WriteError::NotOneRow { rows }, batch: row }),
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
 
-use crate::element::{DType, Element, sealed::Plain};
 use crate::error::ViewError;
-use crate::frame::Frame;
-use crate::layout::{Component, ComponentKey, Layout};
-use crate::pool::Pool;
+use crate::memory::frame::Frame;
+use crate::memory::pool::Pool;
+use crate::rows::element::{DType, Element, sealed::Plain};
+use crate::rows::layout::{Component, ComponentKey, Layout};
 
 /// Rows of every component, shuffled, in a frame that the minibatch owns.
 ///

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::element::DType;
-use crate::frame::Reserved;
-use crate::layout::Component;
+use crate::memory::frame::Reserved;
+use crate::rows::element::DType;
+use crate::rows::layout::Component;
 
 fn layout(batch_size: usize, features: &[usize]) -> Arc<Layout> {
     let component = |(i, &features): (usize, &usize)| Component {

@@ -99,7 +99,7 @@ pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
 /// Asks the processor for memory that will be read soon.
 pub(crate) fn prefetch(soon: &[u8]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    for line in soon.chunks(crate::layout::ALIGN) {
+    for line in soon.chunks(crate::rows::layout::ALIGN) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE is part of x86-64; the pointer is to memory of ours, and nothing is read through it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
@@ -122,7 +122,7 @@ mod x86 {
     };
 
     use super::Slots;
-    use crate::layout::ALIGN;
+    use crate::rows::layout::ALIGN;
 
     /// # Safety
     /// The processor must have AVX-512F and AVX-512BW.
@@ -179,7 +179,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::ALIGN;
+    use crate::rows::layout::ALIGN;
 
     /// Every kernel this processor can run.
     fn kernels() -> Vec<Kernel> {

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
 use crate::error::{ClosedBy, WriteError};
-use crate::fate::Fate;
-use crate::sync::wait_for;
+use crate::pipeline::fate::Fate;
+use crate::pipeline::sync::wait_for;
 
 /// Rows that a store has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

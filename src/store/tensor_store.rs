@@ -12,22 +12,22 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use tokio::runtime::Handle;
 
-use crate::batch::{Batch, Refused};
-use crate::config::{components, not_zero};
-use crate::copy::{RowCopier, Slots};
-use crate::element::DType;
 use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
-use crate::fate::Fate;
-use crate::frame::{Frame, Reserved};
-use crate::handle::{Reply, WriteHandle, Written};
-use crate::host::{self, Exit, Task, drain_quietly};
-use crate::index::Index;
-use crate::layout::{Component, ComponentKey, Layout};
-use crate::minibatch::Minibatch;
-use crate::pool::Pool;
-use crate::rows::{RowReader, widen};
-use crate::store::{ActivationStore, one_row};
-use crate::sync::lock;
+use crate::memory::convert::{RowReader, widen};
+use crate::memory::copy::{RowCopier, Slots};
+use crate::memory::frame::{Frame, Reserved};
+use crate::memory::pool::Pool;
+use crate::pipeline::config::{components, not_zero};
+use crate::pipeline::fate::Fate;
+use crate::pipeline::handle::{Reply, WriteHandle, Written};
+use crate::pipeline::host::{self, Exit, Task, drain_quietly};
+use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::sync::lock;
+use crate::rows::batch::{Batch, Refused, one_row};
+use crate::rows::element::DType;
+use crate::rows::index::Index;
+use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::store::activation_store::ActivationStore;
 
 /// A store that holds up to `max_items` rows of each component, to be looped over for several epochs.
 ///

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::batch::Batch;
-use crate::handle::Reply;
-use crate::sync::wait;
+use crate::pipeline::handle::Reply;
+use crate::pipeline::sync::wait;
+use crate::rows::batch::Batch;
 
 /// What producers send to the writer, in order.
 #[derive(Debug)]

@@ -148,11 +148,11 @@ pub enum AnyRows {
 macro_rules! with_rows {
     ($any:expr, $rows:ident => $body:expr) => {
         match $any {
-            $crate::element::AnyRows::F32($rows) => $body,
-            $crate::element::AnyRows::F16($rows) => $body,
-            $crate::element::AnyRows::BF16($rows) => $body,
-            $crate::element::AnyRows::U32($rows) => $body,
-            $crate::element::AnyRows::I64($rows) => $body,
+            $crate::rows::element::AnyRows::F32($rows) => $body,
+            $crate::rows::element::AnyRows::F16($rows) => $body,
+            $crate::rows::element::AnyRows::BF16($rows) => $body,
+            $crate::rows::element::AnyRows::U32($rows) => $body,
+            $crate::rows::element::AnyRows::I64($rows) => $body,
         }
     };
 }

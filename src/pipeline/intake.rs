@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crossbeam_channel::{Sender, bounded};
 use ndarray::ArrayD;
 
-use crate::config::Config;
 use crate::error::{ClosedBy, IndexError};
-use crate::exchange::{Control, Exchange};
-use crate::index::Index;
-use crate::layout::Component;
-use crate::queue::{Budget, Job, Room};
-use crate::stats::{ComponentStats, Stats};
+use crate::pipeline::config::Config;
+use crate::pipeline::exchange::{Control, Exchange};
+use crate::pipeline::queue::{Budget, Job, Room};
+use crate::pipeline::stats::{ComponentStats, Stats};
+use crate::rows::index::Index;
+use crate::rows::layout::Component;
 
 /// What all handles that can write share. Dropping it, with the last of them, closes the store.
 pub(crate) struct Intake {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use crate::element::DType;
 use crate::error::BuildError;
-use crate::layout::{Component, Layout};
+use crate::rows::element::DType;
+use crate::rows::layout::{Component, Layout};
 
 /// What a store does with rows it has no room for, because its consumers lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -10,24 +10,24 @@ use ndarray::ArrayD;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::batch::{Batch, Refused};
-use crate::config::{Config, Merge, RingStoreBuilder};
-use crate::consume::Minibatches;
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
-use crate::exchange::{Control, Exchange};
-use crate::fate::Fate;
-use crate::frame::Reserved;
-use crate::handle::{Flush, WriteHandle};
-use crate::host;
-use crate::index::Index;
-use crate::intake::Intake;
-use crate::layout::{Component, ComponentKey};
-use crate::pool::Pool;
-use crate::producer::Producer;
-use crate::queue::{Budget, Job, Room};
-use crate::stats::Stats;
-use crate::store::ActivationStore;
-use crate::writer::{Inbox, Writer};
+use crate::memory::frame::Reserved;
+use crate::memory::pool::Pool;
+use crate::pipeline::config::{Config, Merge, RingStoreBuilder};
+use crate::pipeline::consumer::Minibatches;
+use crate::pipeline::exchange::{Control, Exchange};
+use crate::pipeline::fate::Fate;
+use crate::pipeline::handle::{Flush, WriteHandle};
+use crate::pipeline::host;
+use crate::pipeline::intake::Intake;
+use crate::pipeline::producer::Producer;
+use crate::pipeline::queue::{Budget, Job, Room};
+use crate::pipeline::stats::Stats;
+use crate::pipeline::writer::{Inbox, Writer};
+use crate::rows::batch::{Batch, Refused};
+use crate::rows::index::Index;
+use crate::rows::layout::{Component, ComponentKey};
+use crate::store::activation_store::ActivationStore;
 
 /// A bounded store that is filled and drained at the same time.
 ///
@@ -336,6 +336,33 @@ impl ActivationStore for RingStore {
 
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
         RingStore::get(self, index)
+    }
+}
+
+/// A lane stands for its store: it writes to the lane, and reads what the whole store holds.
+impl ActivationStore for Producer {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        Producer::extend(self, batch, component)
+    }
+
+    fn empty(&self) {
+        self.intake.empty();
+    }
+
+    fn n_components(&self) -> usize {
+        self.intake.config.layout.n_components()
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        self.intake.stats().components.iter().map(|component| component.resident as usize).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.intake.len()
+    }
+
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        self.intake.get(index)
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use ndarray::{ArcArray2, Array1, Array2, ArrayD, ArrayView2};
 
-use crate::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
 use crate::error::{ShapeError, WriteError};
+use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///
@@ -195,5 +195,13 @@ impl fmt::Debug for Refused {
 impl From<Refused> for WriteError {
     fn from(refused: Refused) -> Self {
         refused.error
+    }
+}
+
+/// Checks that a batch is one row.
+pub(crate) fn one_row(row: Batch) -> Result<Batch, Refused> {
+    match row.rows() {
+        1 => Ok(row),
+        rows => Err(Refused { error: WriteError::NotOneRow { rows }, batch: row }),
     }
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::batch::Batch;
-use crate::config::Merge;
-use crate::exchange::Counts;
-use crate::handle::{Reply, Written};
-use crate::queue::{Budget, Write};
+use crate::pipeline::config::Merge;
+use crate::pipeline::exchange::Counts;
+use crate::pipeline::handle::{Reply, Written};
+use crate::pipeline::queue::{Budget, Write};
+use crate::rows::batch::Batch;
 
 /// Rows that a lane deals before the next has its turn.
 const TURN: usize = 64;

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::batch::Batch;
-use crate::element::DType;
 use crate::error::{BuildError, ComponentName, UnknownComponent, WriteError};
+use crate::rows::batch::Batch;
+use crate::rows::element::DType;
 
 /// Blocks start on a cache line, which is also the widest vector register.
 pub(crate) const ALIGN: usize = 64;

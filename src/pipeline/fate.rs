@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{ClosedBy, ReadError, WriteError};
-use crate::sync::lock;
+use crate::pipeline::sync::lock;
 
 /// Shared by a store's handles, its writer and its consumers.
 #[derive(Debug, Default)]

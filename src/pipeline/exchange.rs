@@ -12,13 +12,13 @@ use ndarray::ArrayD;
 use tokio::sync::Notify;
 
 use crate::error::{IndexError, ReadError};
-use crate::fate::Fate;
-use crate::frame::Frame;
-use crate::index::Index;
-use crate::minibatch::Minibatch;
-use crate::pool::Pool;
-use crate::queue::Room;
-use crate::sync::lock;
+use crate::memory::frame::Frame;
+use crate::memory::pool::Pool;
+use crate::pipeline::fate::Fate;
+use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::queue::Room;
+use crate::pipeline::sync::lock;
+use crate::rows::index::Index;
 
 /// What reaches the writer past the queue.
 pub(crate) enum Control {

@@ -7,10 +7,10 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::ArrayView2;
 
-use crate::batch::Batch;
-use crate::copy::{prefetch, widely};
-use crate::element::{DType, Element, with_rows};
 use crate::error::IndexError;
+use crate::memory::copy::{prefetch, widely};
+use crate::rows::batch::Batch;
+use crate::rows::element::{DType, Element, with_rows};
 
 /// Reads rows for one component; keeps the memory it converts in.
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use futures::Stream;
 use tokio::sync::futures::OwnedNotified;
 
 use crate::error::{ClosedBy, ReadError};
-use crate::exchange::{Exchange, Next};
-use crate::minibatch::Minibatch;
-use crate::sync::wait;
+use crate::pipeline::exchange::{Exchange, Next};
+use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::sync::wait;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///

@@ -6,12 +6,12 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use crate::batch::Batch;
-use crate::copy::{RowCopier, Slots};
-use crate::deal::Place;
-use crate::frame::Frame;
-use crate::layout::Layout;
-use crate::rows::RowReader;
+use crate::memory::convert::RowReader;
+use crate::memory::copy::{RowCopier, Slots};
+use crate::memory::frame::Frame;
+use crate::ring::deal::Place;
+use crate::rows::batch::Batch;
+use crate::rows::layout::Layout;
 
 /// The largest ring whose frames are written with ordinary stores: it stays in the cache until it is read.
 const CACHED: usize = 1 << 20;

@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::BuildError;
-use crate::layout::{ALIGN, Layout};
+use crate::rows::layout::{ALIGN, Layout};
 
 const CHUNK: usize = 8 << 20;
 const HUGE_PAGE: usize = 2 << 20;
@@ -195,8 +195,8 @@ impl fmt::Debug for Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::element::DType;
-    use crate::layout::Component;
+    use crate::rows::element::DType;
+    use crate::rows::layout::Component;
 
     fn layout(features: usize, rows: usize) -> Arc<Layout> {
         let component = |name: &str, features, dtype| Component { name: name.into(), features, dtype };

@@ -4,18 +4,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use ndarray::ArrayD;
-
-use crate::batch::{Batch, Refused};
-use crate::config::WhenFull;
-use crate::error::{ClosedBy, IndexError, StoreFullError, UnknownComponent, WriteError};
-use crate::handle::WriteHandle;
-use crate::index::Index;
-use crate::intake::Intake;
-use crate::layout::ComponentKey;
-use crate::queue::{Budget, Job, Write};
-use crate::store::{ActivationStore, one_row};
-use crate::sync::lock;
+use crate::error::{ClosedBy, StoreFullError, UnknownComponent, WriteError};
+use crate::pipeline::config::WhenFull;
+use crate::pipeline::handle::WriteHandle;
+use crate::pipeline::intake::Intake;
+use crate::pipeline::queue::{Budget, Job, Write};
+use crate::pipeline::sync::lock;
+use crate::rows::batch::{Batch, Refused, one_row};
+use crate::rows::layout::ComponentKey;
 
 /// A lane of its own into a [`RingStore`](crate::RingStore): for one model replica, or one thread of capture.
 ///
@@ -264,33 +260,6 @@ impl Admitted<'_> {
 impl Drop for Producer {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// A lane stands for its store: it writes to the lane, and reads what the whole store holds.
-impl ActivationStore for Producer {
-    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-        Producer::extend(self, batch, component)
-    }
-
-    fn empty(&self) {
-        self.intake.empty();
-    }
-
-    fn n_components(&self) -> usize {
-        self.intake.config.layout.n_components()
-    }
-
-    fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.intake.stats().components.iter().map(|component| component.resident as usize).collect()
-    }
-
-    fn len(&self) -> usize {
-        self.intake.len()
-    }
-
-    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        self.intake.get(index)
     }
 }
 

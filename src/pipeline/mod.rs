@@ -1,0 +1,19 @@
+//! Threads and waiting: the way of a batch from a producer, through the queue and the writer, to a consumer.
+//!
+//! Batches come in from any thread and go through one queue. One writer takes them out, deals their rows to the ring, and
+//! makes full frames ready. Consumers take those out as minibatches.
+
+pub(crate) mod config;
+pub(crate) mod consumer;
+pub(crate) mod exchange;
+pub(crate) mod fate;
+pub(crate) mod handle;
+pub(crate) mod host;
+pub(crate) mod intake;
+pub(crate) mod lane;
+pub(crate) mod minibatch;
+pub(crate) mod producer;
+pub(crate) mod queue;
+pub(crate) mod stats;
+pub(crate) mod sync;
+pub(crate) mod writer;
