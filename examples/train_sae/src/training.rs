@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use activation_store::{Minibatches, RingStore, Stats};
+use activation_store::{Minibatches, Monitor};
 use anyhow::{Context as _, Result};
-use futures::StreamExt as _;
 use ndarray::Array2;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -87,7 +86,7 @@ impl Component {
     }
 }
 
-/// Trains on every minibatch until the stream ends.
+/// Trains on every minibatch until the stream ends. If the capture has failed, the stream ends with its error.
 pub(crate) async fn train(
     mut minibatches: Minibatches,
     components: &mut [Component],
@@ -95,8 +94,7 @@ pub(crate) async fn train(
     start: Instant,
     progress: &Progress,
 ) -> Result<()> {
-    while let Some(minibatch) = minibatches.next().await {
-        let minibatch = minibatch?;
+    while let Some(minibatch) = minibatches.try_next().await? {
         // The step is all computation: the runtime may move its other tasks to another thread meanwhile.
         tokio::task::block_in_place(|| -> Result<()> {
             for (index, component) in components.iter_mut().enumerate() {
@@ -112,14 +110,14 @@ pub(crate) async fn train(
 
 /// Looks at the store now and then, until `stop` or its sender is dropped. Returns the rows in the ring over time.
 pub(crate) async fn watch(
-    store: RingStore,
+    monitor: Monitor,
     start: Instant,
     progress: Progress,
     mut stop: oneshot::Receiver<()>,
 ) -> Vec<(f64, f64)> {
     let mut fill = Vec::new();
     loop {
-        let stats: Stats = store.stats();
+        let stats = monitor.stats();
         progress.store(&stats);
         let resident = stats.components.first().map_or(0, |component| component.resident);
         fill.push((start.elapsed().as_secs_f64(), resident as f64));
