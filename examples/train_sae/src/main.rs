@@ -1,7 +1,8 @@
 //! Trains one sparse autoencoder per hooked layer of a real transformer while the transformer is being captured.
 //!
-//! Two threads run all-MiniLM-L6-v2 over English text. Hooks hand the residual stream at two layers to a [`RingStore`];
-//! an asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the same time.
+//! Two threads run all-MiniLM-L6-v2 over English text. Hooks gather the residual stream at two layers, pass by pass, for a
+//! [`RingStore`]. An asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the
+//! same time.
 
 mod capture;
 mod dataset;
