@@ -49,7 +49,7 @@ impl Pool {
         if let Some(frame) = lock(&self.state).empty.pop() {
             return Ok(frame);
         }
-        Frame::allocate(&self.layout, "a minibatch")
+        Frame::allocate_one(&self.layout, "a minibatch")
     }
 
     /// Counts a frame as with a consumer.

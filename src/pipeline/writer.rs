@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{IndexError, WriteError};
 use crate::memory::convert::widen;
-use crate::memory::frame::Reserved;
+use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, WhenFull};
 use crate::pipeline::exchange::{Control, Exchange};
 use crate::pipeline::host::{Exit, Task, drain_quietly, drop_quietly};
@@ -50,8 +50,8 @@ pub(crate) struct Writer {
 }
 
 enum Stage {
-    /// Memory obtained but not touched.
-    Starting(Option<Reserved>),
+    /// All frames, not touched yet.
+    Starting(Vec<Frame>),
     Dealing(Ring),
     /// No more rows come; the ring's last rows are being served.
     Draining(Rest),
@@ -111,7 +111,7 @@ impl Task for Writer {
 impl Writer {
     pub(crate) fn new(
         config: Arc<Config>,
-        memory: Reserved,
+        memory: Vec<Frame>,
         exchange: Arc<Exchange>,
         room: Arc<Room>,
         budget: Arc<Budget>,
@@ -123,7 +123,7 @@ impl Writer {
             room,
             lanes: Lanes::new(config.merge),
             config,
-            stage: Stage::Starting(Some(memory)),
+            stage: Stage::Starting(memory),
             budget,
             finishing: false,
             next_ticket: 0,
@@ -135,8 +135,9 @@ impl Writer {
     }
 
     fn start(&mut self) {
-        if let Stage::Starting(memory) = &mut self.stage {
-            let mut frames = memory.take().map(Reserved::touch).unwrap_or_default();
+        if let Stage::Starting(frames) = &mut self.stage {
+            let mut frames = std::mem::take(frames);
+            frames.iter_mut().for_each(|frame| _ = frame.touch(0, usize::MAX));
             for spare in frames.drain(self.config.open_frames..) {
                 self.exchange.pool().put(spare);
             }
@@ -278,7 +279,7 @@ impl Writer {
     /// No more rows come: turns to serving those in the ring.
     fn drain(&mut self) {
         self.room.tell(0);
-        let stage = std::mem::replace(&mut self.stage, Stage::Starting(None));
+        let stage = std::mem::replace(&mut self.stage, Stage::Starting(Vec::new()));
         self.stage = match stage {
             Stage::Dealing(ring) => Stage::Draining(ring.into_rest()),
             other => other,

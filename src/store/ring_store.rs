@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
-use crate::memory::frame::Reserved;
+use crate::memory::frame::Frame;
 use crate::memory::pool::Pool;
 use crate::pipeline::config::{Config, Merge, RingStoreBuilder};
 use crate::pipeline::consumer::Minibatches;
@@ -91,7 +91,7 @@ impl RingStore {
         let overflow =
             BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
         let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
-        let memory = Reserved::new(&config.layout, frames, "the window and the ready frames")?;
+        let memory = Frame::allocate(&config.layout, frames, "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();
         let (control, control_receiver) = unbounded();
         let (nudge, nudges) = bounded(1);

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
 use crate::memory::convert::{RowReader, widen};
 use crate::memory::copy::{RowCopier, Slots};
-use crate::memory::frame::{Frame, Reserved};
+use crate::memory::frame::Frame;
 use crate::memory::pool::Pool;
 use crate::pipeline::config::{components, not_zero};
 use crate::pipeline::fate::Fate;
@@ -258,7 +258,7 @@ impl TensorStoreBuilder {
             return Err(BuildError::TooMany { what: "max_items", value, limit });
         }
         let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
-        let rows = Frame::allocate(&layout, "max_items rows")?;
+        let rows = Frame::allocate_one(&layout, "max_items rows")?;
         let tensor = Arc::new(Tensor {
             data: RwLock::new(Data {
                 rows,
@@ -440,7 +440,7 @@ impl TensorStore {
         let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
         // One that the caller works on, one to fill meanwhile.
         let pool = Pool::new(layout.clone(), 2);
-        Reserved::new(&layout, 2, "two minibatches")?.touch().into_iter().for_each(|frame| pool.put(frame));
+        Frame::allocate(&layout, 2, "two minibatches")?.into_iter().for_each(|frame| pool.put(frame));
         let data = &mut *self.tensor.write();
         let mut order = data.order[..data.len()].to_vec();
         order.shuffle(&mut data.rng);
