@@ -57,6 +57,7 @@ pub struct RingStoreBuilder {
     when_full: WhenFull,
     merge: Merge,
     writer_threads: usize,
+    allow_overcommit: bool,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -73,6 +74,48 @@ pub(crate) struct Config {
     pub(crate) when_full: WhenFull,
     pub(crate) merge: Merge,
     pub(crate) writer_threads: usize,
+    pub(crate) allow_overcommit: bool,
+}
+
+impl Config {
+    /// Frames beside the open ones: those ready, and one that a consumer works on.
+    pub(crate) fn spare_frames(&self) -> usize {
+        spare_frames(self.ready_frames)
+    }
+
+    /// All frames.
+    pub(crate) fn frames(&self) -> usize {
+        self.open_frames.saturating_add(self.spare_frames())
+    }
+
+    /// Refuses a store that needs more than nine tenths of the memory that is `available`: the rest of the process needs
+    /// some, too.
+    pub(crate) fn check_memory(&self, available: Option<usize>) -> Result<(), BuildError> {
+        let Some(available) = available.filter(|_| !self.allow_overcommit) else {
+            return Ok(());
+        };
+        let available = available - available / 10;
+        let rows = self.layout.rows();
+        match self.layout.bytes().checked_mul(self.frames()) {
+            Some(needed) if needed > available => Err(BuildError::Memory {
+                window: self.open_frames.saturating_mul(rows),
+                needed,
+                available,
+                largest_window: open_frames_in(available, &self.layout, self.ready_frames).saturating_mul(rows),
+            }),
+            // What overflows is refused when it is allocated.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn spare_frames(ready_frames: usize) -> usize {
+    ready_frames.saturating_add(1)
+}
+
+/// How many frames a store of so many bytes can have open.
+fn open_frames_in(bytes: usize, layout: &Layout, ready_frames: usize) -> usize {
+    (bytes / layout.bytes()).saturating_sub(spare_frames(ready_frames))
 }
 
 impl Default for RingStoreBuilder {
@@ -90,6 +133,7 @@ impl Default for RingStoreBuilder {
             when_full: WhenFull::Wait,
             merge: Merge::Arrival,
             writer_threads: 1,
+            allow_overcommit: false,
             runtime: None,
         }
     }
@@ -183,6 +227,17 @@ impl RingStoreBuilder {
         self
     }
 
+    /// Whether to build a store that needs more than nine tenths of the memory that is available now. Default: `false`,
+    /// which refuses it with [`BuildError::Memory`](crate::BuildError::Memory).
+    ///
+    /// For memory that will be free by the time it is used, or for swapping. On Linux, memory is available if neither the
+    /// machine nor a control group (a container's or a job's limit) lacks it; other systems are not asked. Memory that
+    /// another store has obtained and not used yet counts as available.
+    pub fn allow_overcommit(mut self, allow: bool) -> Self {
+        self.allow_overcommit = allow;
+        self
+    }
+
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
@@ -236,6 +291,7 @@ impl RingStoreBuilder {
             when_full: self.when_full,
             merge: self.merge,
             writer_threads: self.writer_threads,
+            allow_overcommit: self.allow_overcommit,
         })
     }
 }
@@ -251,4 +307,43 @@ pub(crate) fn components(named: Vec<(String, usize, Option<DType>)>, default: DT
 
 pub(crate) fn not_zero(what: &'static str, value: usize) -> Result<(), BuildError> {
     if value == 0 { Err(BuildError::Zero { what: what.into() }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten open frames of 8 rows, of 4 × 4 bytes each, two ready and one more: 1664 bytes.
+    fn config(change: impl Fn(RingStoreBuilder) -> RingStoreBuilder) -> Config {
+        let builder = RingStoreBuilder::default().component("a", 4).batch_size(8).window(80);
+        change(builder).check().unwrap()
+    }
+
+    #[test]
+    fn a_store_may_take_nine_tenths_of_what_is_available() {
+        let config = config(|builder| builder);
+        assert_eq!(config.check_memory(None), Ok(()));
+        assert_eq!(config.check_memory(Some(1848)), Ok(()));
+        let refused = BuildError::Memory { window: 80, needed: 1664, available: 1663, largest_window: 72 };
+        assert_eq!(config.check_memory(Some(1847)), Err(refused));
+    }
+
+    #[test]
+    fn the_largest_window_that_fits_does_and_a_larger_one_does_not() {
+        for available in (0..4000).step_by(7) {
+            let largest = match config(|builder| builder.window(8000)).check_memory(Some(available)) {
+                Err(BuildError::Memory { largest_window, .. }) => largest_window,
+                other => panic!("{other:?}"),
+            };
+            let fits = |rows| config(|builder| builder.window(rows)).check_memory(Some(available)).is_ok();
+            assert!(largest == 0 || fits(largest), "{largest} rows in {available} bytes");
+            assert!(!fits(largest + 8), "{largest} rows in {available} bytes");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_built_where_that_is_allowed() {
+        let config = config(|builder| builder.allow_overcommit(true));
+        assert_eq!(config.check_memory(Some(0)), Ok(()));
+    }
 }

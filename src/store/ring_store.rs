@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
+use crate::memory::available::available;
 use crate::memory::frame::Frame;
 use crate::memory::pool::Pool;
 use crate::pipeline::config::{Config, Merge, RingStoreBuilder};
@@ -86,16 +87,12 @@ impl RingStore {
 
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
-        // Those open, those ready, and one that a consumer works on.
-        let spare = config.ready_frames + 1;
-        let overflow =
-            BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
-        let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
-        let memory = Frame::allocate(&config.layout, frames, "the window and the ready frames")?;
+        config.check_memory(available())?;
+        let memory = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();
         let (control, control_receiver) = unbounded();
         let (nudge, nudges) = bounded(1);
-        let pool = Arc::new(Pool::new(config.layout.clone(), spare));
+        let pool = Arc::new(Pool::new(config.layout.clone(), config.spare_frames()));
         let fate = Arc::new(Fate::default());
         let room = Arc::new(Room::default());
         let (ready, open) = (config.ready_frames, config.open_frames);
