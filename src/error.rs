@@ -221,6 +221,19 @@ pub enum BuildError {
         /// The minibatch, in rows.
         batch_size: usize,
     },
+    /// The memory given holds no window.
+    #[error(
+        "memory is {memory} bytes, but a window of one minibatch of {batch_size} rows needs {needed}, ready frames included; \
+         use at least that, a smaller batch_size or fewer ready_frames"
+    )]
+    MemoryTooSmall {
+        /// The memory, in bytes.
+        memory: usize,
+        /// The minibatch, in rows.
+        batch_size: usize,
+        /// The least that holds a window, in bytes.
+        needed: usize,
+    },
     /// The configured sizes do not fit an address space.
     #[error("{what} overflows: {rows} rows of {row_bytes} bytes; use fewer rows or features")]
     Overflow {

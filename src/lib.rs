@@ -38,6 +38,7 @@ pub use crate::{
     pipeline::consumer::{Blocking, Minibatches},
     pipeline::handle::{Flush, WriteHandle, Written},
     pipeline::minibatch::Minibatch,
+    pipeline::plan::Plan,
     pipeline::producer::Producer,
     pipeline::stats::{ComponentStats, Stats},
     rows::batch::{Batch, Refused},

@@ -48,7 +48,7 @@ pub struct RingStoreBuilder {
     components: Vec<(String, usize, Option<DType>)>,
     dtype: DType,
     batch_size: usize,
-    window: usize,
+    window: Window,
     ready_frames: usize,
     queue_rows: Option<usize>,
     max_skew: Option<usize>,
@@ -59,6 +59,14 @@ pub struct RingStoreBuilder {
     writer_threads: usize,
     allow_overcommit: bool,
     pub(crate) runtime: Option<Handle>,
+}
+
+/// How the window is given.
+#[derive(Clone, Copy, Debug)]
+enum Window {
+    Rows(usize),
+    /// As large as so many bytes allow.
+    Memory(usize),
 }
 
 /// A checked configuration.
@@ -113,6 +121,18 @@ fn spare_frames(ready_frames: usize) -> usize {
     ready_frames.saturating_add(1)
 }
 
+/// The largest window of a store of so many bytes.
+fn window_in(bytes: usize, layout: &Layout, ready_frames: usize) -> Result<usize, BuildError> {
+    match open_frames_in(bytes, layout, ready_frames) {
+        0 => Err(BuildError::MemoryTooSmall {
+            memory: bytes,
+            batch_size: layout.rows(),
+            needed: layout.bytes().saturating_mul(spare_frames(ready_frames).saturating_add(1)),
+        }),
+        frames => Ok(frames.saturating_mul(layout.rows())),
+    }
+}
+
 /// How many frames a store of so many bytes can have open.
 fn open_frames_in(bytes: usize, layout: &Layout, ready_frames: usize) -> usize {
     (bytes / layout.bytes()).saturating_sub(spare_frames(ready_frames))
@@ -124,7 +144,7 @@ impl Default for RingStoreBuilder {
             components: Vec::new(),
             dtype: DType::F32,
             batch_size: 4096,
-            window: 262_144,
+            window: Window::Rows(262_144),
             ready_frames: 2,
             queue_rows: None,
             max_skew: None,
@@ -166,9 +186,26 @@ impl RingStoreBuilder {
 
     /// Rows that a minibatch's rows are spread over, rounded down to whole minibatches. Default: 262,144.
     ///
-    /// The ring takes the memory of that many rows.
+    /// The larger the window, the better minibatches are mixed, and the later training starts:
+    ///
+    /// * The ring takes the memory of that many rows. The operating system provides it when the writer starts, about 0.1 s
+    ///   for each GiB, and more where a virtual machine must first get it from its host.
+    /// * The first minibatch is ready after half a window of rows.
+    /// * About half a window of rows, and the ready minibatches, fit before a consumer must take one.
+    ///
+    /// [`plan`](Self::plan) gives the figures of a configuration; [`memory`](Self::memory) sizes the window by memory.
     pub fn window(mut self, rows: usize) -> Self {
-        self.window = rows;
+        self.window = Window::Rows(rows);
+        self
+    }
+
+    /// Sets the [`window`](Self::window) to the largest whose memory fits in `bytes`, ready minibatches and one in a
+    /// consumer's hands included.
+    ///
+    /// Of `window` and `memory`, the later call counts. Batches that wait in the queue are not included: they are the
+    /// callers' memory.
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.window = Window::Memory(bytes);
         self
     }
 
@@ -252,36 +289,34 @@ impl RingStoreBuilder {
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype);
         let queue_rows = self.queue_rows.unwrap_or_else(|| self.batch_size.saturating_mul(2));
-        let max_skew = self.max_skew.unwrap_or(self.window);
         for (what, value) in [
             ("batch_size", self.batch_size),
-            ("window", self.window),
             ("ready_frames", self.ready_frames),
             ("queue_rows", queue_rows),
-            ("max_skew", max_skew),
             ("writer_threads", self.writer_threads),
         ] {
             not_zero(what, value)?;
         }
-        if self.window < self.batch_size {
-            return Err(BuildError::WindowTooSmall { window: self.window, batch_size: self.batch_size });
+        // Frames and slots are counted in `u32`s.
+        let limit = u32::MAX as usize;
+        at_most(limit, "batch_size", self.batch_size)?;
+        at_most(limit, "ready_frames", self.ready_frames)?;
+        at_most(256, "writer_threads", self.writer_threads)?;
+        let layout = Arc::new(Layout::new(&components, self.batch_size)?);
+        let window = match self.window {
+            Window::Rows(rows) => rows,
+            Window::Memory(bytes) => window_in(bytes, &layout, self.ready_frames)?,
+        };
+        let max_skew = self.max_skew.unwrap_or(window);
+        not_zero("window", window)?;
+        not_zero("max_skew", max_skew)?;
+        if window < self.batch_size {
+            return Err(BuildError::WindowTooSmall { window, batch_size: self.batch_size });
         }
-        let open_frames = self.window / self.batch_size;
-        for (what, value) in
-            [("batch_size", self.batch_size), ("window / batch_size", open_frames), ("ready_frames", self.ready_frames)]
-        {
-            // Frames and slots are counted in `u32`s.
-            let limit = u32::MAX as usize;
-            if value > limit {
-                return Err(BuildError::TooMany { what, value, limit });
-            }
-        }
-        let limit = 256;
-        if self.writer_threads > limit {
-            return Err(BuildError::TooMany { what: "writer_threads", value: self.writer_threads, limit });
-        }
+        let open_frames = window / self.batch_size;
+        at_most(limit, "window / batch_size", open_frames)?;
         Ok(Config {
-            layout: Arc::new(Layout::new(&components, self.batch_size)?),
+            layout,
             open_frames,
             ready_frames: self.ready_frames,
             queue_rows,
@@ -307,6 +342,10 @@ pub(crate) fn components(named: Vec<(String, usize, Option<DType>)>, default: DT
 
 pub(crate) fn not_zero(what: &'static str, value: usize) -> Result<(), BuildError> {
     if value == 0 { Err(BuildError::Zero { what: what.into() }) } else { Ok(()) }
+}
+
+fn at_most(limit: usize, what: &'static str, value: usize) -> Result<(), BuildError> {
+    if value > limit { Err(BuildError::TooMany { what, value, limit }) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub(crate) mod host;
 pub(crate) mod intake;
 pub(crate) mod lane;
 pub(crate) mod minibatch;
+pub(crate) mod plan;
 pub(crate) mod producer;
 pub(crate) mod queue;
 pub(crate) mod stats;

@@ -21,6 +21,7 @@ use crate::pipeline::fate::Fate;
 use crate::pipeline::handle::{Flush, WriteHandle};
 use crate::pipeline::host;
 use crate::pipeline::intake::Intake;
+use crate::pipeline::plan::Plan;
 use crate::pipeline::producer::Producer;
 use crate::pipeline::queue::{Budget, Job, Room};
 use crate::pipeline::stats::Stats;
@@ -71,6 +72,9 @@ pub struct RingStore {
 impl RingStoreBuilder {
     /// Builds the store: checks the configuration, obtains the memory and starts the writer.
     ///
+    /// Returns at once, however large the window is: the operating system provides the memory while the writer starts. Logs
+    /// the [`Plan`](crate::Plan) at level `INFO`.
+    ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
@@ -87,6 +91,7 @@ impl RingStore {
 
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
+        tracing::info!("{}", Plan::new(&config));
         config.check_memory(available())?;
         let memory = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let (jobs, job_receiver) = unbounded();

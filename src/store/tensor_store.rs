@@ -244,13 +244,10 @@ impl TensorStoreBuilder {
         self
     }
 
-    /// Builds the store.
+    /// Builds the store. Returns at once, for the operating system provides the memory as rows come.
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
-    ///
-    /// # Blocking
-    /// Blocks while the operating system provides the memory.
     pub fn build(self) -> Result<TensorStore, BuildError> {
         not_zero("max_items", self.max_items)?;
         let (value, limit) = (self.max_items, u32::MAX as usize);
