@@ -12,6 +12,7 @@ pub(crate) mod ledger;
 pub(crate) mod minibatch;
 pub(crate) mod monitor;
 pub(crate) mod pass;
+pub(crate) mod plan;
 pub(crate) mod producer;
 pub(crate) mod queue;
 pub(crate) mod reserve;

@@ -5,7 +5,7 @@
 //! It waits in its `recv` and nowhere else.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use ndarray::ArrayD;
@@ -24,8 +24,12 @@ use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
 use crate::rows::layout::Layout;
 
-/// Rows that are dealt before the writer looks at the state again.
-const PLAN: usize = 4096;
+/// The most rows that are dealt before the writer looks at the state again, and the fewest.
+const PLAN: std::ops::RangeInclusive<usize> = 32..=4096;
+
+/// A plan that takes longer makes the next one smaller. Most do while the ring's memory is new: the first write to each of its
+/// pages waits until the operating system provides the page.
+const PLAN_TIME: Duration = Duration::from_millis(4);
 
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -40,6 +44,8 @@ pub(crate) struct Writer {
     ledger: Ledger,
     /// No more rows come.
     finishing: bool,
+    /// Rows of the next plan.
+    plan: usize,
     /// A `Look` message has been received.
     looked: bool,
     /// An empty frame at hand.
@@ -127,6 +133,7 @@ impl Writer {
             ring: Phase::Dealing(Ring::new(config.layout.clone(), frames, config.seed)),
             ledger: Ledger::new(components),
             finishing: false,
+            plan: *PLAN.start(),
             looked: false,
             spare: None,
             filled: None,
@@ -164,13 +171,22 @@ impl Writer {
     /// Deals a plan of rows, as far as there are any and no frame is full.
     fn deal(&mut self) {
         let Phase::Dealing(ring) = &mut self.ring else { return };
-        let mut left = PLAN;
+        if ring.is_full() {
+            return;
+        }
+        let start = Instant::now();
+        let mut left = self.plan;
         while left > 0 && !ring.is_full() {
             let Some((lane, rows)) = self.lanes.next() else { break };
             let dealt = ring.deal(rows.min(left), |component| lane.front(component));
             self.ledger.open_rows += dealt;
             self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
             left -= dealt;
+        }
+        if start.elapsed() > PLAN_TIME {
+            self.plan = (self.plan / 2).max(*PLAN.start());
+        } else if left == 0 {
+            self.plan = (self.plan * 2).min(*PLAN.end());
         }
     }
 
@@ -316,7 +332,7 @@ impl Writer {
     fn wait(&mut self, waits_for: Option<WaitsFor>) {
         let message = if waits_for == Some(WaitsFor::Frame) {
             // The consumers keep their minibatches. They get another frame, so that they never starve the ring.
-            match Frame::allocate(&self.config.layout, "a minibatch") {
+            match Frame::allocate_one(&self.config.layout, "a minibatch") {
                 Ok(frame) => {
                     self.spare = Some(frame);
                     return;
