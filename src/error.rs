@@ -257,8 +257,8 @@ pub enum ReadError {
     Timeout(std::time::Duration),
     /// The store was closed with an error ([`RingStore::close_with`](crate::RingStore::close_with)). Each consumer gets it
     /// once, after the last minibatch.
-    #[error("the store was closed with an error: {0}")]
-    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
     /// The store was aborted before this consumer was made.
     #[error("the store was aborted before this consumer was made; build another store")]
     Aborted,

@@ -38,6 +38,7 @@ pub use crate::{
         config::{Merge, RingStoreBuilder, WhenFull},
         consumer::{Blocking, Minibatches, NextMinibatch, TryNextMinibatch},
         flush::Flush,
+        group::{ProducerError, ProducerGroup, ProducerHandle, ProducerScope, SpawnError},
         handle::{WriteHandle, WriteReply, Written},
         minibatch::Minibatch,
         monitor::Monitor,

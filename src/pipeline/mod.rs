@@ -8,6 +8,7 @@ pub(crate) mod afterwards;
 pub(crate) mod config;
 pub(crate) mod consumer;
 pub(crate) mod flush;
+pub(crate) mod group;
 pub(crate) mod handle;
 pub(crate) mod lane;
 pub(crate) mod ledger;

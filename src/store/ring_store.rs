@@ -13,6 +13,7 @@ use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, RingStoreBuilder};
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::flush::Flush;
+use crate::pipeline::group::{self, ProducerGroup, ProducerHandle, ProducerScope, SpawnError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::monitor::Monitor;
 use crate::pipeline::pass::Pass;
@@ -281,6 +282,94 @@ impl RingStore {
     /// If the store is closed or poisoned.
     pub fn producer(&self) -> Result<Producer, WriteError> {
         self.lane().open_another()
+    }
+
+    /// A group of producers that run on threads or in tasks, and whose end, or failure, ends the stream.
+    pub fn producers(&self) -> ProducerGroup {
+        ProducerGroup::new(self.producer.clone())
+    }
+
+    /// Runs a producer on a thread of its own: a [group](ProducerGroup) of one. The stream ends when it returns; for several,
+    /// use [`producers`](Self::producers).
+    ///
+    /// ```
+    /// use activation_store::{ReadError, RingStore};
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let mut minibatches = store.minibatches();
+    /// store.spawn_producer("capture", |lane| -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ///     lane.extend_blocking(Array2::<f32>::ones((20, 4)), "mlp")?;
+    ///     Err("the model has run out of memory".into())
+    /// })?;
+    /// let mut rows = 0;
+    /// let error = loop {
+    ///     match minibatches.blocking().next() {
+    ///         Some(Ok(minibatch)) => rows += minibatch.rows(),
+    ///         Some(Err(error)) => break error,
+    ///         None => unreachable!("the capture fails"),
+    ///     }
+    /// };
+    /// assert_eq!(rows, 20); // what was captured is served first
+    /// assert_eq!(error.to_string(), "producer \"capture\" failed: the model has run out of memory");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SpawnError`] if the store takes no more rows, or the operating system has no thread.
+    pub fn spawn_producer<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
+    where
+        F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.producers().spawn(name, produce)
+    }
+
+    /// Runs `spawn`, which starts producers, then `drain`, which is the training loop; returns when both have ended.
+    ///
+    /// The producers may borrow. The stream ends when all have returned. When the loop ends first, however it ends (`break`,
+    /// `?`, a panic), the store takes no more rows and the producers are waited for: each ends with its next write.
+    ///
+    /// ```
+    /// use activation_store::RingStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let texts = vec!["a text"; 50]; // borrowed by the producer
+    /// let steps = store.scope(
+    ///     |producers| {
+    ///         producers.spawn("capture", |lane| {
+    ///             texts.iter().try_for_each(|_| lane.extend_blocking(Array2::<f32>::ones((8, 4)), "mlp"))
+    ///         })?;
+    ///         Ok(())
+    ///     },
+    ///     |mut minibatches| {
+    ///         let mut steps = 0;
+    ///         for minibatch in minibatches.blocking() {
+    ///             minibatch?;
+    ///             steps += 1;
+    ///             if steps == 20 {
+    ///                 break; // the producer ends, too
+    ///             }
+    ///         }
+    ///         Ok::<_, Box<dyn std::error::Error>>(steps)
+    ///     },
+    /// )?;
+    /// assert_eq!(steps, 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The error of `spawn` or `drain`. The error of a producer reaches the loop, as a consumer's.
+    ///
+    /// # Blocking
+    /// Blocks this thread until the loop and every producer have ended.
+    pub fn scope<'env, T, E>(
+        &'env self,
+        spawn: impl for<'scope> FnOnce(&ProducerScope<'scope, 'env>) -> Result<(), E>,
+        drain: impl FnOnce(Minibatches) -> Result<T, E>,
+    ) -> Result<T, E> {
+        group::scope(&self.producer, self.minibatches(), spawn, drain)
     }
 
     /// A consumer: a [`Stream`](futures::Stream), and for threads a [blocking iterator](Minibatches::blocking).
