@@ -178,9 +178,9 @@ fn only_waiting_counts_as_waiting() {
     watchdog(move || {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
-        assert!(minibatches.next().now_or_never().is_none());
         let asked = Instant::now();
-        let_pass(asked);
+        assert!(minibatches.next().now_or_never().is_none());
+        let_pass(Instant::now());
         assert!(store.stats().consumer_wait >= moment, "while it goes on");
         drop(store.extend(rows(0..100, 1), 1).unwrap());
         drop(store.extend(rows(0..100, 2), 0).unwrap());
@@ -188,7 +188,7 @@ fn only_waiting_counts_as_waiting() {
             thread::yield_now();
         }
         let waited = store.stats().consumer_wait;
-        assert!(waited >= moment && waited <= asked.elapsed() + moment);
+        assert!(waited >= moment && waited <= asked.elapsed());
         // What it does now is not waiting.
         let_pass(Instant::now());
         assert_eq!(store.stats().consumer_wait, waited);
