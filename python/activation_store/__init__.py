@@ -6,11 +6,13 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 """
 
 from ._native import __version__
+from ._stats import ComponentStats, Stats
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
 from .hooks import Capture, capture
-from .ring_store import ComponentStats, Producer, RingStore, Stats
+from .producer import Producer
+from .ring_store import RingStore
 from .tensor_store import TensorActivationStore
 
 __all__ = [

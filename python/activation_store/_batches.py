@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from . import _native
     from ._arrays import Convert
-    from .base_store import Components
+    from ._components import Components
 
 Batch: TypeAlias = Any
 """One component: an array `[batch, features]`. Several: a dict of those by name, or stacked."""

@@ -2,82 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _native
-from ._arrays import converter, dtype_name
+from ._arrays import converter
 from ._batches import Batch, batch_of
+from ._checks import positive, seed_of
+from ._components import components_of
+from ._consumer import Consumer
+from ._indexing import get
+from ._producer_side import ProducerSide
+from ._stats import ComponentStats, Stats
 from ._torch import IterableDataset
-from ._watch import watcher
-from .base_store import ActivationStore, Components, Writer, get, positive, seed_of
+from .base_store import ActivationStore
+from .producer import Producer
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
 else:
     _Iterable = IterableDataset
 
-Output = Literal["torch", "numpy"]
 
-_SLICE = 0.05
-"""Seconds that a thread waits for a minibatch before it looks for one that a cancelled task has given back."""
-
-
-@dataclass(frozen=True)
-class ComponentStats:
-    """The rows of one component. At every moment, `accepted == resident + served + dropped`."""
-
-    accepted: int
-    """Rows the store has taken."""
-    queued: int
-    """Rows handed over that the store has not taken yet."""
-    resident: int
-    """Rows the store holds."""
-    served: int
-    """Rows handed out in minibatches."""
-    dropped: int
-    """Rows given up: by `empty`, `abort`, `drop_last`, `when_full="drop_oldest"`, or for want of another component."""
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A consistent picture of a `RingStore`. Times are in seconds."""
-
-    components: dict[str, ComponentStats]
-    minibatches_served: int
-    producer_wait: float
-    """How long rows waited because the minibatches that were ready had not been taken."""
-    consumer_wait: float
-    """How long consumers waited for a minibatch."""
-    frames_open: int
-    """Minibatches being filled."""
-    frames_ready: int
-    """Full minibatches that nobody has taken yet."""
-    frames_lent: int
-    """Minibatches with consumers."""
-
-
-_Came = Callable[["_native.Minibatch | None", "BaseException | None"], None]
-
-
-def _layout(name: object, value: Any, default: str) -> tuple[int, str]:
-    """A component's features and dtype."""
-    features, dtype = value, default
-    if isinstance(value, tuple):
-        if len(value) != 2:
-            raise ValueError(f"component {name!r} is {value!r}; give its features, or (features, dtype)")
-        features, dtype = value[0], dtype_name(value[1])
-    return positive(f"the number of features of component {name!r}", features), dtype
-
-
-class RingStore(Writer, ActivationStore, _Iterable):
+class RingStore(ProducerSide, ActivationStore, _Iterable):
     """A bounded store that is filled and drained at the same time.
 
     One thread (or several) extends it, usually from a model's hooks; another iterates over it. A background writer
@@ -113,7 +61,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
         when_full: Literal["wait", "reject", "drop_oldest"] = "wait",
         max_skew: int | None = None,
         merge: Literal["arrival", "round_robin"] = "arrival",
-        output: Output | None = None,
+        output: Literal["torch", "numpy"] | None = None,
         stacked: bool = False,
     ) -> None:
         """Obtains the memory and starts the writer.
@@ -140,10 +88,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
         Raises:
             ValueError: If it cannot be so; says what would work.
         """
-        if not isinstance(components, Mapping):
-            components = {"0": components}
-        default = dtype_name(dtype)
-        self._components = Components({str(name): _layout(name, value, default) for name, value in components.items()})
+        self._components = components_of(components, dtype)
         layouts = set(zip(self._components.features, self._components.dtypes, strict=True))
         if stacked and len(layouts) > 1:
             raise ValueError(f"components of {len(layouts)} different widths or dtypes cannot be stacked; use stacked=False")
@@ -163,10 +108,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
             merge=merge,
         )
         self._to = self._ring
-        # Minibatches that came for an awaiting task that had been cancelled, and the tasks that wait for one.
-        self._returned: deque[_native.Minibatch] = deque()
-        self._waiting: deque[_Came] = deque()
-        self._lock = threading.Lock()
+        self._consumer = Consumer(self._ring)
 
     def producer(self) -> Producer:
         """Opens a lane of its own, for one model replica or one thread of capture.
@@ -182,7 +124,7 @@ class RingStore(Writer, ActivationStore, _Iterable):
         return self
 
     def __next__(self) -> Batch:
-        return self._out(self._take(None))
+        return self.next()
 
     def next(self, timeout: float | None = None) -> Batch:
         """The next minibatch.
@@ -191,27 +133,10 @@ class RingStore(Writer, ActivationStore, _Iterable):
             TimeoutError: If none was ready in time.
             StopIteration: If the store is closed and drained.
         """
-        return self._out(self._take(timeout))
-
-    def _take(self, timeout: float | None) -> _native.Minibatch:
-        end = None if timeout is None else time.monotonic() + timeout
-        left = timeout
-        while True:
-            if self._returned:
-                with contextlib.suppress(IndexError):
-                    return self._returned.popleft()
-            try:
-                minibatch = self._ring.next(_SLICE if left is None else min(left, _SLICE))
-            except TimeoutError:
-                if end is not None:
-                    left = max(0.0, end - time.monotonic())
-                    if left == 0:
-                        raise TimeoutError(f"no minibatch was ready within {timeout} s") from None
-            else:
-                if minibatch is not None:
-                    return minibatch
-                if not self._returned:
-                    raise StopIteration
+        minibatch = self._consumer.take(timeout)
+        if minibatch is None:
+            raise StopIteration
+        return self._out(minibatch)
 
     def _out(self, minibatch: _native.Minibatch) -> Batch:
         return batch_of(minibatch, self._components, self._convert, self._stacked)
@@ -221,70 +146,12 @@ class RingStore(Writer, ActivationStore, _Iterable):
 
     async def __anext__(self) -> Batch:
         try:
-            return self._out(self._take(0))
+            minibatch = self._consumer.take(0)
         except TimeoutError:
-            pass
-        except StopIteration:
-            raise StopAsyncIteration from None
-        minibatch = await self._arrival()
+            minibatch = await self._consumer.arrival()
         if minibatch is None:
             raise StopAsyncIteration
         return self._out(minibatch)
-
-    async def _arrival(self) -> _native.Minibatch | None:
-        """Awaits the next minibatch; cancelling it loses none."""
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Future[_native.Minibatch | None] = loop.create_future()
-
-        def hand_over(minibatch: _native.Minibatch | None, error: BaseException | None) -> None:
-            if arrived.done():
-                self._give_back(minibatch)
-            elif error is not None:
-                arrived.set_exception(error)
-            else:
-                arrived.set_result(minibatch)
-
-        def came(minibatch: _native.Minibatch | None, error: BaseException | None) -> None:
-            try:
-                loop.call_soon_threadsafe(hand_over, minibatch, error)
-            except RuntimeError:  # the loop has been closed
-                self._give_back(minibatch)
-
-        task = watcher().watch_next(self._ring, came)
-        self._waiting.append(came)
-        self._hand_on()
-        try:
-            return await arrived
-        except asyncio.CancelledError:
-            if not arrived.cancelled() and arrived.exception() is None:
-                self._give_back(arrived.result())
-            raise
-        finally:
-            watcher().forget(task)
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(came)
-
-    def _give_back(self, minibatch: _native.Minibatch | None) -> None:
-        if minibatch is not None:
-            self._returned.append(minibatch)
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        """Gives minibatches that have come back to tasks that wait for one."""
-        while True:
-            with self._lock:
-                if not (self._returned and self._waiting):
-                    return
-                try:
-                    minibatch = self._returned.popleft()
-                except IndexError:  # a thread has taken it
-                    return
-                try:
-                    came = self._waiting.popleft()
-                except IndexError:  # it waits no longer
-                    self._returned.appendleft(minibatch)
-                    return
-            came(minibatch, None)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -300,12 +167,12 @@ class RingStore(Writer, ActivationStore, _Iterable):
 
     def abort(self) -> None:
         """Takes no more rows and discards those there are; iterating ends."""
-        self._returned.clear()
         self._ring.abort()
+        self._consumer.discard_returned()
 
     def empty(self) -> None:
         """Discards everything handed over so far, and goes on."""
-        self._returned.clear()
+        self._consumer.discard_returned()
         self._ring.empty()
 
     @property
@@ -377,27 +244,3 @@ class RingStore(Writer, ActivationStore, _Iterable):
             f"{name}: {features} {dtype}" for name, features, dtype in self._components.native()
         )
         return f"RingStore({{{components}}}, batch_size={self._batch_size})"
-
-
-class Producer(Writer):
-    """A lane of its own into a `RingStore`; see `RingStore.producer`. Closing it, or letting go of it, ends the lane."""
-
-    def __init__(self, store: RingStore) -> None:
-        self._components = store._components  # noqa: SLF001
-        self._ring = store._ring  # noqa: SLF001
-        self._to = self._lane = self._ring.lane()
-
-    def close(self) -> None:
-        """Ends the lane: it takes no more rows."""
-        self._lane.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Producer cannot be pickled: its store belongs to this process")

@@ -11,8 +11,12 @@ import numpy as np
 from . import _native
 from ._arrays import converter
 from ._batches import Batch, batch_of
+from ._checks import positive, seed_of
+from ._components import Components
+from ._indexing import fetch, get
+from ._staging import one_row, stage
 from ._torch import HAS_TORCH, is_tensor, torch
-from .base_store import ActivationStore, Components, fetch, get, one_row, positive, seed_of, stage
+from .base_store import ActivationStore
 from .future import Future
 
 
