@@ -5,8 +5,7 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 `capture` hooks a torch model up to either.
 """
 
-from ._native import __version__
-from ._stats import ComponentStats, Stats
+from ._native import ComponentStats, Stats, __version__
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written

@@ -37,9 +37,9 @@ def get(fetch_rows: Fetch, length: int, components: Components, index: Any) -> A
 
 def fetch(fetch_rows: Fetch, rows: list[int], components: Components) -> Any:
     """Rows as `[row, component, feature]`, a tensor where torch is installed."""
-    if len(set(components.features)) > 1:
+    if len({component.features for component in components}) > 1:
         raise ValueError("components differ in width, so rows cannot be stacked; drain minibatches instead")
-    shape = len(rows), len(components.names), components.features[0]
+    shape = len(rows), len(components), components[0].features
     if not rows:
         return torch.empty(shape) if HAS_TORCH else np.empty(shape, np.float32)
     values = fetch_rows(rows)

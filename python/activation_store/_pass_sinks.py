@@ -9,9 +9,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from ._arrays import mask_bytes, select
+from ._incoming import incoming
+from ._masks import mask_bytes, select
+from ._native import IfFull
 from ._producer_side import on_event_loop
-from ._staging import stage
 from ._torch import torch
 from .errors import StoreFullError
 from .producer import Producer
@@ -27,20 +28,22 @@ def sink_into(store: ActivationStore | Producer, wait: bool | None) -> RingSink 
 
 
 class RingSink:
-    """Writes to a ring: each pass on a lane that nobody else uses meanwhile."""
+    """Writes to a ring: each pass on a lane that no other thread uses meanwhile."""
 
     def __init__(self, store: RingStore | Producer, wait: bool | None) -> None:
         self._store = store
-        self._ring = store._ring  # noqa: SLF001
-        self._components = store._components  # noqa: SLF001
-        self._free: deque[Producer] = deque()
+        self._lane = store._lane  # noqa: SLF001
+        self._free: deque[_native.Lane] = deque()
+        """Lanes that were opened for passes and are between two of them."""
         self._wait = wait
         self._has_warned = False
-        self.number = self._components.number
+        self.number = self._lane.find
 
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> _native.Rows:
         """Copies the rows: what follows in the forward pass may change them."""
-        return stage(self._ring, self._components, component, rows, mask)
+        staged = incoming(rows, mask)
+        self._lane.stage(component, staged)
+        return staged
 
     def write(self, staged: list[tuple[int, _native.Rows]]) -> None:
         """Writes the rows of one pass."""
@@ -52,7 +55,7 @@ class RingSink:
         try:
             for component, rows in staged:
                 if begun:
-                    lane._hand_in(component, rows, "line", None)  # noqa: SLF001
+                    lane.extend(component, rows, IfFull.LINE_UP)
                 else:
                     self._begin(lane, component, rows)
                 begun = True
@@ -66,35 +69,35 @@ class RingSink:
             raise
         self._free_again(lane)
 
-    def _begin(self, lane: Producer, component: int, rows: _native.Rows) -> None:
+    def _begin(self, lane: _native.Lane, component: int, rows: _native.Rows) -> None:
         """Hands in the first rows of a pass; the rest follows without waiting."""
         wait = self._wait
         if wait is None and on_event_loop():
             try:
-                lane._hand_in(component, rows, "wait", 0)  # noqa: SLF001
+                lane.extend(component, rows, IfFull.WAIT, 0)
                 return
             except TimeoutError:
                 wait = False
                 if not self._has_warned:
                     self._has_warned = True
                     warn("this thread runs an event loop (a Jupyter cell does), so capture does not wait for the trainer, and rows pile up; "
-                          "use capture(..., wait=True), or capture on another thread")  # fmt: skip
-        lane._hand_in(component, rows, "line" if wait is False else "wait", None)  # noqa: SLF001
+                         "use capture(..., wait=True), or capture on another thread")  # fmt: skip
+        lane.extend(component, rows, IfFull.LINE_UP if wait is False else IfFull.WAIT)
 
-    def _take(self) -> Producer:
+    def _take(self) -> _native.Lane:
         if isinstance(self._store, Producer):
-            return self._store
+            return self._lane
         try:
             return self._free.pop()
         except IndexError:
-            return self._store.producer()
+            return self._store._ring.open_lane()  # noqa: SLF001
 
-    def _free_again(self, lane: Producer) -> None:
-        if lane is not self._store:
+    def _free_again(self, lane: _native.Lane) -> None:
+        if lane is not self._lane:
             self._free.append(lane)
 
     def close(self) -> None:
-        """Ends the lanes."""
+        """Ends the lanes that were opened here."""
         while self._free:
             self._free.pop().close()
 

@@ -1,33 +1,20 @@
-"""What a ring store and the producers that it opens share: handing rows over."""
+"""The producers' side of a ring store: what the store and the lanes that it opens share."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Any
 
 from . import _native
-from ._components import Components
-from ._staging import one_row, ready, stage
+from ._incoming import incoming, incoming_row
+from ._native import IfFull
 from .future import Future
-
-Room = Literal["wait", "need", "line"]
 
 
 class ProducerSide:
     """Hands rows over, on one lane."""
 
-    _components: Components
-    _ring: _native.Ring
-    _to: _native.Ring | _native.Lane
-
-    def _hand_in(self, component: int, rows: _native.Rows, room: Room, timeout: float | None) -> _native.WriteOutcome:
-        return self._to.extend(component, rows, room, timeout)
-
-    def _write(self, batch: Any, component: int, mask: Any, copy: bool, room: Room, timeout: float | None) -> Future:
-        rows = ready(self._components, component, batch, mask, copy)
-        if isinstance(rows, tuple):
-            return Future(self._to.write(component, *rows, room, timeout))
-        return Future(self._to.extend(component, rows, room, timeout))
+    _lane: _native.Lane
 
     def extend(
         self,
@@ -52,49 +39,50 @@ class ProducerSide:
             mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
                 shape of the first axes): True keeps the row, as in an attention mask.
             copy: False hands the array's own memory over, where its layout allows, without a copy: leave it unchanged
-                until the future is done, and those of the same rows of all other components.
+                until the future is done, and the arrays of the same rows of all other components, too.
             timeout: Seconds to wait for room.
 
         Returns:
             The future of the rows' arrival in the ring. It need not be kept.
 
         Raises:
-            TimeoutError: If there was no room in time. Nothing was written.
+            TimeoutError: If there is no room in time. Nothing was written.
             StoreFullError: If the store is full and was made to say so (`when_full="reject"`).
             StoreClosedError: If the store is closed.
             ValueError: If the rows have the wrong width, or one component runs too far ahead of another.
             TypeError: If it is no array, or its elements do not fit the component's.
             IndexError: If there is no such component.
         """
-        return self._write(batch, self._components.number(component_idx), mask, copy, room_for_caller(timeout), timeout)
+        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
-        """Hands over one row, `[features]`. As `extend`, which is much cheaper per row."""
-        component = self._components.number(component_idx)
-        rows = one_row(stage(self._ring, self._components, component, item))
-        return Future(self._hand_in(component, rows, room_for_caller(timeout), timeout))
+        """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
+
+        Raises:
+            ValueError: If it is not one row; else as `extend`.
+        """
+        return Future(self._lane.extend(component_idx, incoming_row(item), if_full_here(timeout), timeout))
 
     def try_extend(self, batch: Any, component_idx: int | str = 0, *, mask: Any = None, copy: bool = True) -> Future:
-        """Hands over rows if the queue has room for them.
+        """Hands over rows if the queue has room for them. Never waits.
 
         Raises:
-            StoreFullError: If it has not.
+            StoreFullError: If it has no room. Nothing was written.
         """
-        return self._write(batch, self._components.number(component_idx), mask, copy, "need", None)
+        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
 
     def try_append(self, item: Any, component_idx: int | str = 0) -> Future:
-        """Hands over one row if the queue has room for it.
+        """Hands over one row if the queue has room for it. Never waits.
 
         Raises:
-            StoreFullError: If it has not.
+            StoreFullError: If it has no room. Nothing was written.
         """
-        component = self._components.number(component_idx)
-        return Future(self._hand_in(component, one_row(stage(self._ring, self._components, component, item)), "need", None))
+        return Future(self._lane.extend(component_idx, incoming_row(item), IfFull.REFUSE))
 
 
-def room_for_caller(timeout: float | None) -> Room:
-    """Whether the caller is to wait for room: not on a thread that runs an event loop, unless it says how long."""
-    return "line" if timeout is None and on_event_loop() else "wait"
+def if_full_here(timeout: float | None) -> IfFull:
+    """Whether a call on this thread waits for room: not where the thread runs an event loop, unless it says how long."""
+    return IfFull.LINE_UP if timeout is None and on_event_loop() else IfFull.WAIT
 
 
 def on_event_loop() -> bool:

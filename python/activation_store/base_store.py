@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ._checks import positive
+from ._checks import count
 from ._torch import HAS_TORCH, Dataset, torch
 from .errors import StoreFullError
 
@@ -93,10 +93,10 @@ class ActivationStore(_Dataset, ABC):
             n_components: Components to write to, from the first.
             input_features: Features of a row.
         """
-        n_batches = positive("n_batches", n_batches)
-        shape = positive("batch_size", batch_size), positive("input_features", input_features)
+        n_batches = count("n_batches", n_batches)
+        shape = count("batch_size", batch_size), count("input_features", input_features)
         for _ in range(n_batches):
-            for component in range(positive("n_components", n_components)):
+            for component in range(count("n_components", n_components)):
                 batch = torch.rand(shape) if HAS_TORCH else np.random.default_rng().random(shape, dtype=np.float32)
                 self.extend(batch, component)
 

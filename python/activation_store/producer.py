@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from . import _native
 from ._producer_side import ProducerSide
-
-if TYPE_CHECKING:
-    from .ring_store import RingStore
 
 
 class Producer(ProducerSide):
     """A lane of its own into a `RingStore`; see `RingStore.producer`. Closing it, or letting go of it, ends the lane."""
 
-    def __init__(self, store: RingStore) -> None:
-        self._components = store._components  # noqa: SLF001
-        self._ring = store._ring  # noqa: SLF001
-        self._to = self._lane = self._ring.lane()
+    def __init__(self, lane: _native.Lane) -> None:
+        self._lane = lane
 
     def close(self) -> None:
         """Ends the lane: it takes no more rows."""

@@ -7,14 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _native
-from ._arrays import converter
-from ._batches import Batch, batch_of
-from ._checks import positive, seed_of
+from ._batches import Batch, batch_of, converter
+from ._checks import count, seed_of
 from ._components import components_of
 from ._consumer import Consumer
 from ._indexing import get
 from ._producer_side import ProducerSide
-from ._stats import ComponentStats, Stats
 from ._torch import IterableDataset
 from .base_store import ActivationStore
 from .producer import Producer
@@ -89,25 +87,25 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             ValueError: If it cannot be so; says what would work.
         """
         self._components = components_of(components, dtype)
-        layouts = set(zip(self._components.features, self._components.dtypes, strict=True))
+        layouts = {(component.features, component.dtype) for component in self._components}
         if stacked and len(layouts) > 1:
             raise ValueError(f"components of {len(layouts)} different widths or dtypes cannot be stacked; use stacked=False")
-        self._convert = converter(output, list(self._components.dtypes))
+        self._convert = converter(output, [component.dtype for component in self._components])
         self._stacked = stacked
-        self._batch_size = positive("batch_size", batch_size)
+        self._batch_size = count("batch_size", batch_size)
         self._ring = _native.Ring(
-            self._components.native(),
+            self._components,
             batch_size=self._batch_size,
-            window=positive("window", window),
-            ready_frames=positive("ready_frames", ready_frames),
-            queue_rows=None if queue_rows is None else positive("queue_rows", queue_rows),
-            max_skew=None if max_skew is None else positive("max_skew", max_skew),
+            window=count("window", window),
+            ready_frames=count("ready_frames", ready_frames),
+            queue_rows=None if queue_rows is None else count("queue_rows", queue_rows),
+            max_skew=None if max_skew is None else count("max_skew", max_skew),
             seed=seed_of(seed),
             drop_last=drop_last,
             when_full=when_full,
             merge=merge,
         )
-        self._to = self._ring
+        self._lane = self._ring.own_lane()
         self._consumer = Consumer(self._ring)
 
     def producer(self) -> Producer:
@@ -118,7 +116,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         Raises:
             StoreClosedError: If the store is closed.
         """
-        return Producer(self)
+        return Producer(self._ring.open_lane())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -186,25 +184,28 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         return self._batch_size
 
     @property
+    def window(self) -> int:
+        """Rows that a minibatch's rows are spread over, in whole minibatches."""
+        return self._ring.window
+
+    @property
     def component_names(self) -> tuple[str, ...]:
         """The components' names, in order."""
-        return self._components.names
+        return tuple(component.name for component in self._components)
 
     @property
     def n_components(self) -> int:
         """How many components."""
-        return len(self._components.names)
+        return len(self._components)
 
     @property
     def current_activations_stored_per_component(self) -> list[int]:
         """Rows in the store of each component."""
         return self._ring.stored()
 
-    def stats(self) -> Stats:
+    def stats(self) -> _native.Stats:
         """Counts, all taken at the same moment."""
-        counts = self._ring.stats()
-        components = {name: ComponentStats(**values) for name, values in counts.pop("components").items()}
-        return Stats(components=components, **counts)
+        return self._ring.stats()
 
     def __len__(self) -> int:
         """Rows in the ring now, while iterating gives minibatches."""
@@ -240,7 +241,5 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         )
 
     def __repr__(self) -> str:
-        components = ", ".join(
-            f"{name}: {features} {dtype}" for name, features, dtype in self._components.native()
-        )
-        return f"RingStore({{{components}}}, batch_size={self._batch_size})"
+        components = {component.name: component[1:] for component in self._components}
+        return f"RingStore({components}, batch_size={self._batch_size}, window={self.window})"

@@ -1,6 +1,8 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
-use activation_store::{BuildError, IndexError, ReadError, ShapeError, UnknownDType, ViewError, WriteError};
+use activation_store::{
+    BuildError, IndexError, ReadError, Refused, ShapeError, UnknownComponent, UnknownDType, ViewError, WriteError,
+};
 use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -15,9 +17,13 @@ pub(crate) trait IntoPython: std::fmt::Display + Sized {
     /// The exception, with `message`.
     fn kind(&self, message: String) -> PyErr;
 
+    /// The message, in Python's spelling.
+    fn message(&self) -> String {
+        self.to_string()
+    }
+
     fn into_python(self) -> PyErr {
-        let message = self.to_string();
-        self.kind(message)
+        self.kind(self.message())
     }
 }
 
@@ -72,6 +78,27 @@ impl IntoPython for BuildError {
             BuildError::Thread { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            BuildError::NoComponents => {
+                "the store has no component; give the features of one, or a dict of names and features".to_owned()
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+impl IntoPython for Refused {
+    fn kind(&self, message: String) -> PyErr {
+        self.error.kind(message)
+    }
+}
+
+impl IntoPython for UnknownComponent {
+    fn kind(&self, message: String) -> PyErr {
+        PyIndexError::new_err(message)
     }
 }
 

@@ -254,7 +254,7 @@ def test_modules_that_do_not_run_are_told(model):
     ("paths", "error", "message"),
     [
         ({"blocks.7": "first"}, ValueError, "no module 'blocks.7'; it has 'blocks"),
-        ({"blocks.0": "frist"}, IndexError, "no component frist"),
+        ({"blocks.0": "frist"}, IndexError, 'no component "frist"'),
         ({"blocks.0": 2}, IndexError, "no component 2"),
         ({"blocks.0": "first", "blocks.1": 0}, ValueError, "two modules are captured into one component"),
         ({}, ValueError, "nothing to capture"),

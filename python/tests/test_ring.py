@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import drain, numbered
 
-from activation_store import RingStore, StoreClosedError, StoreFullError
+from activation_store import ComponentStats, RingStore, Stats, StoreClosedError, StoreFullError
 
 
 def test_rows_come_out_once_and_shuffled(in_thread):
@@ -267,12 +267,30 @@ def test_counters_and_accessors():
     assert len(store) == 10 and store
     assert store.n_components == 2 and store.component_names == ("a", "b") and store.batch_size == 8
     assert store.__sizeof__() == 32 * 5 * 4
-    assert "a: 2 f32" in repr(store)
+    assert repr(store) == "RingStore({'a': (2, 'f32'), 'b': (3, 'f32')}, batch_size=8, window=32)"
     stats = store.stats()
     assert stats.components["a"].accepted == 20 and stats.minibatches_served == 0
     store.empty()
     assert len(store) == 0
     assert store.stats().components["b"].dropped == 10
+
+
+def test_stats_are_values():
+    store = RingStore({"a": 2, "b": 3}, batch_size=8, window=32, output="numpy")
+    store.extend(numbered(20, 2), "a")
+    store.flush()
+    first, again = store.stats(), store.stats()
+    assert first == again and first.components == again.components
+    assert list(first.components) == ["a", "b"] and first.components["a"] != first.components["b"]
+    assert repr(first.components["a"]) == "ComponentStats(accepted=20, queued=0, resident=20, served=0, dropped=0)"
+    assert repr(first).startswith("Stats(components={'a': ComponentStats(accepted=20, ") and "frames_open=4" in repr(first)
+    store.extend(numbered(1, 2), "a").result(10)
+    assert store.stats() != first and first == again, "a picture does not change"
+    for kind in (Stats, ComponentStats):
+        public = [name for name in vars(kind) if not name.startswith("_")]
+        assert public and all(getattr(kind, name).__doc__ for name in public)
+    with pytest.raises(AttributeError):
+        first.components["a"].accepted = 0
 
 
 def test_rows_in_the_ring_can_be_looked_at():
