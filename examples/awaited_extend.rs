@@ -3,7 +3,6 @@
 //! Run with `cargo run --example awaited_extend`.
 
 use activation_store::RingStore;
-use futures::TryStreamExt;
 use ndarray::Array2;
 
 const ROWS: usize = 20_000;

@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use activation_store::{RingStore, Stats};
-use futures::TryStreamExt;
 use ndarray::Array2;
 
 const BATCHES: usize = 200;
@@ -19,13 +18,13 @@ fn show(when: &str, stats: &Stats) {
         rows.accepted,
         rows.resident,
         rows.served,
-        rows.dropped,
+        rows.dropped.total(),
         rows.queued,
         stats.frames_ready,
-        stats.producer_wait,
-        stats.consumer_wait,
+        stats.waited_for_consumers,
+        stats.waited_for_producers,
     );
-    assert_eq!(rows.accepted, rows.resident + rows.served + rows.dropped);
+    assert_eq!(rows.accepted, rows.resident + rows.served + rows.dropped.total());
 }
 
 #[tokio::main]
@@ -56,6 +55,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stats = store.stats();
     show("end", &stats);
     assert_eq!(stats.components[0].served, (BATCHES * ROWS) as u64);
-    assert!(!stats.producer_wait.is_zero(), "capture waited for the trainer");
+    assert!(!stats.waited_for_consumers.is_zero(), "capture waited for the trainer");
     Ok(())
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::rows::element::DType;
 
-/// The store is full.
+/// Returned when a store has no room for more rows.
 ///
-/// The error of every store that refuses rows for want of room. The message can be replaced, as the original's could.
+/// The message can be replaced, as the original library's could.
 ///
 /// ```
 /// use activation_store::StoreFullError;
@@ -18,15 +18,50 @@ use crate::rows::element::DType;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct StoreFullError {
-    message: Cow<'static, str>,
+    /// The message.
+    pub message: Cow<'static, str>,
+    /// What there was no room for, where the store says.
+    pub no_room: Option<NoRoom>,
+}
+
+/// What a store had no room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NoRoom {
+    /// The component that had no room.
+    pub component: ComponentName,
+    /// The rows of the batch.
+    pub rows: usize,
+    /// The rows that the store, or its queue, holds already.
+    pub held: usize,
+    /// The rows that it may hold.
+    pub bound: usize,
 }
 
 impl StoreFullError {
     /// An error with a message of its own.
     #[must_use]
     pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
-        StoreFullError { message: message.into() }
+        StoreFullError { message: message.into(), no_room: None }
+    }
+
+    pub(crate) fn queue(no_room: NoRoom) -> Self {
+        let NoRoom { component, rows, held, bound } = &no_room;
+        let message = format!(
+            "Activation store is full: {rows} rows do not fit the queue of component {component}, which holds {held} of {bound}; \
+             wait for the consumers, or raise queue_rows"
+        );
+        StoreFullError { message: message.into(), no_room: Some(no_room) }
+    }
+
+    pub(crate) fn store(no_room: NoRoom) -> Self {
+        let NoRoom { component, rows, held, bound } = &no_room;
+        let message = format!(
+            "Activation store is full: component {component} holds {held} of {bound} rows, so {rows} more do not fit"
+        );
+        StoreFullError { message: message.into(), no_room: Some(no_room) }
     }
 }
 
@@ -66,7 +101,10 @@ impl fmt::Display for ClosedBy {
 #[non_exhaustive]
 pub enum WriteError {
     /// The batch has the wrong number of features for its component.
-    #[error("component {component} takes rows of {expected} features, but the batch has {got}")]
+    #[error(
+        "component {component} takes rows of {expected} features, but the batch has {got}{}",
+        one_row_hint(*expected, *got, *from_vec)
+    )]
     Features {
         /// The component, by number and name.
         component: ComponentName,
@@ -74,6 +112,8 @@ pub enum WriteError {
         expected: usize,
         /// The batch's features.
         got: usize,
+        /// Whether the batch was made from a `Vec`, which is one row.
+        from_vec: bool,
     },
     /// The batch's elements cannot be converted to the component's.
     #[error(
@@ -105,7 +145,7 @@ pub enum WriteError {
     /// A component would run too far ahead of another.
     #[error(
         "component {ahead} is {by} rows ahead of component {missing} in this lane, and this batch would pass max_skew ({max_skew}): \
-         write component {missing} too, or raise max_skew"
+         write component {missing} too, or raise max_skew (its default is queue_rows)"
     )]
     Skew {
         /// The component of the batch.
@@ -117,7 +157,48 @@ pub enum WriteError {
         /// The bound.
         max_skew: usize,
     },
-    /// A lane ended while some of its rows lacked a component; those rows were dropped.
+    /// A pass lacks a component.
+    #[error("the pass has no rows of component {missing}; a pass has every component of the store exactly once")]
+    PassLacks {
+        /// The component.
+        missing: ComponentName,
+    },
+    /// A pass has a component twice.
+    #[error("the pass has component {doubled} twice; a pass has every component of the store exactly once")]
+    PassDoubles {
+        /// The component.
+        doubled: ComponentName,
+    },
+    /// The components of a pass differ in their number of rows.
+    #[error(
+        "the pass has {rows} rows of component {component}, but {first_rows} of component {first}; a pass has equally many of each"
+    )]
+    PassRows {
+        /// A component.
+        first: ComponentName,
+        /// Its rows.
+        first_rows: usize,
+        /// A component that differs from it.
+        component: ComponentName,
+        /// Its rows.
+        rows: usize,
+    },
+    /// A pass was handed over on a lane whose components are uneven, so its rows would not be aligned.
+    #[error(
+        "component {ahead} is {by} rows ahead of component {missing} in this lane, so a whole pass would be misaligned: \
+         write the missing rows of component {missing} first, or use another lane (producer())"
+    )]
+    Uneven {
+        /// The component with the most rows.
+        ahead: ComponentName,
+        /// The component with the fewest.
+        missing: ComponentName,
+        /// How many rows they differ by.
+        by: u64,
+    },
+    /// Rows lost their counterparts: their lane ended before the same rows of another component came. They were dropped.
+    ///
+    /// Reported by [`RingStore::flush`](crate::RingStore::flush), and counted in [`Stats`](crate::Stats).
     #[error(
         "a lane ended while {rows} rows of component {present} had no counterpart in component {missing}: they were dropped"
     )]
@@ -129,9 +210,9 @@ pub enum WriteError {
         /// How many rows.
         rows: u64,
     },
-    /// An earlier write failed and nobody had awaited its handle. Reported once; this batch can be handed over again.
-    #[error("an earlier write failed unseen: {0}. This batch was not taken; hand it over again")]
-    Earlier(Box<WriteError>),
+    /// The values do not have the shape of a batch.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// The writer panicked; the store is unusable.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
@@ -160,16 +241,27 @@ impl WriteError {
     }
 }
 
+fn one_row_hint(expected: usize, got: usize, from_vec: bool) -> String {
+    if from_vec && got.is_multiple_of(expected.max(1)) {
+        return format!(" in one row: a Vec is one row; use Batch::from_vec(values, {expected}) for several");
+    }
+    String::new()
+}
+
 /// Why no minibatch came.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
     /// None was ready in time.
     #[error("no minibatch was ready within {0:?}")]
     Timeout(std::time::Duration),
-    /// An earlier write failed and nobody had awaited its handle. Reported once; the store goes on.
-    #[error("an earlier write failed unseen: {0}")]
-    FailedWrite(WriteError),
+    /// The store was closed with an error ([`RingStore::close_with`](crate::RingStore::close_with)). Each consumer gets it
+    /// once, after the last minibatch.
+    #[error("the store was closed with an error: {0}")]
+    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The store was aborted before this consumer was made.
+    #[error("the store was aborted before this consumer was made; build another store")]
+    Aborted,
     /// The writer panicked; the store is unusable.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {

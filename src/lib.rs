@@ -31,22 +31,32 @@ pub use {half, ndarray};
 
 pub use crate::{
     error::{
-        BuildError, ClosedBy, ComponentName, IndexError, ReadError, ShapeError, StoreFullError, UnknownComponent,
-        ViewError, WriteError,
+        BuildError, ClosedBy, ComponentName, IndexError, NoRoom, ReadError, ShapeError, StoreFullError,
+        UnknownComponent, ViewError, WriteError,
     },
-    pipeline::config::{Merge, RingStoreBuilder, WhenFull},
-    pipeline::consumer::{Blocking, Minibatches},
-    pipeline::handle::{Flush, WriteHandle, Written},
-    pipeline::minibatch::Minibatch,
-    pipeline::producer::Producer,
-    pipeline::stats::{ComponentStats, Stats},
-    rows::batch::{Batch, Refused},
-    rows::element::{DType, Element, UnknownDType},
-    rows::index::Index,
-    rows::layout::{Component, ComponentKey},
-    store::activation_store::{ActivationStore, ActivationStoreExt, TestData},
-    store::ring_store::RingStore,
-    store::tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
+    pipeline::{
+        config::{Merge, RingStoreBuilder, WhenFull},
+        consumer::{Blocking, Minibatches, NextMinibatch, TryNextMinibatch},
+        flush::Flush,
+        handle::{WriteHandle, WriteReply, Written},
+        minibatch::Minibatch,
+        monitor::Monitor,
+        pass::Pass,
+        producer::Producer,
+        reserve::{Permit, Reserve},
+        stats::{ComponentStats, Dropped, Stats},
+    },
+    rows::{
+        batch::{Batch, Refused, RefusedPass},
+        element::{DType, Element, UnknownDType},
+        index::Index,
+        layout::{Component, ComponentKey},
+    },
+    store::{
+        activation_store::{ActivationStore, ActivationStoreExt, TestData},
+        ring_store::RingStore,
+        tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
+    },
 };
 
 /// Longer texts and examples, for reading; nothing here is part of the API.

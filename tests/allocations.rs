@@ -1,5 +1,5 @@
-//! In the steady state neither the writer nor the consumer allocates. Alone in its file, for it counts the process's
-//! allocations.
+//! In the steady state neither the writer nor the consumer allocates, but for the queue, which grows by a block for every 31
+//! messages. Alone in its file, because it counts the allocations of the process.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -94,6 +94,9 @@ fn the_steady_state_allocates_nothing() {
         ("four lanes", builder(), 4, BATCH),
     ] {
         let store = builder.build().unwrap();
-        assert_eq!(allocations(&store, lanes, rows, 500), 0, "{what}");
+        // A consumer sends at most one message for each minibatch.
+        let blocks = 500_usize.div_ceil(31);
+        let allocations = allocations(&store, lanes, rows, 500);
+        assert!(allocations <= blocks, "{what}: {allocations} allocations");
     }
 }

@@ -172,7 +172,6 @@ fn impossible_ring_stores_are_refused_at_construction() {
         (build(|b| b.ready_frames(0)), &["ready_frames is 0"]),
         (build(|b| b.queue_rows(0)), &["queue_rows is 0"]),
         (build(|b| b.max_skew(0)), &["max_skew is 0"]),
-        (build(|b| b.writer_threads(257)), &["writer_threads is 257", "at most 256"]),
         (build(|b| b.component("none", 0)), &["\"none\"", "is 0"]),
         (build(|b| b.component("mlp", 3)), &["two components", "\"mlp\""]),
         (build(|b| b.batch_size(33)), &["window is 32", "minibatch of 33", "at least 33"]),

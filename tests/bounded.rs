@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use activation_store::{Batch, Merge, RingStore, RingStoreBuilder};
 use common::{LIMIT, Lent, assert_adds_up, assert_exactly, drain, finish, ids, rows, watchdog};
-use futures::StreamExt;
 use futures::executor::block_on;
 
 /// Without a consumer the ring takes some 45 rows: half a window until the first minibatch, three of them ready or stuck.
@@ -118,8 +117,8 @@ fn extend_blocking_blocks_until_the_queue_is_within_its_bound() {
         while passed < 20 {
             passed += receiver.try_iter().count();
             let queued = store.stats().components[0].queued;
-            // What is queued: at most the bound, and the batch whose caller is blocked.
-            assert!(queued <= used as u64 + 20, "{queued}");
+            // What was queued before, or at most the bound.
+            assert!(queued <= used as u64, "{queued}");
             if let Ok(minibatch) = minibatches.next_timeout(Duration::from_millis(1)) {
                 served.push(ids(&minibatch.unwrap(), 0));
             }
@@ -131,15 +130,16 @@ fn extend_blocking_blocks_until_the_queue_is_within_its_bound() {
     });
 }
 
-/// The ring takes most of the batch, and with that the queue is within its bound, though the batch is not done.
+/// The ring takes most of the batch. With that the next one fits, though the first is not done.
 #[test]
 fn part_of_a_batch_makes_room_too() {
     for _ in 0..20 {
         watchdog(|| {
             let store = builder().build().unwrap();
             store.extend_blocking(rows(0..60, 2), 0).unwrap();
+            store.extend_blocking(rows(60..62, 2), 0).unwrap();
             assert!(store.stats().components[0].queued <= 20);
-            assert_exactly(0..60, &finish(&store));
+            assert_exactly(0..62, &finish(&store));
         });
     }
 }
@@ -236,29 +236,27 @@ fn lent_memory_is_back_when_the_handle_resolves() {
 }
 
 #[test]
-fn wait_for_room_says_whether_there_was_room_in_time() {
+fn a_reservation_says_whether_there_was_room_in_time() {
     watchdog(|| {
         let store = builder().build().unwrap();
-        assert!(store.wait_for_room(0, None).unwrap());
-        let unknown = store.wait_for_room("no such component", None).unwrap_err();
+        assert_eq!(store.reserve(0, 7).unwrap().wait().unwrap().rows(), 7);
+        let unknown = store.reserve("no such component", 1).unwrap_err();
         assert!(unknown.to_string().contains("no component \"no such component\""), "{unknown}");
         let used = fill(&store);
         drop(store.extend(rows(used..used + 21, 2), 0).unwrap());
-        assert!(!store.wait_for_room(0, Some(Duration::ZERO)).unwrap());
-        assert!(!store.wait_for_room(0, Some(Duration::from_millis(5))).unwrap());
+        let mut reservation = store.reserve(0, 5).unwrap();
+        assert!(reservation.wait_timeout(Duration::ZERO).is_none());
+        assert!(reservation.wait_timeout(Duration::from_millis(5)).is_none());
         let mut minibatches = store.minibatches();
-        let waiter = thread::spawn({
-            let store = store.clone();
-            move || store.wait_for_room(0, None).unwrap()
-        });
+        let waiter = thread::spawn(move || reservation.wait().unwrap().rows());
         for _ in 0..8 {
             let _ = minibatches.next_timeout(LIMIT).unwrap().unwrap();
         }
-        assert!(waiter.join().unwrap());
+        assert_eq!(waiter.join().unwrap(), 5);
     });
 }
 
-/// Two callers over the bound, one of whom gives up: the other must not lose its wake-up.
+/// Several callers wait for room, some of which give up: the others must not lose their wake-up.
 #[test]
 fn giving_up_a_wait_leaves_the_others_waiting() {
     watchdog(|| {
@@ -269,10 +267,10 @@ fn giving_up_a_wait_leaves_the_others_waiting() {
             drop(store.extend(rows(used..used + 30, 2), 0).unwrap());
             thread::scope(|scope| {
                 for patience in [0, 100, 1000, 1_000_000_000] {
-                    let store = &store;
-                    scope.spawn(move || store.wait_for_room(0, Some(Duration::from_micros(patience))).unwrap());
+                    let mut reservation = store.reserve(0, 1).unwrap();
+                    scope.spawn(move || reservation.wait_timeout(Duration::from_micros(patience)).is_some());
                 }
-                scope.spawn(|| assert!(store.wait_for_room(0, None).unwrap()));
+                scope.spawn(|| drop(store.reserve(0, 1).unwrap().wait().unwrap()));
                 for _ in 0..8 {
                     let _ = minibatches.next_timeout(LIMIT).unwrap().unwrap();
                 }

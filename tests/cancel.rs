@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use activation_store::{RingStore, RingStoreBuilder, WriteHandle};
 use common::{LIMIT, Random, assert_exactly, drain, ids, rows, watchdog};
-use futures::StreamExt;
 use futures::executor::block_on;
 use futures::future::{Either, select};
 
@@ -165,14 +164,16 @@ fn select_loses_nothing() {
                 });
                 let mut served = Vec::new();
                 loop {
-                    let next = match select(minibatches.next(), pin!(tokio::task::yield_now())).await {
-                        Either::Left((next, _)) => next,
-                        Either::Right(_) => {
-                            match tokio::time::timeout(Duration::from_micros(100), minibatches.next()).await {
-                                Ok(next) => next,
-                                Err(_) => continue,
-                            }
-                        }
+                    let first = match select(minibatches.next(), pin!(tokio::task::yield_now())).await {
+                        Either::Left((next, _)) => Some(next),
+                        Either::Right(_) => None,
+                    };
+                    let next = match first {
+                        Some(next) => next,
+                        None => match tokio::time::timeout(Duration::from_micros(100), minibatches.next()).await {
+                            Ok(next) => next,
+                            Err(_) => continue,
+                        },
                     };
                     let Some(minibatch) = next else { break };
                     served.push(ids(&minibatch.unwrap(), 0));

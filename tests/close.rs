@@ -57,7 +57,7 @@ fn drop_last_drops_the_partial_minibatch_and_counts_it() {
         let served = finish(&store);
         assert_eq!(served.len(), 12);
         let stats = store.stats();
-        assert_eq!((stats.components[0].served, stats.components[0].dropped), (120, 3));
+        assert_eq!((stats.components[0].served, stats.components[0].dropped.total()), (120, 3));
         assert_adds_up(&stats);
     });
 }
@@ -169,6 +169,7 @@ fn a_flush_may_be_polled_after_it_has_resolved() {
 fn abort_discards_and_wakes_everybody() {
     watchdog(|| {
         let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
         let first = store.extend(rows(0..10, 2), 0).unwrap();
         assert_eq!(first.wait().unwrap().rows, 10);
         drop(store.extend(rows(10..150, 2), 0).unwrap());
@@ -183,21 +184,26 @@ fn abort_discards_and_wakes_everybody() {
         });
         let room = thread::spawn({
             let store = store.clone();
-            move || store.wait_for_room(0, None).unwrap()
+            move || store.reserve(0, 1).unwrap().wait().map(drop)
         });
         store.abort();
         assert_eq!(closed_by(&pending.wait().unwrap_err()), ClosedBy::Abort);
         assert_eq!(closed_by(&flush.wait().unwrap_err()), ClosedBy::Abort);
-        assert!(room.join().unwrap());
+        assert_eq!(closed_by(&room.join().unwrap().unwrap_err()), ClosedBy::Abort);
         if let Err(refused) = blocked.join().unwrap() {
             assert_eq!(closed_by(&refused.error), ClosedBy::Abort);
         }
-        assert!(drain(&mut store.minibatches()).is_empty());
+        // A consumer made before ends; one made afterwards is told.
+        assert!(drain(&mut minibatches).is_empty());
+        let mut late = store.minibatches();
+        assert!(matches!(late.next_timeout(LIMIT), Err(ReadError::Aborted)));
+        assert!(matches!(late.blocking().next(), Some(Err(ReadError::Aborted))));
+        assert!(late.blocking().next().is_none());
         let stats = store.stats();
         assert_adds_up(&stats);
         let component = &stats.components[0];
         assert_eq!((component.resident, component.queued, component.served), (0, 0, 0), "{stats:?}");
-        assert_eq!(component.accepted, component.dropped);
+        assert_eq!(component.accepted, component.dropped.total());
         assert_eq!(stats.frames_ready, 0);
         assert!(store.get(0).is_err());
         store.empty();
@@ -207,7 +213,7 @@ fn abort_discards_and_wakes_everybody() {
 }
 
 #[test]
-fn a_consumer_waiting_for_a_minibatch_sees_the_end() {
+fn a_waited_for_producersing_for_a_minibatch_sees_the_end() {
     watchdog(|| {
         for end in [RingStore::close, RingStore::abort] {
             for _ in 0..50 {
@@ -390,7 +396,7 @@ fn empty_discards_and_goes_on() {
         assert_eq!(pending.wait().unwrap().rows, 500);
         assert_eq!(store.len(), 0);
         let stats = store.stats();
-        assert_eq!((stats.components[0].accepted, stats.components[0].dropped), (500, 500));
+        assert_eq!((stats.components[0].accepted, stats.components[0].dropped.total()), (500, 500));
         assert_eq!(stats.frames_ready, 0);
         assert!(matches!(minibatches.next_timeout(Duration::ZERO), Err(ReadError::Timeout(_))));
         drop(store.extend(rows(500..777, 2), 0).unwrap());
@@ -409,7 +415,7 @@ fn empty_while_closed_discards_what_was_left() {
             store.close();
             store.empty();
             assert!(drain(&mut store.minibatches()).is_empty());
-            assert_eq!(store.stats().components[0].dropped, rows_left as u64);
+            assert_eq!(store.stats().components[0].dropped.total(), rows_left as u64);
         }
     });
 }

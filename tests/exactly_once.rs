@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use activation_store::{DType, Merge, Minibatch, Minibatches, Producer, ReadError, RingStore, WriteError};
+use activation_store::{DType, Merge, Minibatch, Minibatches, Producer, ReadError, RingStore};
 use common::{LIMIT, assert_adds_up, id_rows, watchdog};
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -96,7 +96,6 @@ struct Run {
     consumers: Vec<Minibatches>,
     kept: Vec<(Minibatch, Vec<usize>)>,
     served: Vec<usize>,
-    unmatched: usize,
 }
 
 impl Run {
@@ -109,6 +108,7 @@ impl Run {
             .window(plan.batch_size * plan.open)
             .ready_frames(plan.ready)
             .queue_rows(plan.queue_rows)
+            .max_skew(100_000)
             .drop_last(plan.drop_last)
             .max_skew(1_000_000)
             .build()
@@ -119,7 +119,6 @@ impl Run {
             lanes: Vec::new(),
             kept: Vec::new(),
             served: Vec::new(),
-            unmatched: 0,
         };
         run.open();
         run
@@ -140,18 +139,8 @@ impl Run {
             1 => common::rows(start..start + rows, 2).into(),
             _ => Array2::from_shape_fn((rows, 3), |(row, _)| (start + row) as u32).into(),
         };
-        let mut batch: activation_store::Batch = batch();
-        let handle = loop {
-            match producer.extend(batch, component) {
-                Ok(handle) => break handle,
-                // Somebody's lane has ended with unmatched rows, and this is where it is told.
-                Err(refused) => {
-                    assert!(matches!(refused.error, WriteError::Earlier(_)), "{refused}");
-                    self.unmatched += 1;
-                    batch = refused.into_batch();
-                }
-            }
-        };
+        let batch: activation_store::Batch = batch();
+        let handle = producer.extend(batch, component).unwrap();
         handed[component].extend(start..start + rows);
         if !forget {
             // Done or not, this must not disturb it.
@@ -186,7 +175,6 @@ impl Run {
                     let last = self.consumers.len() - 1;
                     match self.consumers[last].next_timeout(Duration::ZERO) {
                         Ok(Some(minibatch)) => self.take(minibatch, keep),
-                        Err(ReadError::FailedWrite(WriteError::Unmatched { .. })) => self.unmatched += 1,
                         Err(ReadError::Timeout(_)) => break,
                         other => panic!("{other:?}"),
                     }
@@ -209,7 +197,6 @@ impl Run {
             match self.consumers[0].next_timeout(LIMIT) {
                 Ok(Some(minibatch)) => self.take(minibatch, false),
                 Ok(None) => break,
-                Err(ReadError::FailedWrite(WriteError::Unmatched { .. })) => self.unmatched += 1,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -234,7 +221,8 @@ impl Run {
             assert!(lost == 0 || plan.drop_last && lost < plan.batch_size, "{lost} rows were lost");
             let uneven =
                 self.lanes.iter().filter(|lane| lane.handed.iter().any(|ids| ids.len() != lane.handed[0].len()));
-            assert_eq!(self.unmatched, uneven.count(), "each lane's unmatched rows are reported once");
+            let reported = std::iter::from_fn(|| self.store.flush().wait().err());
+            assert_eq!(reported.count(), uneven.count(), "each lane's unmatched rows are reported once");
         }
         for (component, stats) in stats.components.iter().enumerate() {
             let handed: usize = self.lanes.iter().map(|lane| lane.handed[component].len()).sum();
@@ -270,6 +258,7 @@ fn many_threads_lose_nothing() {
                 .batch_size(16)
                 .window(128)
                 .queue_rows(64)
+                .max_skew(100_000)
                 .merge(merge)
                 .build()
                 .unwrap();

@@ -143,8 +143,8 @@ fn batches_without_rows_are_fine_everywhere() {
                     let written = producer.extend(batch, "a").unwrap().wait().unwrap();
                     assert_eq!((written.rows, written.first_row), (0, at));
                 }
-                drop(producer.try_append(vec![at as f32; 2], "a").unwrap());
-                producer.append_blocking(vec![at as f32; 3], "b").unwrap();
+                drop(producer.try_extend(vec![at as f32; 2], "a").unwrap());
+                producer.extend_blocking(vec![at as f32; 3], "b").unwrap();
             }
             store.flush().wait().unwrap();
             // Nothing but nothing: no minibatch comes of it.
@@ -166,14 +166,12 @@ fn each_lane_answers_for_its_own_unmatched_rows() {
             drop(lane.extend(rows(i * 10..i * 10 + 10, 2), 0).unwrap());
             drop(lane.extend(rows(i * 10..i * 10 + i.min(10), 2), 1).unwrap());
         }
-        drop((lanes, store));
-        let (mut served, mut missing) = (0, Vec::new());
-        for minibatch in minibatches.blocking() {
-            match minibatch {
-                Ok(minibatch) => served += minibatch.rows(),
-                Err(activation_store::ReadError::FailedWrite(WriteError::Unmatched { rows, .. })) => missing.push(rows),
-                Err(error) => panic!("{error}"),
-            }
+        drop(lanes);
+        store.close();
+        let served: usize = minibatches.blocking().map(|minibatch| minibatch.unwrap().rows()).sum();
+        let mut missing = Vec::new();
+        while let Err(WriteError::Unmatched { rows, .. }) = store.flush().wait() {
+            missing.push(rows);
         }
         missing.sort_unstable();
         assert_eq!(missing, (1..=10).collect::<Vec<_>>());

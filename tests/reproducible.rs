@@ -180,38 +180,3 @@ fn lanes_of_different_lengths_still_repeat() {
         assert_eq!(run(true), reference);
     }
 }
-
-#[test]
-fn the_number_of_writer_threads_changes_nothing() {
-    watchdog(|| {
-        let rows = 4 * 4096;
-        let mut random = Random::new(5);
-        let wide = Array2::from_shape_simple_fn((rows, 64), || random.below(1 << 20) as f32).into_shared();
-        let columns = wide.t().to_owned().reversed_axes().into_shared();
-        let runs: Vec<Bits> = [1, 2, 3, 20]
-            .into_iter()
-            .map(|threads| {
-                let store = RingStore::builder()
-                    .component("a", 64)
-                    .component_of("id", 64, DType::BF16)
-                    .batch_size(512)
-                    .window(8 * 512)
-                    .max_skew(rows)
-                    .seed(1)
-                    .writer_threads(threads)
-                    .build()
-                    .unwrap();
-                let mut minibatches = store.minibatches();
-                // Each piece is large enough for several threads; one component is in Fortran order and converted.
-                drop(store.extend(wide.clone(), "a").unwrap());
-                drop(store.extend(columns.clone(), "id").unwrap());
-                store.close();
-                bits(&mut minibatches, &mut Random::new(0))
-            })
-            .collect();
-        assert_eq!(runs[0].len(), rows / 512);
-        for (threads, run) in runs.iter().enumerate() {
-            assert!(*run == runs[0], "run {threads} differs");
-        }
-    });
-}

@@ -1,4 +1,4 @@
-//! Nobody is left asleep: every wait ends as soon as what it waits for has come.
+//! No caller is left asleep: every wait ends as soon as what it waits for has come.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -49,7 +49,10 @@ fn a_caller_is_woken_before_the_writer_waits_for_consumers() {
         let mut minibatches = store.minibatches();
         let blocked = thread::spawn({
             let store = store.clone();
-            move || store.extend_blocking(rows(0..825, 1), 0).unwrap()
+            move || {
+                store.extend_blocking(rows(0..825, 1), 0).unwrap();
+                store.extend_blocking(rows(825..826, 1), 0).unwrap();
+            }
         });
         while store.stats().components[0].queued != 805 {
             thread::yield_now();
@@ -67,6 +70,7 @@ fn a_caller_is_woken_before_the_writer_waits_for_another_lane() {
         let (first, second) = (store.producer().unwrap(), store.producer().unwrap());
         let blocked = thread::spawn(move || {
             second.extend_blocking(rows(0..4010, 1), 0).unwrap();
+            second.extend_blocking(rows(0..1, 1), 0).unwrap();
             second
         });
         while store.stats().components[0].queued < 4010 {
@@ -109,14 +113,16 @@ fn callers_are_woken_although_the_writer_has_not_started() {
             let minibatches = store.minibatches();
             let blocked = thread::spawn({
                 let store = store.clone();
-                move || store.extend_blocking(rows(0..100, 1), 0)
+                move || {
+                    store.extend_blocking(rows(0..100, 1), 0)?;
+                    store.extend_blocking(rows(0..100, 1), 0)
+                }
             });
-            while store.stats().components[0].queued == 0 {
+            while store.stats().components[0].queued < 100 {
                 thread::yield_now();
             }
             end(&store, minibatches);
-            // Taken in before the end or refused after it; back in any case.
-            let _ = blocked.join().unwrap();
+            assert!(blocked.join().unwrap().unwrap_err().error.is_closed());
             drop(free);
         });
     }

@@ -73,7 +73,7 @@ fn extend(store: &RingStore, rows: usize, effort: Effort) -> Vec<f64> {
         let handle = store.extend(batch, 0).expect("the store is open");
         let took = start.elapsed();
         drop(handle);
-        let _ = store.wait_for_room(0, None);
+        drop(store.reserve(0, rows).expect("the component exists").wait());
         took.as_secs_f64() * 1e6
     };
     (0..effort.calls).map(|_| call()).collect()
@@ -86,7 +86,7 @@ fn append(store: &RingStore, effort: Effort) -> Vec<f64> {
         let start = Instant::now();
         for _ in 0..64 {
             for row in rows.rows() {
-                store.append_blocking(row.to_owned(), 0).expect("the store is open");
+                store.extend_blocking(row.to_owned(), 0).expect("the store is open");
             }
         }
         store.flush().wait().expect("no write fails");

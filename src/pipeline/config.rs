@@ -56,7 +56,6 @@ pub struct RingStoreBuilder {
     drop_last: bool,
     when_full: WhenFull,
     merge: Merge,
-    writer_threads: usize,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -72,7 +71,13 @@ pub(crate) struct Config {
     pub(crate) drop_last: bool,
     pub(crate) when_full: WhenFull,
     pub(crate) merge: Merge,
-    pub(crate) writer_threads: usize,
+}
+
+impl Config {
+    /// Frames that are neither open nor with a consumer: those that may be ready, and one to work on.
+    pub(crate) fn spare_frames(&self) -> usize {
+        self.ready_frames + 1
+    }
 }
 
 impl Default for RingStoreBuilder {
@@ -89,7 +94,6 @@ impl Default for RingStoreBuilder {
             drop_last: false,
             when_full: WhenFull::Wait,
             merge: Merge::Arrival,
-            writer_threads: 1,
             runtime: None,
         }
     }
@@ -136,15 +140,16 @@ impl RingStoreBuilder {
 
     /// Rows of each component that may wait for the writer before callers wait. Default: two minibatches.
     ///
-    /// A batch that is larger than this is still taken when nothing else waits.
+    /// A batch that is larger than this is still taken when nothing else waits. Rows count until they are dealt, or set aside
+    /// until the rows of their other components come.
     pub fn queue_rows(mut self, rows: usize) -> Self {
         self.queue_rows = Some(rows);
         self
     }
 
-    /// Rows that one component may run ahead of another on the same lane. Default: the window.
+    /// Rows that one component may run ahead of another on the same lane. Default: [`queue_rows`](Self::queue_rows).
     ///
-    /// One batch may always run ahead, however large it is.
+    /// One batch may always run ahead, however large it is. Raise this to fill a store component by component.
     pub fn max_skew(mut self, rows: usize) -> Self {
         self.max_skew = Some(rows);
         self
@@ -174,15 +179,6 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Threads that copy large batches to the frames, which share the work by frame. Default: 1, the writer alone.
-    ///
-    /// For machines where one core does not use up the memory's bandwidth. They are started for each piece of 4,096 rows and
-    /// 1 MiB or more. The minibatches are the same, bit for bit. At most 256.
-    pub fn writer_threads(mut self, threads: usize) -> Self {
-        self.writer_threads = threads;
-        self
-    }
-
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
@@ -197,14 +193,13 @@ impl RingStoreBuilder {
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype);
         let queue_rows = self.queue_rows.unwrap_or_else(|| self.batch_size.saturating_mul(2));
-        let max_skew = self.max_skew.unwrap_or(self.window);
+        let max_skew = self.max_skew.unwrap_or(queue_rows);
         for (what, value) in [
             ("batch_size", self.batch_size),
             ("window", self.window),
             ("ready_frames", self.ready_frames),
             ("queue_rows", queue_rows),
             ("max_skew", max_skew),
-            ("writer_threads", self.writer_threads),
         ] {
             not_zero(what, value)?;
         }
@@ -221,10 +216,6 @@ impl RingStoreBuilder {
                 return Err(BuildError::TooMany { what, value, limit });
             }
         }
-        let limit = 256;
-        if self.writer_threads > limit {
-            return Err(BuildError::TooMany { what: "writer_threads", value: self.writer_threads, limit });
-        }
         Ok(Config {
             layout: Arc::new(Layout::new(&components, self.batch_size)?),
             open_frames,
@@ -235,7 +226,6 @@ impl RingStoreBuilder {
             drop_last: self.drop_last,
             when_full: self.when_full,
             merge: self.merge,
-            writer_threads: self.writer_threads,
         })
     }
 }

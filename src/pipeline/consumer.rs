@@ -10,35 +10,74 @@ use futures::Stream;
 use tokio::sync::futures::OwnedNotified;
 
 use crate::error::{ClosedBy, ReadError};
-use crate::pipeline::exchange::{Exchange, Next};
 use crate::pipeline::minibatch::Minibatch;
-use crate::pipeline::sync::wait;
+use crate::pipeline::state::{ConsumerState, Next, Shared};
+use crate::pipeline::stats::Stats;
+use crate::pipeline::wait::wait;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///
-/// Ends once the store is closed and drained. Yields an error where an earlier write failed unseen
-/// ([`ReadError::FailedWrite`]): the minibatches go on behind it, so a loop that must not lose any logs it and continues.
-/// If the writer panicked, yields that and ends. Any executor can poll it. A clone is another consumer: each minibatch
-/// goes to one of them. Dropping the last one closes the store, for nobody could ever serve its rows.
+/// It ends once the store is closed and drained, or aborted. After the last minibatch it yields the error that the store
+/// was closed with ([`RingStore::close_with`](crate::RingStore::close_with)), once. If the writer panicked, it yields that
+/// and ends. Any executor can poll it. A clone is another consumer: each minibatch goes to one of them. Dropping the last
+/// consumer closes the store, since no row could ever be served.
 ///
 /// # Cancel safety
 /// Dropping a future of the next minibatch loses nothing.
 pub struct Minibatches {
-    exchange: Arc<Exchange>,
+    shared: Arc<Shared>,
     /// Kept allocated between waits.
     arrival: Pin<Box<OwnedNotified>>,
-    /// Whether this consumer has found no minibatch, and counts as waiting since.
-    waiting: bool,
-    since: Instant,
-    /// Whether it has yielded the writer's panic.
-    told_poison: bool,
+    state: ConsumerState,
+    waiting_since: Instant,
+    /// Whether it has yielded an error that ends it.
+    ended: bool,
 }
 
 impl Minibatches {
-    pub(crate) fn new(exchange: Arc<Exchange>) -> Self {
-        exchange.add_consumer();
-        let arrival = Box::pin(exchange.arrivals.clone().notified_owned());
-        Minibatches { exchange, arrival, waiting: false, since: Instant::now(), told_poison: false }
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let state = shared.add_consumer();
+        let arrival = Box::pin(shared.arrivals.clone().notified_owned());
+        Minibatches { shared, arrival, state, waiting_since: Instant::now(), ended: false }
+    }
+
+    /// The next minibatch; `None` at the end.
+    ///
+    /// As `StreamExt::next`, but dropping the future also ends the wait that `stats` counts.
+    ///
+    /// # Errors
+    /// The future yields [`ReadError::Failed`] once, after the last minibatch of a store that was closed with an error;
+    /// [`ReadError::Aborted`] if this consumer was made after an abort; [`ReadError::Poisoned`] if the writer panicked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    #[expect(clippy::should_implement_trait, reason = "named after StreamExt::next, which it replaces")]
+    pub fn next(&mut self) -> NextMinibatch<'_> {
+        NextMinibatch { minibatches: self }
+    }
+
+    /// The next minibatch; `Ok(None)` at the end. As `TryStreamExt::try_next`; see [`next`](Self::next).
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use activation_store::RingStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(16).build()?;
+    /// let mut minibatches = store.minibatches();
+    /// let _ = store.extend(Array2::<f32>::zeros((20, 4)), "mlp")?;
+    /// store.close();
+    /// let mut rows = 0;
+    /// while let Some(minibatch) = minibatches.try_next().await? {
+    ///     rows += minibatch.rows();
+    /// }
+    /// assert_eq!(rows, 20);
+    /// # Ok(())
+    /// # }
+    /// # futures::executor::block_on(example()).unwrap();
+    /// ```
+    pub fn try_next(&mut self) -> TryNextMinibatch<'_> {
+        TryNextMinibatch { next: self.next() }
     }
 
     /// Iterates on this thread, blocking it while no minibatch is ready. Works inside and outside a runtime, but blocks
@@ -50,23 +89,44 @@ impl Minibatches {
     /// Blocks this thread until a minibatch is ready, but no longer than `timeout`; `None` at the end.
     ///
     /// # Errors
-    /// [`ReadError::Timeout`] if none was ready in time, otherwise as the stream; a panic of the writer each time.
+    /// [`ReadError::Timeout`] if none was ready in time, otherwise as [`next`](Self::next); a panic of the writer, and a
+    /// consumer made after an abort, each time.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Minibatch>, ReadError> {
         let deadline = Instant::now().checked_add(timeout);
         match wait(deadline, |context| self.poll(context)) {
             Some(next) => next.transpose(),
             None => {
-                self.exchange.stop_waiting(&mut self.waiting);
+                self.shared.stop_waiting(&mut self.state);
                 Err(ReadError::Timeout(timeout))
             }
         }
     }
 
+    /// Counts, all taken at the same moment.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Takes no more rows, as [`RingStore::close`](crate::RingStore::close): a trainer that has had enough stops the producers,
+    /// and can still drain what is left.
+    pub fn close(&self) {
+        self.shared.close(None);
+    }
+
+    /// Takes no more rows and discards those there are, as [`RingStore::abort`](crate::RingStore::abort).
+    pub fn abort(&self) {
+        self.shared.discard(ClosedBy::Abort);
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Minibatch, ReadError>>> {
         loop {
-            let waited = self.waiting;
-            let next = match self.exchange.next(&mut self.waiting) {
-                Next::Minibatch(minibatch) => Some(Ok(minibatch)),
+            let waited = self.state.waiting;
+            let next = match self.shared.next(&mut self.state) {
+                Next::Minibatch(ready) => {
+                    let home = self.shared.clone();
+                    Some(Ok(Minibatch::new(ready.frame, ready.rows, ready.ordinal, home)))
+                }
                 Next::Error(error) => Some(Err(error)),
                 Next::End => None,
                 Next::Nothing if waited => {
@@ -76,31 +136,31 @@ impl Minibatches {
                 }
                 Next::Nothing => {
                     tracing::debug!("no minibatch is ready: a consumer waits for producers");
-                    self.since = Instant::now();
-                    // Armed before looking once more, so that nothing arrives unseen in between.
+                    self.waiting_since = Instant::now();
+                    // Armed before looking once more, so that no arrival is missed in between.
                     self.arm();
                     continue;
                 }
             };
             if waited {
-                tracing::debug!(waited = ?self.since.elapsed(), "the consumer goes on");
+                tracing::debug!(waited = ?self.waiting_since.elapsed(), "the consumer goes on");
             }
             return Poll::Ready(next);
         }
     }
 
-    /// As an iterator: the writer's panic is the last item.
+    /// As an iterator: an error that stays is the last item.
     fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Minibatch, ReadError>>> {
-        if self.told_poison {
+        if self.ended {
             return Poll::Ready(None);
         }
         let next = ready!(self.poll(context));
-        self.told_poison = matches!(&next, Some(Err(error)) if error.is_poisoned());
+        self.ended = matches!(&next, Some(Err(ReadError::Poisoned { .. } | ReadError::Aborted)));
         Poll::Ready(next)
     }
 
     fn arm(&mut self) {
-        self.arrival.set(self.exchange.arrivals.clone().notified_owned());
+        self.arrival.set(self.shared.arrivals.clone().notified_owned());
         self.arrival.as_mut().enable();
     }
 }
@@ -115,22 +175,55 @@ impl Stream for Minibatches {
 
 impl Clone for Minibatches {
     fn clone(&self) -> Self {
-        Minibatches::new(self.exchange.clone())
+        Minibatches::new(self.shared.clone())
     }
 }
 
 impl Drop for Minibatches {
     fn drop(&mut self) {
-        self.exchange.stop_waiting(&mut self.waiting);
-        if self.exchange.remove_consumer() == 0 && self.exchange.fate.close(ClosedBy::NoConsumers) {
-            self.exchange.abandon();
-        }
+        self.shared.remove_consumer(&mut self.state);
     }
 }
 
 impl fmt::Debug for Minibatches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Minibatches").finish_non_exhaustive()
+    }
+}
+
+/// The future of the next minibatch; see [`Minibatches::next`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct NextMinibatch<'a> {
+    minibatches: &'a mut Minibatches,
+}
+
+impl Future for NextMinibatch<'_> {
+    type Output = Option<Result<Minibatch, ReadError>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.minibatches.poll_item(context)
+    }
+}
+
+impl Drop for NextMinibatch<'_> {
+    fn drop(&mut self) {
+        self.minibatches.shared.stop_waiting(&mut self.minibatches.state);
+    }
+}
+
+/// The future of the next minibatch; see [`Minibatches::try_next`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct TryNextMinibatch<'a> {
+    next: NextMinibatch<'a>,
+}
+
+impl Future for TryNextMinibatch<'_> {
+    type Output = Result<Option<Minibatch>, ReadError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.next).poll(context).map(Option::transpose)
     }
 }
 

@@ -2,21 +2,19 @@
 
 use std::fmt;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
 
 use crate::error::{ClosedBy, WriteError};
-use crate::pipeline::fate::Fate;
-use crate::pipeline::sync::wait_for;
+use crate::pipeline::wait::wait_for;
 
 /// Rows that a store has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// How many rows.
+    /// How many rows, of each component that was written.
     pub rows: usize,
     /// The position of the first in the sequence of rows that its component has taken on its lane.
     pub first_row: u64,
@@ -25,13 +23,12 @@ pub struct Written {
 /// The pending outcome of a write.
 ///
 /// A future that any executor can poll, and that a thread can [`wait`](WriteHandle::wait) on. It resolves when the
-/// store holds the rows within its bounds (in the ring, or set aside until their other components come), or with the
-/// error. Memory lent with the batch has been released by then, or, if the rows were set aside, once the writes of their
-/// other components have resolved, too.
+/// store holds the rows within its bounds: in the ring, or set aside until the rows of their other components come. It
+/// also resolves with the error if the store is aborted, has no consumer left, or fails. By then the store has released
+/// memory lent with the batch. If the rows were set aside, the store releases the memory when it deals them.
 ///
 /// # Cancel safety
-/// Dropping the handle neither cancels nor loses the write. If the write fails all the same, the next call on the
-/// store reports it.
+/// Dropping the handle neither cancels nor loses the write.
 ///
 /// ```
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -53,36 +50,37 @@ pub struct WriteHandle {
 
 enum State {
     Done(Result<Written, WriteError>),
-    Pending { outcome: oneshot::Receiver<Outcome>, fate: Arc<Fate> },
+    Pending(oneshot::Receiver<Result<Written, WriteError>>),
+    /// Several writes, of which the last is resolved first.
+    Several {
+        left: Vec<WriteHandle>,
+        outcome: Result<Written, WriteError>,
+    },
 }
 
+/// Resolves a [`WriteHandle`]. Made by [`WriteHandle::pending`].
+///
+/// Dropping it without an outcome resolves the handle with [`WriteError::Closed`].
 #[derive(Debug)]
-enum Outcome {
-    Written(Written),
-    /// The store's fate says why.
-    Lost,
-}
+pub struct WriteReply(Option<oneshot::Sender<Result<Written, WriteError>>>);
 
-/// The writer's end of a [`WriteHandle`]. Dropping it tells the handle that the rows were not taken.
-#[derive(Debug)]
-pub(crate) struct Reply(Option<oneshot::Sender<Outcome>>);
-
-impl Reply {
-    pub(crate) fn done(mut self, written: Written) {
-        self.send(Outcome::Written(written));
+impl WriteReply {
+    /// Resolves the handle, and wakes the caller that waits for it.
+    pub fn resolve(mut self, outcome: Result<Written, WriteError>) {
+        self.send(outcome);
     }
 
-    fn send(&mut self, outcome: Outcome) {
+    fn send(&mut self, outcome: Result<Written, WriteError>) {
         if let Some(handle) = self.0.take() {
-            // Nobody need be listening.
+            // The handle may have been dropped.
             let _ = handle.send(outcome);
         }
     }
 }
 
-impl Drop for Reply {
+impl Drop for WriteReply {
     fn drop(&mut self) {
-        self.send(Outcome::Lost);
+        self.send(Err(WriteError::Closed(ClosedBy::Close)));
     }
 }
 
@@ -92,9 +90,27 @@ impl WriteHandle {
         WriteHandle { state: State::Done(outcome) }
     }
 
-    pub(crate) fn pending(fate: Arc<Fate>) -> (Reply, Self) {
+    /// A handle whose outcome is not known yet, and what resolves it, for stores that write later.
+    ///
+    /// ```
+    /// use activation_store::{WriteHandle, Written};
+    ///
+    /// let (reply, handle) = WriteHandle::pending();
+    /// assert!(!handle.is_done());
+    /// std::thread::spawn(move || reply.resolve(Ok(Written { rows: 3, first_row: 0 })));
+    /// assert_eq!(handle.wait()?.rows, 3);
+    /// # Ok::<(), activation_store::WriteError>(())
+    /// ```
+    pub fn pending() -> (WriteReply, Self) {
         let (sender, outcome) = oneshot::channel();
-        (Reply(Some(sender)), WriteHandle { state: State::Pending { outcome, fate } })
+        (WriteReply(Some(sender)), WriteHandle { state: State::Pending(outcome) })
+    }
+
+    /// One handle for several writes, in order: resolves when all have, with the first error, else as the first write.
+    pub fn all(handles: impl IntoIterator<Item = WriteHandle>) -> Self {
+        let mut left: Vec<WriteHandle> = handles.into_iter().collect();
+        left.reverse();
+        WriteHandle { state: State::Several { left, outcome: Ok(Written { rows: 0, first_row: 0 }) } }
     }
 
     /// Whether the outcome is known.
@@ -102,7 +118,8 @@ impl WriteHandle {
     pub fn is_done(&self) -> bool {
         match &self.state {
             State::Done(_) => true,
-            State::Pending { outcome, .. } => !outcome.is_empty() || outcome.is_terminated(),
+            State::Pending(outcome) => !outcome.is_empty() || outcome.is_terminated(),
+            State::Several { left, .. } => left.iter().all(WriteHandle::is_done),
         }
     }
 
@@ -122,7 +139,7 @@ impl WriteHandle {
 
 /// Polls outside `tokio`'s budget of polls per turn: a task that blocks on one handle after another never ends its turn,
 /// and would be told to wait for the next.
-fn poll_now<T>(
+pub(crate) fn poll_now<T>(
     receiver: &mut oneshot::Receiver<T>,
     context: &mut Context<'_>,
 ) -> Poll<Result<T, oneshot::error::RecvError>> {
@@ -134,85 +151,32 @@ impl Future for WriteHandle {
 
     /// May be polled again after completion, and then gives the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Pending { outcome, fate } = &mut self.state {
-            let outcome = match poll_now(outcome, context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(Outcome::Written(written))) => Ok(written),
-                Poll::Ready(Ok(Outcome::Lost) | Err(_)) => Err(fate.cause()),
-            };
-            self.state = State::Done(outcome);
-        }
-        match &self.state {
-            State::Done(outcome) => Poll::Ready(outcome.clone()),
-            State::Pending { .. } => Poll::Pending,
-        }
+        let outcome = match &mut self.state {
+            State::Done(outcome) => return Poll::Ready(outcome.clone()),
+            State::Pending(outcome) => match ready!(poll_now(outcome, context)) {
+                Ok(outcome) => outcome,
+                Err(_) => Err(WriteError::Closed(ClosedBy::Close)),
+            },
+            State::Several { left, outcome } => {
+                while let Some(next) = left.last_mut() {
+                    let next = ready!(Pin::new(next).poll(context));
+                    left.pop();
+                    // The first write's outcome, unless a later one fails.
+                    let is_first = matches!(outcome, Ok(Written { rows: 0, .. }));
+                    if outcome.is_ok() && (is_first || next.is_err()) {
+                        *outcome = next;
+                    }
+                }
+                outcome.clone()
+            }
+        };
+        self.state = State::Done(outcome.clone());
+        Poll::Ready(outcome)
     }
 }
 
 impl fmt::Debug for WriteHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_done() { "WriteHandle(done)" } else { "WriteHandle(pending)" })
-    }
-}
-
-/// A future that resolves when everything handed to the store before is in its ring.
-///
-/// Any executor can poll it; a thread can [`wait`](Flush::wait).
-///
-/// # Cancel safety
-/// Dropping it has no effect.
-#[must_use = "only awaiting or waiting tells when the rows are in"]
-pub struct Flush {
-    done: oneshot::Receiver<()>,
-    fate: Arc<Fate>,
-    /// Kept once known.
-    outcome: Option<Result<(), WriteError>>,
-}
-
-impl Flush {
-    /// `done` resolves, or is dropped where the store ended.
-    pub(crate) fn new(done: oneshot::Receiver<()>, fate: Arc<Fate>) -> Self {
-        Flush { done, fate, outcome: None }
-    }
-
-    /// Blocks this thread until the rows are in. Works inside and outside a runtime.
-    ///
-    /// # Errors
-    /// As awaiting: an earlier write's failure that nobody has seen, or why the rows will never be in.
-    pub fn wait(mut self) -> Result<(), WriteError> {
-        wait_for(&mut self, None).unwrap_or(Ok(()))
-    }
-
-    /// Blocks this thread until the rows are in, but no longer than `timeout`: `None` if they are not in by then.
-    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<(), WriteError>> {
-        wait_for(self, Instant::now().checked_add(timeout))
-    }
-}
-
-impl Future for Flush {
-    type Output = Result<(), WriteError>;
-
-    /// May be polled again after completion, and then gives the same outcome.
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if this.outcome.is_none() {
-            let done = std::task::ready!(poll_now(&mut this.done, context));
-            this.outcome = Some(match (this.fate.take_unseen(), done) {
-                (Some(error), _) => Err(error),
-                (None, Ok(())) => Ok(()),
-                (None, Err(_)) => match this.fate.cause() {
-                    // The writer ended because it had nothing left to do.
-                    WriteError::Closed(ClosedBy::Close) => Ok(()),
-                    cause => Err(cause),
-                },
-            });
-        }
-        this.outcome.clone().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl fmt::Debug for Flush {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flush").finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
 
 use crate::error::ViewError;
 use crate::memory::frame::Frame;
-use crate::memory::pool::Pool;
+use crate::memory::pool::FrameHome;
 use crate::rows::element::{DType, Element, sealed::Plain};
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
@@ -36,15 +36,14 @@ pub struct Minibatch {
     /// `Some` until dropped.
     frame: Option<Frame>,
     layout: Arc<Layout>,
-    home: Arc<Pool>,
+    home: Arc<dyn FrameHome>,
     rows: usize,
     ordinal: u64,
 }
 
 impl Minibatch {
     /// The first `rows` rows of `frame`, which goes back to `home`.
-    pub(crate) fn new(frame: Frame, rows: usize, ordinal: u64, home: Arc<Pool>) -> Self {
-        home.lend();
+    pub(crate) fn new(frame: Frame, rows: usize, ordinal: u64, home: Arc<dyn FrameHome>) -> Self {
         Minibatch { layout: frame.layout().clone(), frame: Some(frame), home, rows, ordinal }
     }
 

@@ -5,15 +5,19 @@
 
 pub(crate) mod config;
 pub(crate) mod consumer;
-pub(crate) mod exchange;
-pub(crate) mod fate;
+pub(crate) mod flush;
 pub(crate) mod handle;
-pub(crate) mod host;
-pub(crate) mod intake;
 pub(crate) mod lane;
+pub(crate) mod ledger;
 pub(crate) mod minibatch;
+pub(crate) mod monitor;
+pub(crate) mod pass;
 pub(crate) mod producer;
 pub(crate) mod queue;
+pub(crate) mod reserve;
+pub(crate) mod state;
 pub(crate) mod stats;
-pub(crate) mod sync;
+pub(crate) mod status;
+pub(crate) mod wait;
+pub(crate) mod worker;
 pub(crate) mod writer;

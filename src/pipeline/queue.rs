@@ -1,146 +1,188 @@
-//! The queue from the producers to the writer, and the bound on the rows in it.
+//! The queue from the producers to the writer: what goes through it, and the bound on the rows in it.
 //!
-//! A batch that is handed over takes its place in line at once, so that dropping a handle or giving up a wait loses
-//! nothing; what waits at the bound is the caller.
+//! A batch that is handed over takes its place in line at once, so that dropping a handle loses nothing. The caller, not
+//! the batch, waits for room at the bound.
 
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::task::Waker;
 
-use tokio::sync::{Notify, oneshot};
-
-use crate::pipeline::handle::Reply;
-use crate::pipeline::sync::wait;
+use crate::pipeline::handle::WriteReply;
 use crate::rows::batch::Batch;
 
-/// What producers send to the writer, in order.
+/// What the writer receives, in order.
 #[derive(Debug)]
-pub(crate) enum Job {
+pub(crate) enum Message {
     /// A lane begins.
-    Open(u64, Arc<Budget>),
+    OpenLane(u64),
     Write(Write),
     /// A lane ends.
-    Close(u64),
-    /// Tell when everything before is in the ring.
-    Flush(oneshot::Sender<()>),
-    /// No more rows come.
-    Finish,
+    CloseLane(u64),
+    /// Something in the shared state has changed: a request, room for a minibatch, a free frame, an end.
+    Look,
 }
 
-/// A batch on its way.
+/// Rows on their way.
 #[derive(Debug)]
 pub(crate) struct Write {
     pub(crate) lane: u64,
-    pub(crate) component: usize,
-    pub(crate) batch: Batch,
+    pub(crate) rows: HandedOver,
+    /// The position of the first row in the lane.
     pub(crate) first_row: u64,
-    pub(crate) reply: Reply,
+    pub(crate) reply: WriteReply,
 }
 
-/// Wakes the callers that wait for room.
-#[derive(Debug, Default)]
-pub(crate) struct Room {
-    notify: Notify,
-    waiting: AtomicUsize,
-    /// Whether a budget has come within its bound since callers were last made to look.
-    opened: AtomicBool,
-    /// Rows that have left the queue since then.
-    left: AtomicUsize,
-}
-
-impl Room {
-    /// Makes waiting callers look again if there is room where there was none, and `rows` rows have left the queue since
-    /// they last did: callers that send single rows would otherwise be woken for every row.
-    ///
-    /// With `rows` = 0 nobody is left asleep who need not be.
-    pub(crate) fn tell(&self, rows: usize) {
-        if self.opened.load(Ordering::SeqCst) && self.left.load(Ordering::Relaxed) >= rows {
-            self.opened.store(false, Ordering::SeqCst);
-            self.left.store(0, Ordering::Relaxed);
-            self.look_again();
-        }
-    }
-
-    /// Makes waiting callers look again. Costs next to nothing while none wait.
-    pub(crate) fn look_again(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.notify.notify_waiters();
-        }
-    }
-
-    /// Blocks until `free`; `false` if `deadline` comes first.
-    pub(crate) fn wait(&self, deadline: Option<Instant>, free: impl Fn() -> bool) -> bool {
-        if free() {
-            return true;
-        }
-        // Announced before looking once more, so that whoever makes room after that look sees somebody waiting.
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let mut in_time = true;
-        while in_time {
-            let mut changed = pin!(self.notify.notified());
-            changed.as_mut().enable();
-            if free() {
-                break;
-            }
-            in_time = wait(deadline, |context| changed.as_mut().poll(context)).is_some();
-        }
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        in_time
-    }
-}
-
-/// How many rows of each component are queued, and may be.
+/// What one call hands over; at least one row.
 #[derive(Debug)]
-pub(crate) struct Budget {
-    bound: usize,
-    room: Arc<Room>,
-    queued: Vec<AtomicUsize>,
-    /// The same over all lanes.
-    total: Arc<Vec<AtomicUsize>>,
+pub(crate) enum HandedOver {
+    /// A batch of one component.
+    Batch(usize, Batch),
+    /// A batch of every component, in order, with equally many rows.
+    Pass(Vec<Batch>),
 }
 
-impl Budget {
-    pub(crate) fn new(bound: usize, total: Arc<Vec<AtomicUsize>>, room: Arc<Room>) -> Self {
-        Budget { bound, room, queued: total.iter().map(|_| AtomicUsize::new(0)).collect(), total }
-    }
-
-    /// Counts rows in, over the bound if need be.
-    pub(crate) fn enter(&self, component: usize, rows: usize) {
-        self.queued[component].fetch_add(rows, Ordering::SeqCst);
-        self.total[component].fetch_add(rows, Ordering::SeqCst);
-    }
-
-    /// Counts rows in if there is room. A batch larger than the bound fits when nothing else is queued.
-    pub(crate) fn try_enter(&self, component: usize, rows: usize) -> bool {
-        let fits = |queued: usize| (queued == 0 || queued.saturating_add(rows) <= self.bound).then_some(queued + rows);
-        let entered = self.queued[component].fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok();
-        if entered {
-            self.total[component].fetch_add(rows, Ordering::SeqCst);
+impl HandedOver {
+    pub(crate) fn demand(&self) -> Demand {
+        match self {
+            HandedOver::Batch(component, batch) => Demand { component: Some(*component), rows: batch.rows() },
+            HandedOver::Pass(batches) => Demand { component: None, rows: batches.first().map_or(0, Batch::rows) },
         }
-        entered
     }
+}
 
-    /// Counts rows out; [`Room::tell`] is to follow.
-    pub(crate) fn leave(&self, component: usize, rows: usize) {
-        let before = self.queued[component].fetch_sub(rows, Ordering::SeqCst);
-        self.room.left.fetch_add(rows, Ordering::Relaxed);
-        if before > self.bound && before - rows <= self.bound {
-            self.room.opened.store(true, Ordering::SeqCst);
+/// Rows that a call wants to hand over: of one component, or of all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    pub(crate) component: Option<usize>,
+    pub(crate) rows: usize,
+}
+
+impl Demand {
+    /// The components, of `n`, that it has rows of.
+    pub(crate) fn components(self, n: usize) -> std::ops::Range<usize> {
+        self.component.map_or(0..n, |component| component..component + 1)
+    }
+}
+
+/// The rows that wait for the writer, their bound, and the callers that wait for room.
+#[derive(Debug)]
+pub(crate) struct QueueBound {
+    bound: usize,
+    /// Rows of each component: handed over and neither dealt nor set aside.
+    queued: Vec<usize>,
+    /// Rows of each component that a caller may hand over now.
+    reserved: Vec<usize>,
+    /// In the order in which they came.
+    line: VecDeque<Waiting>,
+    next_ticket: u64,
+}
+
+/// A caller that waits for room.
+#[derive(Debug)]
+struct Waiting {
+    ticket: u64,
+    demand: Demand,
+    /// `None` once woken.
+    waker: Option<Waker>,
+}
+
+impl QueueBound {
+    pub(crate) fn new(bound: usize, components: usize) -> Self {
+        QueueBound {
+            bound,
+            queued: vec![0; components],
+            reserved: vec![0; components],
+            line: VecDeque::new(),
+            next_ticket: 0,
         }
-        self.total[component].fetch_sub(rows, Ordering::SeqCst);
-    }
-
-    /// Whether the queue is within its bound.
-    pub(crate) fn within(&self, component: usize) -> bool {
-        self.queued(component) <= self.bound
-    }
-
-    pub(crate) fn queued(&self, component: usize) -> usize {
-        self.queued[component].load(Ordering::SeqCst)
     }
 
     pub(crate) fn bound(&self) -> usize {
         self.bound
+    }
+
+    pub(crate) fn queued(&self, component: usize) -> usize {
+        self.queued[component]
+    }
+
+    fn held(&self, component: usize) -> usize {
+        self.queued[component] + self.reserved[component]
+    }
+
+    /// The component, and the rows it holds, that leave no room. A batch larger than the bound fits when nothing else is
+    /// queued.
+    pub(crate) fn no_room_for(&self, demand: Demand) -> Option<(usize, usize)> {
+        let full = |held: usize| held > 0 && held.saturating_add(demand.rows) > self.bound;
+        let held = demand.components(self.queued.len()).map(|component| (component, self.held(component)));
+        held.into_iter().find(|&(_, held)| full(held))
+    }
+
+    /// Counts rows in.
+    pub(crate) fn enter(&mut self, demand: Demand) {
+        demand.components(self.queued.len()).for_each(|component| self.queued[component] += demand.rows);
+    }
+
+    /// Counts rows of a component out.
+    pub(crate) fn leave(&mut self, component: usize, rows: usize) {
+        self.queued[component] -= rows;
+    }
+
+    /// Keeps room for rows.
+    pub(crate) fn reserve(&mut self, demand: Demand) {
+        demand.components(self.reserved.len()).for_each(|component| self.reserved[component] += demand.rows);
+    }
+
+    /// Gives back room that was kept, to be used or not.
+    pub(crate) fn release(&mut self, demand: Demand) {
+        demand.components(self.reserved.len()).for_each(|component| self.reserved[component] -= demand.rows);
+    }
+
+    /// Whether callers wait.
+    pub(crate) fn has_line(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Whether the caller with this ticket, if it has one, comes next.
+    pub(crate) fn is_next(&self, ticket: Option<u64>) -> bool {
+        match (self.line.front(), ticket) {
+            (None, _) => true,
+            (Some(first), Some(ticket)) => first.ticket == ticket,
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Puts a caller in line, or keeps its place. Returns its ticket, and the waker that it had before.
+    pub(crate) fn queue_up(&mut self, ticket: Option<u64>, demand: Demand, waker: Waker) -> (u64, Option<Waker>) {
+        if let Some(place) = self.line.iter_mut().find(|waiting| Some(waiting.ticket) == ticket) {
+            return (place.ticket, place.waker.replace(waker));
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.line.push_back(Waiting { ticket, demand, waker: Some(waker) });
+        (ticket, None)
+    }
+
+    /// Takes a caller out of the line, and returns its waker.
+    pub(crate) fn leave_line(&mut self, ticket: u64) -> Option<Waker> {
+        let place = self.line.iter().position(|waiting| waiting.ticket == ticket)?;
+        self.line.remove(place)?.waker
+    }
+
+    /// The caller to wake, if the first in line has room now.
+    pub(crate) fn take_next(&mut self) -> Option<Waker> {
+        let demand = self.line.front()?.demand;
+        if self.no_room_for(demand).is_some() {
+            return None;
+        }
+        self.line.front_mut()?.waker.take()
+    }
+
+    /// Every caller in line, to be told of an end.
+    pub(crate) fn take_line(&mut self) -> impl Iterator<Item = Waker> {
+        self.line.iter_mut().filter_map(|waiting| waiting.waker.take())
+    }
+
+    /// Forgets all rows: they have been discarded.
+    pub(crate) fn clear(&mut self) {
+        self.queued.fill(0);
     }
 }

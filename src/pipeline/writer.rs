@@ -1,459 +1,479 @@
-//! The writer: the one task that owns the ring.
+//! The writer: the one task that owns the ring and the lanes.
+//!
+//! It receives what the queue holds, deals a plan of rows, drops the batches that are done with, and settles: under the
+//! one lock, it reports what it has dealt, hands over a full frame, and takes requests. Then it answers, and starts again.
+//! It waits in its `recv` and nowhere else.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, select};
+use crossbeam_channel::Receiver;
 use ndarray::ArrayD;
-use tokio::sync::oneshot;
 
-use crate::error::{IndexError, WriteError};
+use crate::error::{ClosedBy, IndexError, WriteError};
 use crate::memory::convert::widen;
-use crate::memory::frame::Reserved;
+use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, WhenFull};
-use crate::pipeline::exchange::{Control, Exchange};
-use crate::pipeline::host::{Exit, Task, drain_quietly, drop_quietly};
-use crate::pipeline::lane::{Answer, Finished, Lane, Lanes};
-use crate::pipeline::queue::{Budget, Job, Room, Write};
-use crate::ring::ring::{Rest, Ring};
+use crate::pipeline::handle::WriteReply;
+use crate::pipeline::lane::{Finished, Lanes, Unmatched};
+use crate::pipeline::ledger::Ledger;
+use crate::pipeline::queue::{HandedOver, Message};
+use crate::pipeline::state::{Afterwards, GetReply, ReadyFrame, Requests, Shared, State, WaitsFor};
+use crate::pipeline::worker::{Exit, Panics, Work};
+use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
 use crate::rows::layout::Layout;
 
-/// What reaches the writer.
-pub(crate) struct Inbox {
-    pub(crate) jobs: Receiver<Job>,
-    /// What must not wait in the queue. Unbounded: a bounded channel keeps what its receiver left unread, and whoever waits
-    /// for the answer would wait for ever.
-    pub(crate) control: Receiver<Control>,
-    /// Says to look again, for a minibatch has been taken or somebody flushes.
-    pub(crate) nudges: Receiver<()>,
-}
+/// Rows that are dealt before the writer looks at the state again.
+const PLAN: usize = 4096;
+
+/// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
+const RETRY: Duration = Duration::from_millis(100);
 
 pub(crate) struct Writer {
-    inbox: Inbox,
-    exchange: Arc<Exchange>,
-    room: Arc<Room>,
+    shared: Arc<Shared>,
     config: Arc<Config>,
-    stage: Stage,
+    queue: Receiver<Message>,
     lanes: Lanes,
-    /// The budget of the store's own lane, which opens when it is first written to.
-    budget: Arc<Budget>,
-    /// No more jobs come.
+    ring: Phase,
+    /// The writer's own counts; the state has a copy.
+    ledger: Ledger,
+    /// No more rows come.
     finishing: bool,
-    next_ticket: u64,
-    /// Writes taken from the queue and not answered yet.
-    unanswered: usize,
-    flushes: Vec<Flush>,
-    /// Emptied in each step; kept for their memory.
-    finished: Vec<Finished>,
-    answers: Vec<Answer>,
+    /// A `Look` message has been received.
+    looked: bool,
+    /// An empty frame at hand.
+    spare: Option<Frame>,
+    /// A full frame of leftover rows, on its way to the consumers.
+    filled: Option<(Frame, usize)>,
+    /// Whether a wait for consumers has been announced.
+    waits_for_room: bool,
+    /// Whether lost rows have been warned of.
+    warned: bool,
+    finished: Finished,
+    /// Empty between steps; kept for its memory.
+    afterwards: Afterwards,
 }
 
-enum Stage {
-    /// Memory obtained but not touched.
-    Starting(Option<Reserved>),
+enum Phase {
     Dealing(Ring),
-    /// No more rows come; the ring's last rows are being served.
-    Draining(Rest),
-}
-
-/// Somebody waits until the `left` unanswered writes with tickets below `ticket` are answered.
-struct Flush {
-    ticket: u64,
-    left: usize,
-    done: oneshot::Sender<()>,
+    /// No more rows come; the rows left in the ring are being served.
+    Serving(Leftover),
+    /// Everything has been discarded.
+    Discarded,
 }
 
 /// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Again,
-    WaitForRoom,
-    WaitForMemory,
-    WaitForJobs,
+    /// Wait for a message: of rows, of room for a minibatch, or of an empty frame.
+    Wait(Option<WaitsFor>),
+    /// Fill the spare frame with leftover rows.
+    Gather,
+    /// Discard everything.
+    Discard,
     Done,
 }
 
-impl Task for Writer {
+impl Work for Writer {
     fn run(&mut self) -> Exit {
-        self.start();
         loop {
-            let exit = match self.inbox.control.try_recv() {
-                Ok(control) => self.control(control),
-                Err(_) => match self.step() {
-                    Step::Again => None,
-                    Step::WaitForRoom => self.wait_for_room(),
-                    Step::WaitForMemory => self.wait_for_memory(),
-                    Step::WaitForJobs => self.wait_for_jobs(),
-                    Step::Done => Some(Exit::Done),
-                },
-            };
-            if let Some(exit) = exit {
-                if exit == Exit::Done {
-                    self.exchange.end();
-                    self.room.look_again();
+            self.receive();
+            self.deal();
+            self.drop_finished();
+            let (step, requests) = self.settle();
+            if step != Step::Discard {
+                self.answer();
+            }
+            if !requests.is_empty() {
+                if requests.leave {
+                    return Exit::Leave;
                 }
-                return exit;
+                self.fulfil(requests);
+                continue;
+            }
+            match step {
+                Step::Again => {}
+                Step::Wait(waits_for) => self.wait(waits_for),
+                Step::Gather => self.gather(),
+                Step::Discard => {
+                    self.discard();
+                    return Exit::Done;
+                }
+                Step::Done => return Exit::Done,
             }
         }
     }
 
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
-        self.exchange.fate.poison(cause);
-        drain_quietly(&self.inbox.jobs);
-        self.lanes.all().for_each(|lane| lane.drain().for_each(drop_quietly));
-        self.finished.drain(..).for_each(drop_quietly);
-        self.exchange.end();
-        self.room.look_again();
+        let mut panics = Panics::default();
+        let mut afterwards = self.shared.poison(cause);
+        panics.catch(|| self.shared.run(&mut afterwards));
+        self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
+        panics.catch(|| self.end());
+        std::mem::forget(panics);
     }
 }
 
 impl Writer {
-    pub(crate) fn new(
-        config: Arc<Config>,
-        memory: Reserved,
-        exchange: Arc<Exchange>,
-        room: Arc<Room>,
-        budget: Arc<Budget>,
-        inbox: Inbox,
-    ) -> Self {
+    /// A writer to a ring of `frames`, which are as many as the configuration says.
+    pub(crate) fn new(shared: Arc<Shared>, queue: Receiver<Message>, frames: Vec<Frame>) -> Self {
+        let config = shared.config.clone();
+        let components = config.layout.n_components();
         Writer {
-            inbox,
-            exchange,
-            room,
-            lanes: Lanes::new(config.merge),
-            config,
-            stage: Stage::Starting(Some(memory)),
-            budget,
+            lanes: Lanes::new(config.merge, components),
+            ring: Phase::Dealing(Ring::new(config.layout.clone(), frames, config.seed)),
+            ledger: Ledger::new(components),
             finishing: false,
-            next_ticket: 0,
-            unanswered: 0,
-            flushes: Vec::new(),
-            finished: Vec::new(),
-            answers: Vec::new(),
+            looked: false,
+            spare: None,
+            filled: None,
+            waits_for_room: false,
+            warned: false,
+            finished: Finished::default(),
+            afterwards: Afterwards::default(),
+            shared,
+            config,
+            queue,
         }
     }
 
-    fn start(&mut self) {
-        if let Stage::Starting(memory) = &mut self.stage {
-            let mut frames = memory.take().map(Reserved::touch).unwrap_or_default();
-            for spare in frames.drain(self.config.open_frames..) {
-                self.exchange.pool().put(spare);
-            }
-            let Config { layout, seed, writer_threads, .. } = &*self.config;
-            self.stage = Stage::Dealing(Ring::new(layout.clone(), frames, *seed, *writer_threads));
+    /// Takes everything out of the queue, without waiting.
+    fn receive(&mut self) {
+        // Only what is there now: producers that never stop must not keep the writer from dealing.
+        for _ in 0..self.queue.len() {
+            let Ok(message) = self.queue.try_recv() else { break };
+            self.take(message);
         }
-    }
-
-    /// Does the next piece of work there is.
-    fn step(&mut self) -> Step {
         if self.finishing {
-            // No batches any more, but somebody may still want to flush.
-            while let Ok(job) = self.inbox.jobs.try_recv() {
-                self.job(job);
-            }
+            self.lanes.end_all();
         }
-        match &mut self.stage {
-            Stage::Starting(_) => self.start(),
-            Stage::Dealing(ring) if ring.is_full() && self.exchange.has_room() => return self.hand_over(),
-            Stage::Dealing(ring) => {
-                let full = ring.is_full();
-                if self.lanes.next().is_some() {
-                    if !full {
-                        self.deal();
-                    } else if self.config.when_full == WhenFull::DropOldest {
-                        self.exchange.make_room();
-                    } else {
-                        return Step::WaitForRoom;
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::OpenLane(lane) => self.lanes.open(lane),
+            Message::Write(write) => self.lanes.push(write, &mut self.ledger, &mut self.finished),
+            Message::CloseLane(lane) => self.lanes.end(lane),
+            Message::Look => self.looked = true,
+        }
+    }
+
+    /// Deals a plan of rows, as far as there are any and no frame is full.
+    fn deal(&mut self) {
+        let Phase::Dealing(ring) = &mut self.ring else { return };
+        let mut left = PLAN;
+        while left > 0 && !ring.is_full() {
+            let Some((lane, rows)) = self.lanes.next() else { break };
+            let dealt = ring.deal(rows.min(left), |component| lane.front(component));
+            self.ledger.open_rows += dealt;
+            self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
+            left -= dealt;
+        }
+    }
+
+    /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
+    fn settle(&mut self) -> (Step, Requests) {
+        let shared = self.shared.clone();
+        let mut afterwards = std::mem::take(&mut self.afterwards);
+        let mut state = shared.lock();
+        if std::mem::take(&mut self.looked) {
+            state.looked();
+        }
+        if state.status().discards() {
+            return (Step::Discard, Requests { leave: state.take_requests().leave, ..Requests::default() });
+        }
+        self.report(&mut state);
+        let step = self.next_step(&mut state, &mut afterwards);
+        state.ledger.update(&self.ledger);
+        state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
+        if step == Step::Done {
+            state.end(&mut afterwards);
+        } else {
+            state.tell_producers(&mut afterwards);
+        }
+        let requests = state.take_requests();
+        drop(state);
+        shared.run(&mut afterwards);
+        self.afterwards = afterwards;
+        self.announce_wait(step == Step::Wait(Some(WaitsFor::Room)));
+        (step, requests)
+    }
+
+    /// Reports the rows that lanes have settled, and the lanes that have ended.
+    fn report(&mut self, state: &mut State) {
+        let Writer { lanes, ledger, finished, config, warned, .. } = self;
+        lanes.report(ledger, finished, |lane, settled, ending| {
+            state.settle(lane, settled);
+            let Some(ending) = ending else { return };
+            let unmatched = ending.unmatched.map(|Unmatched { present, missing, rows }| {
+                let (present, missing) = (config.layout.name(present), config.layout.name(missing));
+                WriteError::Unmatched { present, missing, rows }
+            });
+            if let (Some(error), false) = (&unmatched, *warned) {
+                tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
+                *warned = true;
+            }
+            state.remove_lane(lane, unmatched);
+        });
+    }
+
+    fn next_step(&mut self, state: &mut State, afterwards: &mut Afterwards) -> Step {
+        if let Some((frame, rows)) = self.filled.take() {
+            state.push_ready(frame, rows, &mut self.ledger, afterwards);
+        }
+        if !self.finishing && !state.status().is_open() {
+            // Whatever was sent before the close is in the queue by now.
+            self.finishing = true;
+            return Step::Again;
+        }
+        match &mut self.ring {
+            Phase::Dealing(ring) if ring.is_full() => {
+                if state.has_room(&self.config) {
+                    let Some(empty) = self.spare.take().or_else(|| state.pool.take()) else {
+                        return Step::Wait(Some(WaitsFor::Frame));
+                    };
+                    match ring.take_full(empty) {
+                        Ok(full) => state.push_ready(full, self.config.layout.rows(), &mut self.ledger, afterwards),
+                        Err(empty) => self.spare = Some(empty),
                     }
+                    Step::Again
+                } else if self.lanes.next().is_some() {
+                    if self.config.when_full != WhenFull::DropOldest {
+                        return Step::Wait(Some(WaitsFor::Room));
+                    }
+                    let oldest = state.take_oldest(&mut self.ledger);
+                    oldest.into_iter().for_each(|frame| state.pool.put(frame));
+                    Step::Again
                 } else {
-                    self.accept_incomplete();
-                    if !self.finishing {
-                        return Step::WaitForJobs;
-                    }
-                    if full {
-                        return Step::WaitForRoom;
-                    }
-                    self.drain();
+                    Step::Wait(self.finishing.then_some(WaitsFor::Room))
                 }
             }
-            Stage::Draining(rest) => {
-                let rows = rest.next_rows(self.config.layout.rows());
+            Phase::Dealing(_) if self.lanes.next().is_some() => Step::Again,
+            Phase::Dealing(_) if !self.finishing => Step::Wait(None),
+            Phase::Dealing(_) if !self.lanes.is_empty() || !self.queue.is_empty() => Step::Again,
+            Phase::Dealing(_) => {
+                self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
+                    Phase::Dealing(ring) => Phase::Serving(ring.into_leftover()),
+                    other => other,
+                };
+                Step::Again
+            }
+            Phase::Serving(leftover) => {
+                let batch = self.config.layout.rows();
+                let rows = leftover.next_rows(batch);
                 if rows == 0 {
                     return Step::Done;
                 }
-                if rows < self.config.layout.rows() && self.config.drop_last {
-                    self.exchange.count(|counts| counts.drop_open(rows));
+                if rows < batch && self.config.drop_last {
+                    self.ledger.drop_open(rows, |dropped| &mut dropped.last);
                     return Step::Done;
                 }
-                if !self.exchange.has_room() {
-                    return Step::WaitForRoom;
+                if !state.has_room(&self.config) {
+                    return Step::Wait(Some(WaitsFor::Room));
                 }
-                let Ok(mut frame) = self.exchange.pool().take() else {
-                    return Step::WaitForMemory;
-                };
-                rest.fill(&mut frame);
-                self.exchange.push(frame, rows);
+                if self.spare.is_none() {
+                    self.spare = state.pool.take();
+                }
+                if self.spare.is_some() { Step::Gather } else { Step::Wait(Some(WaitsFor::Frame)) }
             }
-        }
-        Step::Again
-    }
-
-    /// Hands the full frame to the consumers; there is room.
-    fn hand_over(&mut self) -> Step {
-        let Stage::Dealing(ring) = &mut self.stage else {
-            return Step::Again;
-        };
-        let Ok(empty) = self.exchange.pool().take() else {
-            return Step::WaitForMemory;
-        };
-        match ring.take_full(empty) {
-            Ok(full) => self.exchange.push(full, self.config.layout.rows()),
-            Err(empty) => self.exchange.pool().put(empty),
-        }
-        Step::Again
-    }
-
-    fn deal(&mut self) {
-        let Stage::Dealing(ring) = &mut self.stage else { return };
-        let Some((lane, rows)) = self.lanes.next() else { return };
-        let dealt = ring.deal(rows.min(lane.front_rows()), |component| lane.front(component));
-        self.exchange.count(|counts| {
-            counts.open_rows += dealt;
-            lane.advance(dealt, counts, &mut self.finished);
-        });
-        self.lanes.dealt(dealt);
-        self.finish_writes();
-    }
-
-    /// Accepts batches that only lack other components, and lets go of lanes that have ended.
-    fn accept_incomplete(&mut self) {
-        while let Some(id) = self.lanes.next_touched() {
-            if let Some(lane) = self.lanes.lane(id).filter(|lane| lane.available() == 0) {
-                self.exchange.count(|counts| lane.accept(counts, &mut self.answers));
-            }
-            if let Some(lane) = self.lanes.remove_spent(id) {
-                self.part_with(lane);
-            }
-        }
-        self.finish_writes();
-    }
-
-    /// Drops, and reports, what an ended lane has left.
-    fn part_with(&mut self, mut lane: Lane) {
-        let layout = &self.config.layout;
-        if let Some((present, missing, rows)) = lane.unmatched() {
-            let (present, missing) = (layout.name(present), layout.name(missing));
-            self.exchange.fate.report(WriteError::Unmatched { present, missing, rows });
-            self.exchange.arrivals.notify_waiters();
-        }
-        self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
-        self.finish_writes();
-    }
-
-    /// Drops what is done with, and only then answers: whoever lent memory has it back by then.
-    fn finish_writes(&mut self) {
-        // Foreign memory may panic when dropped; the answers are lost only once the cause is known.
-        self.answers.extend(self.finished.iter_mut().filter_map(|(_, answer)| answer.take()));
-        while let Some(done_with) = self.finished.pop() {
-            drop(done_with);
-        }
-        // Part of a batch may have left the queue, too.
-        self.room.tell(self.config.queue_rows / 8);
-        if self.answers.is_empty() {
-            return;
-        }
-        for Answer { reply, written, ticket } in self.answers.drain(..) {
-            reply.done(written);
-            self.unanswered -= 1;
-            for flush in self.flushes.iter_mut().filter(|flush| flush.ticket > ticket) {
-                flush.left -= 1;
-            }
-        }
-        for flush in self.flushes.extract_if(.., |flush| flush.left == 0) {
-            let _ = flush.done.send(());
+            Phase::Discarded => Step::Done,
         }
     }
 
-    /// No more rows come: turns to serving those in the ring.
-    fn drain(&mut self) {
-        self.room.tell(0);
-        let stage = std::mem::replace(&mut self.stage, Stage::Starting(None));
-        self.stage = match stage {
-            Stage::Dealing(ring) => Stage::Draining(ring.into_rest()),
-            other => other,
-        };
+    /// Drops the batches that are done with.
+    fn drop_finished(&mut self) {
+        let mut panics = Panics::default();
+        for batch in self.finished.batches.drain(..) {
+            panics.catch(|| drop(batch));
+        }
+        if let Err(panic) = panics.first() {
+            // `fail` tells the callers why.
+            std::panic::resume_unwind(panic);
+        }
     }
 
-    fn job(&mut self, job: Job) {
-        match job {
-            Job::Open(lane, budget) => self.lanes.open(lane, self.config.layout.n_components(), budget),
-            Job::Write(write) => {
-                let lane = write.lane;
-                self.take(write);
-                self.lanes.touch(lane);
-                self.finish_writes();
-            }
-            Job::Close(lane) => {
-                if let Some(ending) = self.lanes.lane(lane) {
-                    ending.ended = true;
-                    self.lanes.touch(lane);
+    /// Answers the callers whose rows are in. Memory that they lent has been dropped by then.
+    fn answer(&mut self) {
+        self.drop_finished();
+        while let Some((reply, written)) = self.finished.answers.pop_front() {
+            reply.resolve(Ok(written));
+        }
+    }
+
+    fn announce_wait(&mut self, waits: bool) {
+        if waits && !self.waits_for_room {
+            tracing::debug!("the ring is full: producers wait for consumers");
+        } else if !waits && self.waits_for_room {
+            tracing::debug!("the writer goes on");
+        }
+        self.waits_for_room = waits;
+    }
+
+    /// Waits for a message.
+    fn wait(&mut self, waits_for: Option<WaitsFor>) {
+        let message = if waits_for == Some(WaitsFor::Frame) {
+            // The consumers keep their minibatches. They get another frame, so that they never starve the ring.
+            match Frame::allocate(&self.config.layout, "a minibatch") {
+                Ok(frame) => {
+                    self.spare = Some(frame);
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no memory for another minibatch: waiting for a consumer to drop one");
+                    self.queue.recv_timeout(RETRY).ok()
                 }
             }
-            Job::Flush(done) if self.unanswered == 0 => {
-                let _ = done.send(());
-            }
-            Job::Flush(done) => self.flushes.push(Flush { ticket: self.next_ticket, left: self.unanswered, done }),
-            Job::Finish => {
-                self.finishing = true;
-                self.lanes.end_all();
-            }
-        }
-    }
-
-    fn take(&mut self, write: Write) {
-        if self.lanes.lane(write.lane).is_none() {
-            self.lanes.open(write.lane, self.config.layout.n_components(), self.budget.clone());
-        }
-        if let Some(lane) = self.lanes.lane(write.lane) {
-            let ticket = self.next_ticket;
-            self.next_ticket += 1;
-            self.unanswered += 1;
-            self.exchange.count(|counts| lane.push(write, ticket, counts, &mut self.finished));
-        }
-    }
-
-    fn wait_for_jobs(&mut self) -> Option<Exit> {
-        let job = match self.inbox.jobs.try_recv() {
-            Ok(job) => job,
-            Err(TryRecvError::Disconnected) => Job::Finish,
-            Err(TryRecvError::Empty) => {
-                self.room.tell(0);
-                select! {
-                    recv(self.inbox.control) -> control => return control.ok().and_then(|control| self.control(control)),
-                    recv(self.inbox.nudges) -> _ => return None,
-                    recv(self.inbox.jobs) -> job => job.unwrap_or(Job::Finish),
-                }
-            }
+        } else {
+            self.queue.recv().ok()
         };
-        self.job(job);
-        None
+        message.into_iter().for_each(|message| self.take(message));
     }
 
-    fn wait_for_room(&mut self) -> Option<Exit> {
-        self.room.tell(0);
-        tracing::debug!("the ring is full: producers wait for consumers");
-        self.exchange.writer_waits();
-        let control = select! {
-            recv(self.inbox.control) -> control => control.ok(),
-            recv(self.inbox.nudges) -> _ => None,
-        };
-        let waited = self.exchange.writer_goes_on();
-        tracing::debug!(?waited, "the writer goes on");
-        control.and_then(|control| self.control(control))
+    /// Gathers the next minibatch of leftover rows.
+    fn gather(&mut self) {
+        let Phase::Serving(leftover) = &mut self.ring else { return };
+        let Some(mut frame) = self.spare.take() else { return };
+        let rows = leftover.next_rows(self.config.layout.rows());
+        leftover.fill(&mut frame);
+        self.filled = Some((frame, rows));
     }
 
-    /// The consumers keep their minibatches, and there is no memory for another: looks again when one may have come back.
-    fn wait_for_memory(&mut self) -> Option<Exit> {
-        self.room.tell(0);
-        tracing::warn!("no memory for another minibatch: waiting for a consumer to drop one");
-        let control = self.inbox.control.recv_timeout(Duration::from_millis(10));
-        control.ok().and_then(|control| self.control(control))
-    }
-
-    fn control(&mut self, control: Control) -> Option<Exit> {
-        match control {
-            Control::Leave => Some(Exit::Leave),
-            Control::Get(index, answer) => {
-                let _ = answer.send(self.get(&index));
-                None
+    /// Does what was asked for. What was handed over before the request is in the queue by now.
+    fn fulfil(&mut self, requests: Requests) {
+        self.receive();
+        if !requests.empties.is_empty() {
+            self.empty();
+            for reply in requests.empties {
+                // The caller waits.
+                let _ = reply.send(());
             }
-            Control::Empty(done) => {
-                self.empty();
-                let _ = done.send(());
-                None
-            }
-            Control::Abort => {
-                self.abort();
-                Some(Exit::Done)
-            }
+        }
+        if !requests.gets.is_empty() {
+            self.get_all(requests.gets);
         }
     }
 
     /// Discards everything that has been handed over. Its writes have succeeded: they came before.
     fn empty(&mut self) {
-        for _ in 0..self.inbox.jobs.len() {
-            match self.inbox.jobs.try_recv() {
-                Ok(Job::Write(write)) => self.take(write),
-                Ok(job) => self.job(job),
-                Err(_) => break,
-            }
-        }
-        for lane in self.lanes.all() {
-            self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
-        }
-        self.discard_ring();
-        self.finish_writes();
-    }
-
-    /// Discards everything that has been accepted; writes that have not been fail.
-    fn abort(&mut self) {
-        for lane in self.lanes.all() {
-            lane.refuse();
-            self.exchange.count(|counts| lane.discard(counts, &mut self.finished));
-        }
-        self.discard_ring();
-        while let Ok(job) = self.inbox.jobs.try_recv() {
-            if let Job::Write(write) = job {
-                let budget = self.lanes.lane(write.lane).map_or(&*self.budget, |lane| lane.budget());
-                budget.leave(write.component, write.batch.rows());
-            }
-        }
-        self.finish_writes();
-        self.flushes.clear();
-    }
-
-    fn discard_ring(&mut self) {
-        self.exchange.discard_all();
-        let rows = match &mut self.stage {
-            Stage::Starting(_) => 0,
-            Stage::Dealing(ring) => ring.clear(),
-            Stage::Draining(rest) => rest.clear(),
+        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
+        let rows = match &mut self.ring {
+            Phase::Dealing(ring) => ring.clear(),
+            Phase::Serving(leftover) => leftover.clear(),
+            Phase::Discarded => 0,
         };
-        self.exchange.count(|counts| counts.drop_open(rows));
+        let shared = self.shared.clone();
+        let mut afterwards = Afterwards::default();
+        {
+            let mut state = shared.lock();
+            // An abort in the meantime has counted everything already.
+            if !state.status().discards() {
+                self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
+                let ready_rows = state.take_ready(&mut afterwards);
+                self.ledger.drop_rows(ready_rows, |dropped| &mut dropped.emptied);
+                self.report(&mut state);
+                state.ledger.update(&self.ledger);
+                state.tell_producers(&mut afterwards);
+            }
+        }
+        shared.run(&mut afterwards);
+        self.answer();
     }
 
     /// Reads whole rows, in the order: ready minibatches, then open frames.
-    fn get(&self, index: &Index) -> Result<ArrayD<f32>, IndexError> {
-        match &self.stage {
-            Stage::Starting(_) => self.get_from(index, 0, |_, _| &[]),
-            Stage::Dealing(ring) => {
-                let rows = ring.rows();
-                self.get_from(index, rows.len(), |n, component| rows.row(n, component))
-            }
-            Stage::Draining(rest) => self.get_from(index, rest.len(), |n, component| rest.row(n, component)),
+    fn get_all(&mut self, gets: Vec<(Index, GetReply)>) {
+        let ready = self.shared.lock().borrow_ready();
+        let answers: Vec<_> = gets.into_iter().map(|(index, reply)| (self.get(&ready, &index), reply)).collect();
+        let mut afterwards = Afterwards::default();
+        self.shared.lock().return_ready(ready, &mut afterwards);
+        self.shared.run(&mut afterwards);
+        for (answer, reply) in answers {
+            // The caller waits.
+            let _ = reply.send(answer);
         }
     }
 
-    fn get_from<'a>(
+    fn get<'a>(
         &self,
+        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
+        index: &Index,
+    ) -> Result<ArrayD<f32>, IndexError> {
+        match &self.ring {
+            Phase::Dealing(ring) => {
+                let rows = ring.rows();
+                self.get_from(ready, index, rows.len(), |n, component| rows.row(n, component))
+            }
+            Phase::Serving(rest) => self.get_from(ready, index, rest.len(), |n, component| rest.row(n, component)),
+            Phase::Discarded => Err(IndexError::Ended),
+        }
+    }
+
+    fn get_from<'a, 'b>(
+        &self,
+        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
         index: &Index,
         open_rows: usize,
-        open_row: impl Fn(usize, usize) -> &'a [u8],
+        open_row: impl Fn(usize, usize) -> &'b [u8],
     ) -> Result<ArrayD<f32>, IndexError> {
         let layout: &Layout = &self.config.layout;
-        self.exchange.with_ready(|ready| {
-            let ready_rows: usize = ready.iter().map(|full| full.rows).sum();
-            index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
-                let dtype = layout.components()[component].dtype;
-                for full in ready {
-                    if row < full.rows {
-                        return widen(full.frame.row(component, row), component, dtype, out);
-                    }
-                    row -= full.rows;
+        let ready_rows: usize = ready.clone().into_iter().map(|ready| ready.rows).sum();
+        index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
+            let dtype = layout.components()[component].dtype;
+            for ready in ready.clone() {
+                if row < ready.rows {
+                    return widen(ready.frame.row(component, row), component, dtype, out);
                 }
-                widen(open_row(row, component), component, dtype, out)
-            })
+                row -= ready.rows;
+            }
+            widen(open_row(row, component), component, dtype, out)
         })
+    }
+
+    /// Discards everything: the store was aborted, or has no consumer left. The state has counted it.
+    fn discard(&mut self) {
+        let error = self.shared.lock().status().check().err();
+        let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
+        let mut panics = Panics::default();
+        self.refuse_all(&error, &mut panics);
+        self.end();
+        if let Err(panic) = panics.first() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Drops what has been handed over, each batch on its own, and tells the callers why.
+    fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
+        self.ring = Phase::Discarded;
+        (self.spare, self.filled) = (None, None);
+        let Writer { lanes, queue, finished, .. } = self;
+        for batch in finished.batches.drain(..) {
+            panics.catch(|| drop(batch));
+        }
+        let mut refuse = |batch, reply: Option<WriteReply>| {
+            panics.catch(|| drop(batch));
+            panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
+        };
+        lanes.drain().for_each(|(batch, reply)| refuse(Some(batch), reply));
+        for message in queue.try_iter() {
+            let Message::Write(write) = message else { continue };
+            let mut reply = Some(write.reply);
+            match write.rows {
+                HandedOver::Batch(_, batch) => refuse(Some(batch), reply),
+                HandedOver::Pass(batches) => {
+                    batches.into_iter().for_each(|batch| refuse(Some(batch), None));
+                    refuse(None, reply.take());
+                }
+            }
+        }
+        finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
+    }
+
+    /// Nothing more becomes ready.
+    fn end(&self) {
+        let mut afterwards = Afterwards::default();
+        self.shared.lock().end(&mut afterwards);
+        self.shared.run(&mut afterwards);
     }
 }

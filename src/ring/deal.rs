@@ -132,7 +132,7 @@ impl Dealer {
     }
 
     /// The places of the rows in the open frames in random order, the dealer's last act.
-    pub(crate) fn shuffle_rest(&mut self) -> Vec<Place> {
+    pub(crate) fn shuffle_leftover(&mut self) -> Vec<Place> {
         let mut rest: Vec<Place> = self.occupied().collect();
         rest.shuffle(&mut self.rng);
         rest

@@ -6,4 +6,3 @@
 pub(crate) mod deal;
 #[allow(clippy::module_inception, reason = "the ring is the main type of its folder")]
 pub(crate) mod ring;
-pub(crate) mod spread;

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
+use crate::memory::convert::RowReader;
+use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::frame::Frame;
 use crate::ring::deal::{Dealer, Place};
-use crate::ring::spread::Spreader;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
 
 /// Rows dealt in one go: enough to read each component's rows in sequence, few enough for a small plan.
 const PLAN: usize = 4096;
+
+/// The largest ring that is written with ordinary stores: it stays in the cache until it is read.
+const CACHED: usize = 1 << 20;
 
 /// The open frames.
 #[derive(Debug)]
@@ -18,18 +22,22 @@ pub(crate) struct Ring {
     dealer: Dealer,
     open: Vec<Frame>,
     plan: Vec<Place>,
-    spreader: Spreader,
+    /// One for each component.
+    readers: Vec<RowReader>,
+    /// Whether rows are written past the cache.
+    streaming: bool,
     /// An open frame that is full and must be taken before more rows are dealt.
     full: Option<usize>,
 }
 
 impl Ring {
-    /// A ring of `open` frames, all with one layout, written by so many threads; at least one of either.
-    pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64, threads: usize) -> Self {
+    /// A ring of `open` frames, at least one, all with one layout.
+    pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64) -> Self {
         Ring {
             dealer: Dealer::new(open.len(), layout.rows(), seed),
             plan: Vec::with_capacity(PLAN),
-            spreader: Spreader::new(&layout, open.len(), threads),
+            readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
+            streaming: open.len() * layout.bytes() > CACHED,
             full: None,
             layout,
             open,
@@ -39,14 +47,27 @@ impl Ring {
     /// Deals up to `rows` rows, where `source(component)` is a batch and its row to start at.
     ///
     /// Returns how many rows it dealt: fewer than asked for when a frame is full, see [`Ring::take_full`].
-    pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize) + Sync) -> usize {
+    pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize)) -> usize {
         if self.full.is_some() {
             return 0;
         }
         self.plan.clear();
         self.full = self.dealer.deal(rows.min(PLAN), &mut self.plan);
-        self.spreader.spread(&self.layout, &mut self.open, &self.plan, source);
+        self.copy(source);
         self.plan.len()
+    }
+
+    /// Copies the planned rows to their places.
+    fn copy<'a>(&mut self, source: impl Fn(usize) -> (&'a Batch, usize)) {
+        let copier = RowCopier::new(self.streaming);
+        for (component, reader) in self.readers.iter_mut().enumerate() {
+            let (batch, first) = source(component);
+            let (offset, width) = (self.layout.offset(component), self.layout.row_bytes(component));
+            reader.read(batch, first..first + self.plan.len(), |first, rows| {
+                let mut slots = Planned { open: &mut self.open, places: &self.plan[first..], offset, width };
+                copier.copy(rows, width, &mut slots);
+            });
+        }
     }
 
     /// Whether a frame is full and must be taken before more rows are dealt.
@@ -83,9 +104,27 @@ impl Ring {
     }
 
     /// Ends dealing: the rows still in the ring, to be served in random order.
-    pub(crate) fn into_rest(mut self) -> Rest {
+    pub(crate) fn into_leftover(mut self) -> Leftover {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
-        Rest { places: self.dealer.shuffle_rest(), served: 0, open: self.open }
+        Leftover { places: self.dealer.shuffle_leftover(), served: 0, open: self.open }
+    }
+}
+
+/// Where the plan puts a component's rows.
+struct Planned<'a> {
+    open: &'a mut [Frame],
+    places: &'a [Place],
+    /// Where the component's block starts in a frame, and how wide its rows are.
+    offset: usize,
+    width: usize,
+}
+
+impl Slots for Planned<'_> {
+    #[inline]
+    fn slot(&mut self, i: usize) -> &mut [u8] {
+        let Place { frame, slot } = self.places[i];
+        let start = self.offset + slot as usize * self.width;
+        &mut self.open[frame as usize].all_mut()[start..][..self.width]
     }
 }
 
@@ -112,15 +151,15 @@ impl Rows<'_> {
     }
 }
 
-/// What is left in the ring when no more rows come.
+/// The rows left in the open frames when no more rows come.
 #[derive(Debug)]
-pub(crate) struct Rest {
+pub(crate) struct Leftover {
     places: Vec<Place>,
     served: usize,
     open: Vec<Frame>,
 }
 
-impl Rest {
+impl Leftover {
     /// How many rows the next minibatch will have: fewer than `batch` at the very end, then none.
     pub(crate) fn next_rows(&self, batch: usize) -> usize {
         batch.min(self.len())

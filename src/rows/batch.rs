@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ndarray::{ArcArray2, Array1, Array2, ArrayD, ArrayView2};
+use ndarray::{ArcArray2, Array1, Array2, Array3, ArrayD, ArrayView2};
 
 use crate::error::{ShapeError, WriteError};
 use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
@@ -25,11 +25,13 @@ use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_ro
 /// ```
 pub struct Batch {
     pub(crate) rows: AnyRows,
+    /// Whether it was made from a `Vec`, which some callers take for several rows.
+    pub(crate) from_vec: bool,
 }
 
 impl Batch {
     fn new<T: Element>(rows: Rows<T>) -> Self {
-        Batch { rows: Plain::wrap(rows) }
+        Batch { rows: Plain::wrap(rows), from_vec: false }
     }
 
     /// Rows of `features` values each, one after the other.
@@ -60,8 +62,9 @@ impl Batch {
 
     /// Rows in memory that somebody else owns (a pinned buffer, a tensor of another library), without a copy.
     ///
-    /// The owner is read, and dropped, on the writer's thread. It must go on showing at least the values it shows now;
-    /// if it shows fewer, or panics, the store is poisoned.
+    /// The writer reads and drops the owner on its own thread. The owner must go on showing at least the values it shows now.
+    /// If it shows fewer, or panics, the store is poisoned. What the owner runs there must not wait for the store: no
+    /// `empty`, `get`, `extend_blocking`, and no waiting for a handle or a flush. Anything else of the store may be called.
     ///
     /// # Errors
     /// [`ShapeError::Ragged`] where the values do not divide into rows.
@@ -147,7 +150,16 @@ impl<T: Element> From<Array1<T>> for Batch {
 /// One row.
 impl<T: Element> From<Vec<T>> for Batch {
     fn from(row: Vec<T>) -> Self {
-        Array1::from(row).into()
+        Batch { from_vec: true, ..Array1::from(row).into() }
+    }
+}
+
+/// `[batch, position, features]`: the first two axes become rows.
+impl<T: Element> From<Array3<T>> for Batch {
+    fn from(array: Array3<T>) -> Self {
+        let (batch, positions, features) = array.dim();
+        let rows = array.into_shape_clone((batch * positions, features));
+        Batch::new(Rows::Owned(rows.expect("the product of two axes is one axis")))
     }
 }
 
@@ -194,6 +206,45 @@ impl fmt::Debug for Refused {
 
 impl From<Refused> for WriteError {
     fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
+/// So that `?` takes a batch's error where a store's is returned. [`Refused::batch`] is empty then.
+impl From<ShapeError> for Refused {
+    fn from(error: ShapeError) -> Self {
+        Refused { error: error.into(), batch: Array2::<f32>::zeros((0, 0)).into() }
+    }
+}
+
+/// A pass that was not taken, or not as a whole: the reason, and the batches.
+#[derive(thiserror::Error)]
+#[error("{error}")]
+#[non_exhaustive]
+pub struct RefusedPass {
+    /// Why.
+    pub error: WriteError,
+    /// The batches that were not taken, in the order in which they were given. All of them, unless the store's
+    /// `extend_pass` is the trait's default.
+    pub batches: Vec<Batch>,
+}
+
+impl RefusedPass {
+    /// A refusal, for stores of your own.
+    #[must_use]
+    pub fn new(error: WriteError, batches: Vec<Batch>) -> Self {
+        RefusedPass { error, batches }
+    }
+}
+
+impl fmt::Debug for RefusedPass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RefusedPass").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl From<RefusedPass> for WriteError {
+    fn from(refused: RefusedPass) -> Self {
         refused.error
     }
 }

@@ -120,6 +120,7 @@ impl Layout {
                 component: self.name(component),
                 expected: expected.features,
                 got: batch.features(),
+                from_vec: batch.from_vec,
             });
         }
         if !batch.dtype().converts_to(expected.dtype) {
@@ -133,7 +134,7 @@ impl Layout {
     }
 }
 
-/// A component's number or its name. Sealed: implemented for `usize`, `&str` and `&String`.
+/// A component's number or its name. Sealed: implemented for `usize`, `&str`, `&String`, `&Arc<str>` and `&Component`.
 pub trait ComponentKey: Copy + fmt::Debug + sealed::Sealed {
     /// The component's number, if there is one.
     #[doc(hidden)]
@@ -158,9 +159,23 @@ impl ComponentKey for &String {
     }
 }
 
+impl ComponentKey for &Arc<str> {
+    fn find(self, components: &[Component]) -> Option<usize> {
+        ComponentKey::find(&**self, components)
+    }
+}
+
+impl ComponentKey for &Component {
+    fn find(self, components: &[Component]) -> Option<usize> {
+        ComponentKey::find(&*self.name, components)
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for usize {}
     impl Sealed for &str {}
     impl Sealed for &String {}
+    impl Sealed for &std::sync::Arc<str> {}
+    impl Sealed for &super::Component {}
 }

@@ -1,12 +1,14 @@
 //! What every store can do.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, ArrayD};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use crate::error::{IndexError, WriteError};
 use crate::pipeline::handle::WriteHandle;
-use crate::rows::batch::{Batch, Refused, one_row};
+use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::index::Index;
 
 /// A store of activations: rows of one or more components.
@@ -85,6 +87,28 @@ pub trait ActivationStore: Send + Sync {
         self.extend(one_row(row)?, component)
     }
 
+    /// Takes the rows of every component that one forward pass produced. The stores of this crate take all of them or none.
+    ///
+    /// This default is not atomic: it calls [`extend`](Self::extend) for one component after the other. If one is refused, the rows of the
+    /// components before it stay in the store.
+    ///
+    /// # Errors
+    /// [`RefusedPass`] gives the batches back that were not taken, with the reason.
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        let mut handles = Vec::with_capacity(pass.len());
+        let mut pass = pass.into_iter();
+        while let Some((component, batch)) = pass.next() {
+            match self.extend(batch, component) {
+                Ok(handle) => handles.push(handle),
+                Err(Refused { error, batch }) => {
+                    let batches = [batch].into_iter().chain(pass.map(|(_, batch)| batch)).collect();
+                    return Err(RefusedPass { error, batches });
+                }
+            }
+        }
+        Ok(WriteHandle::all(handles))
+    }
+
     /// Discards all rows.
     fn empty(&self);
 
@@ -157,4 +181,61 @@ impl Default for TestData {
     fn default() -> Self {
         TestData { n_batches: 1, batch_size: 16, n_components: 1, input_features: 256 }
     }
+}
+
+/// Every method of the trait, as the store that is pointed to has it.
+macro_rules! forward_to_inner {
+    () => {
+        fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+            (**self).extend(batch, component)
+        }
+
+        fn append(&self, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
+            (**self).append(row, component)
+        }
+
+        fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+            (**self).extend_pass(pass)
+        }
+
+        fn empty(&self) {
+            (**self).empty();
+        }
+
+        fn n_components(&self) -> usize {
+            (**self).n_components()
+        }
+
+        fn current_activations_stored_per_component(&self) -> Vec<usize> {
+            (**self).current_activations_stored_per_component()
+        }
+
+        fn len(&self) -> usize {
+            (**self).len()
+        }
+
+        fn is_empty(&self) -> bool {
+            (**self).is_empty()
+        }
+
+        fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+            (**self).get(index)
+        }
+
+        fn shuffle(&self) {
+            (**self).shuffle();
+        }
+    };
+}
+
+impl<S: ActivationStore + ?Sized> ActivationStore for Box<S> {
+    forward_to_inner!();
+}
+
+impl<S: ActivationStore + ?Sized> ActivationStore for Arc<S> {
+    forward_to_inner!();
+}
+
+impl<S: ActivationStore + ?Sized> ActivationStore for &S {
+    forward_to_inner!();
 }

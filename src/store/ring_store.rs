@@ -2,29 +2,26 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::unbounded;
 use ndarray::ArrayD;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
 use crate::memory::frame::Reserved;
-use crate::memory::pool::Pool;
-use crate::pipeline::config::{Config, Merge, RingStoreBuilder};
+use crate::pipeline::config::{Config, RingStoreBuilder};
 use crate::pipeline::consumer::Minibatches;
-use crate::pipeline::exchange::{Control, Exchange};
-use crate::pipeline::fate::Fate;
-use crate::pipeline::handle::{Flush, WriteHandle};
-use crate::pipeline::host;
-use crate::pipeline::intake::Intake;
+use crate::pipeline::flush::Flush;
+use crate::pipeline::handle::WriteHandle;
+use crate::pipeline::monitor::Monitor;
+use crate::pipeline::pass::Pass;
 use crate::pipeline::producer::Producer;
-use crate::pipeline::queue::{Budget, Job, Room};
+use crate::pipeline::reserve::Reserve;
+use crate::pipeline::state::Shared;
 use crate::pipeline::stats::Stats;
-use crate::pipeline::writer::{Inbox, Writer};
-use crate::rows::batch::{Batch, Refused};
+use crate::pipeline::worker;
+use crate::pipeline::writer::Writer;
+use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey};
 use crate::store::activation_store::ActivationStore;
@@ -86,65 +83,200 @@ impl RingStore {
 
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
-        // Those open, those ready, and one that a consumer works on.
-        let spare = config.ready_frames + 1;
         let overflow =
-            BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
-        let frames = config.open_frames.checked_add(spare).ok_or(overflow)?;
-        let memory = Reserved::new(&config.layout, frames, "the window and the ready frames")?;
-        let (jobs, job_receiver) = unbounded();
-        let (control, control_receiver) = unbounded();
-        let (nudge, nudges) = bounded(1);
-        let pool = Arc::new(Pool::new(config.layout.clone(), spare));
-        let fate = Arc::new(Fate::default());
-        let room = Arc::new(Room::default());
-        let (ready, open) = (config.ready_frames, config.open_frames);
-        let exchange = Arc::new(Exchange::new(ready, open, pool, fate, room.clone(), control.clone(), nudge));
-        let queued: Arc<Vec<_>> = Arc::new((0..config.layout.n_components()).map(|_| AtomicUsize::new(0)).collect());
-        let budget = Arc::new(Budget::new(config.queue_rows, queued.clone(), room.clone()));
-        let writer = Writer::new(
-            config.clone(),
-            memory,
-            exchange.clone(),
-            room.clone(),
-            budget.clone(),
-            Inbox { jobs: job_receiver, control: control_receiver, nudges },
-        );
-        let leaving = control.clone();
-        host::start(writer, runtime.as_ref(), move || {
-            // A writer that has ended has left.
-            let _ = leaving.send(Control::Leave);
-        })?;
-        let intake = Intake { jobs, control, exchange, room, config, budget, queued, next_lane: AtomicU64::new(1) };
-        let budget = intake.budget.clone();
-        Ok(RingStore { producer: Arc::new(Producer::new(Arc::new(intake), 0, budget)) })
+            || BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
+        let frames = config.open_frames.checked_add(config.spare_frames()).ok_or_else(overflow)?;
+        let mut frames = Reserved::new(&config.layout, frames, "the window and the ready frames")?.touch();
+        let spares = frames.split_off(config.open_frames);
+        let (sender, queue) = unbounded();
+        let shared = Arc::new(Shared::new(config, sender, spares));
+        let writer = Writer::new(shared.clone(), queue, frames);
+        let leaving = shared.clone();
+        if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {
+            // A writer that found a thread all the same must end.
+            shared.discard(ClosedBy::Abort);
+            return Err(error);
+        }
+        Ok(RingStore { producer: Arc::new(Producer::of_store(shared)) })
     }
 
-    fn intake(&self) -> &Arc<Intake> {
-        &self.producer.intake
+    /// The store's own lane.
+    fn lane(&self) -> &Producer {
+        &self.producer
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.lane().shared()
+    }
+
+    /// Hands over a batch of a component, `[rows, features]`, and returns at once: in microseconds, whatever its size.
+    ///
+    /// The handle resolves once the rows are in the ring, or set aside until the rows of the other components come. While
+    /// the queue is full the batch waits in line, in memory beyond the store's bounds. So a caller that sends more should
+    /// await its handles, or use [`extend_blocking`](Self::extend_blocking), [`try_extend`](Self::try_extend) or
+    /// [`reserve`](Self::reserve).
+    ///
+    /// A forward pass with several components is written more safely as a whole: [`extend_pass`](Self::extend_pass), or
+    /// [`begin_pass`](Self::begin_pass) for hooks that fire one by one. With `extend`, mind two things:
+    ///
+    /// - After a refusal in the middle of a pass, rows of some components are in and those of others are not. Write the
+    ///   missing rows later. Or end the lane: its rows without counterparts are dropped, and another lane starts even.
+    ///   Going on with the next pass instead would pair the rows of two passes.
+    /// - Two threads must not share a lane component by component. Clones of a store share one: if two threads each write
+    ///   `"a"`, then `"b"`, the order may be a1, a2, b2, b1, and rows of different tokens are paired without an error. Give each thread a
+    ///   [`producer`](Self::producer), or write whole passes.
+    ///
+    /// # Errors
+    /// [`Refused`] gives the batch back: wrong component, features or element type; a component too far ahead of
+    /// another (`max_skew`); a closed store or lane; a poisoned store; and, if so configured
+    /// ([`WhenFull::Reject`](crate::WhenFull::Reject)), a full queue.
+    pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        self.lane().extend(batch, component)
+    }
+
+    /// Hands over a batch if the queue has room for it.
+    ///
+    /// Rows whose counterparts in another component have been taken always have room. So only the first component of a
+    /// pass is ever refused for room. If you skip a refused batch, skip the same rows of every other component. Otherwise the
+    /// components no longer line up.
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and [`WriteError::Full`] if the queue has no room.
+    pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        self.lane().try_extend(batch, component)
+    }
+
+    /// Waits until the queue has room for a batch, then hands it over.
+    ///
+    /// This is how a thread is slowed down to the consumers' pace. There is room when nothing else is queued, or when the
+    /// batch fits within `queue_rows`. Callers are let in one at a time, in the order in which they came. Rows whose
+    /// counterparts in another component have been taken never wait. Not for async tasks: await the handle, or
+    /// [`reserve`](Self::reserve), there.
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend). If the store is closed while the call waits, the batch comes back as
+    /// [`WriteError::Closed`].
+    ///
+    /// # Blocking
+    /// Blocks until consumers have taken minibatches, or the store takes no more rows.
+    pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
+        self.lane().extend_blocking(batch, component)
+    }
+
+    /// Hands over one row of a component; see [`extend`](Self::extend).
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] where `row` is not one row.
+    pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        self.lane().append(row, component)
+    }
+
+    /// Hands over the rows of all components that one forward pass produced, as a whole, and returns at once.
+    ///
+    /// `pass` has every component of the store exactly once, in any order, all with equally many rows. It is checked,
+    /// queued and refused as a whole: the store takes all of its rows, or none. The one handle resolves when all are in
+    /// the ring.
+    ///
+    /// ```
+    /// use activation_store::RingStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("attn", 4).component("mlp", 6).batch_size(8).window(32).build()?;
+    /// let handle = store.extend_pass([("mlp", Array2::<f32>::zeros((5, 6))), ("attn", Array2::zeros((5, 4)))])?;
+    /// assert_eq!(handle.wait()?.rows, 5);
+    ///
+    /// let refused = store.extend_pass([("mlp", Array2::<f32>::zeros((5, 6)))]).unwrap_err();
+    /// assert!(refused.to_string().contains("no rows of component 0 (\"attn\")"));
+    /// assert_eq!(refused.batches.len(), 1); // all come back
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`RefusedPass`] gives all batches back: as [`extend`](Self::extend); a component that is missing
+    /// ([`WriteError::PassLacks`]), doubled ([`WriteError::PassDoubles`]) or differs in rows ([`WriteError::PassRows`]); a lane
+    /// whose components are uneven ([`WriteError::Uneven`]), where the rows would be misaligned.
+    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        self.lane().extend_pass(pass)
+    }
+
+    /// Hands over a pass if the queue has room for all of it; see [`extend_pass`](Self::extend_pass).
+    ///
+    /// # Errors
+    /// As [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if the queue has no room.
+    pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        self.lane().try_extend_pass(pass)
+    }
+
+    /// Waits until the queue has room for all of a pass, then hands it over; see [`extend_pass`](Self::extend_pass) and
+    /// [`extend_blocking`](Self::extend_blocking).
+    ///
+    /// # Errors
+    /// As [`extend_pass`](Self::extend_pass). If the store is closed while the call waits, the pass comes back as
+    /// [`WriteError::Closed`].
+    ///
+    /// # Blocking
+    /// Blocks until consumers have taken minibatches, or the store takes no more rows.
+    pub fn extend_pass_blocking<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<(), RefusedPass> {
+        self.lane().extend_pass_blocking(pass)
+    }
+
+    /// Begins a pass whose components come one by one, as hooks fire. It reaches the store when it is
+    /// [committed](Pass::commit), as a whole.
+    pub fn begin_pass(&self) -> Pass {
+        self.lane().begin_pass()
+    }
+
+    /// A future that resolves when the queue has room for `rows` rows of a component, with a [`Permit`](crate::Permit) to hand
+    /// them over.
+    ///
+    /// This is [`extend_blocking`](Self::extend_blocking) for async tasks, for waits with a time limit, and for rows that come in
+    /// several pieces.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use activation_store::RingStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let mut permit = store.reserve("mlp", 12)?.await?; // waits while the queue is full
+    /// for _ in 0..3 {
+    ///     let _ = permit.extend(Array2::<f32>::zeros((4, 4)))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// # futures::executor::block_on(example()).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`UnknownComponent`]. The future yields [`WriteError`] if the store or lane takes no more rows, or the component would run too
+    /// far ahead of another.
+    pub fn reserve(&self, component: impl ComponentKey, rows: usize) -> Result<Reserve, UnknownComponent> {
+        self.lane().reserve(component, rows)
+    }
+
+    /// As [`reserve`](Self::reserve), for a pass of `rows` rows of every component.
+    pub fn reserve_pass(&self, rows: usize) -> Reserve {
+        self.lane().reserve_pass(rows)
     }
 
     /// Opens a lane of its own.
     ///
-    /// Under [`Merge::RoundRobin`] lanes take turns in the order in which they were opened: open them here, in order, and
+    /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) lanes take turns in the order in which they were opened: open them here, in order, and
     /// send the producers to their threads, rather than opening each in its thread.
     ///
     /// # Errors
     /// If the store is closed or poisoned.
     pub fn producer(&self) -> Result<Producer, WriteError> {
-        let intake = self.intake();
-        let _open = intake.exchange.fate.enter()?;
-        let budget = match intake.config.merge {
-            Merge::Arrival => intake.budget.clone(),
-            // A lane that waits for its turn must not use up another's share.
-            Merge::RoundRobin => {
-                Arc::new(Budget::new(intake.config.queue_rows, intake.queued.clone(), intake.room.clone()))
-            }
-        };
-        let lane = intake.next_lane.fetch_add(1, Ordering::Relaxed);
-        let opened = intake.jobs.send(Job::Open(lane, budget.clone()));
-        opened.map_err(|_| intake.exchange.fate.cause())?;
-        Ok(Producer::new(intake.clone(), lane, budget))
+        self.lane().open_another()
     }
 
     /// A consumer: a [`Stream`](futures::Stream), and for threads a [blocking iterator](Minibatches::blocking).
@@ -153,37 +285,63 @@ impl RingStore {
     /// a channel's receiver does.
     #[must_use = "dropping the last consumer closes the store"]
     pub fn minibatches(&self) -> Minibatches {
-        Minibatches::new(self.intake().exchange.clone())
+        Minibatches::new(self.shared().clone())
+    }
+
+    /// A handle that looks at the store, for progress bars and logs, and holds nothing open.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor::new(self.shared().clone())
     }
 
     /// Waits until everything handed over before is in the ring, or set aside until its other components come.
     ///
     /// # Errors
-    /// The future yields [`WriteError`] where an earlier write failed unseen, or the store is aborted or poisoned.
+    /// The future yields [`WriteError::Unmatched`] if rows lost their counterparts since the last flush, once for each lane that
+    /// lost rows; [`WriteError`] if the store is aborted or poisoned.
     pub fn flush(&self) -> Flush {
-        let (done, flushed) = oneshot::channel();
-        // Where the writer has ended, the dropped `done` says so; where it only waits for room, it must look.
-        let _ = self.intake().jobs.send(Job::Flush(done));
-        self.intake().exchange.nudge();
-        Flush::new(flushed, self.intake().exchange.fate.clone())
+        Flush::new(self.shared().clone())
     }
 
     /// Takes no more rows; consumers get those handed over before, then the end.
     ///
-    /// Returns at once.
+    /// Returns at once. A caller that waits for room gets its batch back as [`WriteError::Closed`]. Rows whose counterparts
+    /// in another component have not come are dropped, counted in [`stats`](Self::stats), and reported by
+    /// [`flush`](Self::flush).
     pub fn close(&self) {
-        if self.intake().exchange.fate.close(ClosedBy::Close) {
-            let _ = self.intake().jobs.send(Job::Finish);
-        }
+        self.shared().close(None);
+    }
+
+    /// As [`close`](Self::close), and every consumer gets `error` once, after the last minibatch.
+    ///
+    /// So a failure of the capture reaches the training loop, and loses no row. The first error wins, also after a `close()`;
+    /// [`abort`](Self::abort) discards it.
+    ///
+    /// ```
+    /// use activation_store::{ReadError, RingStore};
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let _ = store.extend(Array2::<f32>::zeros((5, 4)), "mlp")?;
+    /// store.close_with(std::io::Error::other("the model ran out of memory"));
+    /// let mut minibatches = store.minibatches();
+    /// let mut items = minibatches.blocking();
+    /// assert_eq!(items.next().unwrap()?.rows(), 5); // what was handed over is served first
+    /// let error = items.next().unwrap().unwrap_err();
+    /// assert!(matches!(&error, ReadError::Failed(error) if error.to_string().contains("out of memory")));
+    /// assert!(items.next().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn close_with(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) {
+        self.shared().close(Some(Arc::from(error.into())));
     }
 
     /// Takes no more rows and discards those there are, counting them as dropped; consumers get the end.
     ///
-    /// Pending handles fail with [`WriteError::Closed`].
+    /// Pending handles fail with [`WriteError::Closed`]. A consumer made after the abort gets
+    /// [`ReadError::Aborted`](crate::ReadError::Aborted).
     pub fn abort(&self) {
-        if self.intake().exchange.fate.close(ClosedBy::Abort) {
-            self.intake().exchange.abandon();
-        }
+        self.shared().discard(ClosedBy::Abort);
     }
 
     /// Discards everything handed over so far, counting it as dropped, and goes on.
@@ -192,45 +350,45 @@ impl RingStore {
     /// aligned. The next minibatches start from an empty ring.
     ///
     /// # Blocking
-    /// Blocks until the writer has done it: as long as it takes to deal the batch it is at.
+    /// Blocks until the writer has done it: as long as it takes to deal the rows it is at, at most 4,096.
     pub fn empty(&self) {
-        self.intake().empty();
+        self.shared().empty();
     }
 
     /// Whether the store takes no more rows: closed, aborted, poisoned, or left by every consumer.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.intake().exchange.fate.enter().is_err()
+        self.shared().is_closed()
     }
 
-    /// Counts, all taken at the same moment but for the frames that consumers have.
+    /// Counts, all taken at the same moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.intake().stats()
+        self.shared().stats()
     }
 
     /// The components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
-        self.intake().config.layout.components()
+        self.shared().config.layout.components()
     }
 
     /// Rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.intake().config.layout.rows()
+        self.shared().config.layout.rows()
     }
 
     /// Rows that a minibatch's rows are spread over: the configured window in whole minibatches.
     #[must_use]
     pub fn window(&self) -> usize {
-        self.intake().config.open_frames * self.batch_size()
+        self.shared().config.open_frames * self.batch_size()
     }
 
     /// Rows in the ring with all their components, whether ready to be served or not.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.intake().len()
+        self.shared().len()
     }
 
     /// Whether no row is in the ring with all its components.
@@ -246,96 +404,40 @@ impl RingStore {
     /// [`IndexError`] for an index past the end, components of integers or of different widths, or a store that has ended.
     ///
     /// # Blocking
-    /// Blocks until the writer answers: as long as it takes to deal the batch it is at. Writer and consumers wait while it
+    /// Blocks until the writer answers: as long as it takes to deal the rows it is at. Writer and consumers wait while it
     /// copies the values.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
-        self.intake().get(index.into())
-    }
-
-    /// [`Producer::extend`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::extend`].
-    pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        self.producer.extend(batch, component)
-    }
-
-    /// [`Producer::try_extend`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::try_extend`].
-    pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        self.producer.try_extend(batch, component)
-    }
-
-    /// [`Producer::extend_blocking`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::extend_blocking`].
-    pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
-        self.producer.extend_blocking(batch, component)
-    }
-
-    /// [`Producer::append`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::append`].
-    pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        self.producer.append(row, component)
-    }
-
-    /// [`Producer::try_append`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::try_append`].
-    pub fn try_append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        self.producer.try_append(row, component)
-    }
-
-    /// [`Producer::append_blocking`] on the store's own lane.
-    ///
-    /// # Errors
-    /// Those of [`Producer::append_blocking`].
-    pub fn append_blocking(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
-        self.producer.append_blocking(row, component)
-    }
-
-    /// [`Producer::wait_for_room`] on the store's own lane.
-    ///
-    /// # Errors
-    /// [`UnknownComponent`].
-    pub fn wait_for_room(
-        &self,
-        component: impl ComponentKey,
-        timeout: Option<Duration>,
-    ) -> Result<bool, UnknownComponent> {
-        self.producer.wait_for_room(component, timeout)
+        self.shared().get(index.into())
     }
 }
 
 impl ActivationStore for RingStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-        self.producer.extend(batch, component)
+        RingStore::extend(self, batch, component)
+    }
+
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        RingStore::extend_pass(self, pass)
     }
 
     fn empty(&self) {
-        RingStore::empty(self);
+        self.shared().empty();
     }
 
     fn n_components(&self) -> usize {
-        self.producer.n_components()
+        self.shared().config.layout.n_components()
     }
 
     fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.producer.current_activations_stored_per_component()
+        self.shared().stats().components.iter().map(|component| component.resident as usize).collect()
     }
 
     fn len(&self) -> usize {
-        RingStore::len(self)
+        self.shared().len()
     }
 
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        RingStore::get(self, index)
+        self.shared().get(index)
     }
 }
 
@@ -345,24 +447,28 @@ impl ActivationStore for Producer {
         Producer::extend(self, batch, component)
     }
 
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        Producer::extend_pass(self, pass)
+    }
+
     fn empty(&self) {
-        self.intake.empty();
+        self.shared().empty();
     }
 
     fn n_components(&self) -> usize {
-        self.intake.config.layout.n_components()
+        self.shared().config.layout.n_components()
     }
 
     fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.intake.stats().components.iter().map(|component| component.resident as usize).collect()
+        self.shared().stats().components.iter().map(|component| component.resident as usize).collect()
     }
 
     fn len(&self) -> usize {
-        self.intake.len()
+        self.shared().len()
     }
 
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        self.intake.get(index)
+        self.shared().get(index)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
 use ndarray::ArrayD;
@@ -12,18 +12,17 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use tokio::runtime::Handle;
 
-use crate::error::{BuildError, IndexError, StoreFullError, WriteError};
+use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, WriteError};
 use crate::memory::convert::{RowReader, widen};
 use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::frame::{Frame, Reserved};
-use crate::memory::pool::Pool;
+use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::{components, not_zero};
-use crate::pipeline::fate::Fate;
-use crate::pipeline::handle::{Reply, WriteHandle, Written};
-use crate::pipeline::host::{self, Exit, Task, drain_quietly};
+use crate::pipeline::handle::{WriteHandle, WriteReply, Written};
 use crate::pipeline::minibatch::Minibatch;
-use crate::pipeline::sync::lock;
-use crate::rows::batch::{Batch, Refused, one_row};
+use crate::pipeline::wait::lock;
+use crate::pipeline::worker::{self, Exit, Panics, Work};
+use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::element::DType;
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey, Layout};
@@ -50,7 +49,7 @@ use crate::store::activation_store::ActivationStore;
 /// ```
 #[derive(Clone)]
 pub struct TensorStore {
-    jobs: Sender<Job>,
+    queue: Sender<Message>,
     tensor: Arc<Tensor>,
 }
 
@@ -62,7 +61,8 @@ struct Tensor {
     handed: Mutex<Vec<usize>>,
     /// Writes handed over that are not in `data` yet.
     pending: AtomicUsize,
-    fate: Arc<Fate>,
+    /// The message of the panic that ended the writer. Set before `handed` is locked a last time.
+    poison: OnceLock<Arc<str>>,
 }
 
 struct Data {
@@ -77,12 +77,13 @@ struct Data {
     generation: u64,
 }
 
-enum Job {
+/// What the writer receives, in order.
+enum Message {
     Write {
         component: usize,
         first: usize,
         batch: Batch,
-        reply: Reply,
+        reply: WriteReply,
     },
     /// Tell when everything before has been written.
     Settle(Sender<()>),
@@ -91,20 +92,20 @@ enum Job {
 }
 
 struct TensorWriter {
-    jobs: Receiver<Job>,
+    queue: Receiver<Message>,
     /// Says that the runtime is shutting down.
     leave: Receiver<()>,
     tensor: Arc<Tensor>,
     readers: Vec<RowReader>,
-    /// Of the batch being written: foreign memory may panic, and the reply is lost only once the cause is known.
-    answering: Option<Reply>,
+    /// Of the batch being written: foreign memory may panic, and then the reply says why.
+    answering: Option<WriteReply>,
 }
 
-impl Task for TensorWriter {
+impl Work for TensorWriter {
     fn run(&mut self) -> Exit {
         loop {
-            let job = select! {
-                recv(self.jobs) -> job => job,
+            let message = select! {
+                recv(self.queue) -> message => message,
                 recv(self.leave) -> told => {
                     self.leave = never();
                     if told.is_ok() {
@@ -113,22 +114,22 @@ impl Task for TensorWriter {
                     continue;
                 }
             };
-            let Ok(job) = job else { return Exit::Done };
-            match job {
-                Job::Write { component, first, batch, reply } => {
+            let Ok(message) = message else { return Exit::Done };
+            match message {
+                Message::Write { component, first, batch, reply } => {
                     let written = Written { rows: batch.rows(), first_row: first as u64 };
                     self.answering = Some(reply);
                     self.write(component, first, &batch);
                     drop(batch);
                     self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
                     if let Some(reply) = self.answering.take() {
-                        reply.done(written);
+                        reply.resolve(Ok(written));
                     }
                 }
-                Job::Settle(done) => {
+                Message::Settle(done) => {
                     let _ = done.send(());
                 }
-                Job::Empty(done) => {
+                Message::Empty(done) => {
                     self.tensor.write().clear();
                     let _ = done.send(());
                 }
@@ -138,8 +139,19 @@ impl Task for TensorWriter {
 
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
-        self.tensor.fate.poison(cause);
-        drain_quietly(&self.jobs);
+        let _ = self.tensor.poison.set(cause.into());
+        // Writes that were let in before have been sent after this.
+        drop(lock(&self.tensor.handed));
+        let error = WriteError::Poisoned { cause: cause.into() };
+        let mut panics = Panics::default();
+        let refuse = |reply: WriteReply| reply.resolve(Err(error.clone()));
+        panics.catch(|| self.answering.take().into_iter().for_each(refuse));
+        for message in self.queue.try_iter() {
+            let Message::Write { batch, reply, .. } = message else { continue };
+            panics.catch(|| drop(batch));
+            panics.catch(|| refuse(reply));
+        }
+        std::mem::forget(panics);
     }
 }
 
@@ -269,19 +281,19 @@ impl TensorStoreBuilder {
             }),
             handed: Mutex::new(vec![0; layout.n_components()]),
             pending: AtomicUsize::new(0),
-            fate: Arc::default(),
+            poison: OnceLock::new(),
             layout,
         });
-        let (jobs, receiver) = unbounded();
+        let (sender, queue) = unbounded();
         let readers = tensor.layout.components().iter().map(|component| RowReader::new(component.dtype)).collect();
-        // Not through `jobs`: the writer ends when the last handle's sender goes.
+        // Not through the queue: the writer ends when the last handle's sender goes.
         let (leaving, leave) = bounded(1);
-        let writer = TensorWriter { jobs: receiver, leave, tensor: tensor.clone(), readers, answering: None };
+        let writer = TensorWriter { queue, leave, tensor: tensor.clone(), readers, answering: None };
         let runtime = self.runtime.or_else(|| Handle::try_current().ok());
-        host::start(writer, runtime.as_ref(), move || {
+        worker::start(writer, runtime.as_ref(), move || {
             let _ = leaving.send(());
         })?;
-        Ok(TensorStore { jobs, tensor })
+        Ok(TensorStore { queue: sender, tensor })
     }
 }
 
@@ -298,35 +310,117 @@ impl TensorStore {
     /// [`WriteError::Full`] if not all rows fit; then nothing is changed.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let batch = batch.into();
-        let layout = &self.tensor.layout;
-        let checked = layout.find(component).map_err(WriteError::from);
-        let component = match checked.and_then(|component| layout.check(&batch, component).map(|()| component)) {
-            Ok(component) => component,
-            Err(error) => return Err(Refused { error, batch }),
-        };
-        let _open = match self.tensor.fate.enter() {
-            Ok(open) => open,
-            Err(error) => return Err(Refused { error, batch }),
-        };
         let mut handed = lock(&self.tensor.handed);
-        let (first, rows) = (handed[component], batch.rows());
-        if rows > layout.rows() - first {
-            let message = format!(
-                "Activation store is full: component {} holds {first} of {} rows, so {rows} more do not fit",
-                layout.name(component),
-                layout.rows(),
-            );
-            return Err(Refused { error: StoreFullError::new(message).into(), batch });
+        match self.check(&handed, &batch, component) {
+            Ok(component) => self.send(&mut handed, component, batch),
+            Err(error) => {
+                drop(handed);
+                Err(Refused { error, batch })
+            }
         }
-        let (reply, handle) = WriteHandle::pending(self.tensor.fate.clone());
+    }
+
+    /// Hands over the rows of all components that one forward pass produced, and returns at once. The store takes all of
+    /// them or none.
+    ///
+    /// `pass` has every component exactly once, in any order, all with equally many rows.
+    ///
+    /// # Errors
+    /// [`RefusedPass`] gives all batches back: as [`extend`](Self::extend); a component that is missing or doubled, or that
+    /// differs in rows; components of which the store holds different numbers of rows ([`WriteError::Uneven`]).
+    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        let (keys, batches): (Vec<K>, Vec<Batch>) = pass.into_iter().map(|(key, batch)| (key, batch.into())).unzip();
+        let mut handed = lock(&self.tensor.handed);
+        let components = match self.check_pass(&handed, &keys, &batches) {
+            Ok(components) => components,
+            Err(error) => {
+                drop(handed);
+                return Err(RefusedPass { error, batches });
+            }
+        };
+        let mut handles = Vec::with_capacity(batches.len());
+        for (component, batch) in components.into_iter().zip(batches) {
+            // The writer cannot end while the lock is held: what was checked is taken.
+            handles.push(
+                self.send(&mut handed, component, batch)
+                    .unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error))),
+            );
+        }
+        Ok(WriteHandle::all(handles))
+    }
+
+    fn check_pass<K: ComponentKey>(
+        &self,
+        handed: &[usize],
+        keys: &[K],
+        batches: &[Batch],
+    ) -> Result<Vec<usize>, WriteError> {
+        let layout = &self.tensor.layout;
+        let mut rows: Vec<Option<usize>> = vec![None; layout.n_components()];
+        let mut components = Vec::with_capacity(keys.len());
+        for (&key, batch) in keys.iter().zip(batches) {
+            let component = self.check(handed, batch, key)?;
+            if rows[component].replace(batch.rows()).is_some() {
+                return Err(WriteError::PassDoubles { doubled: layout.name(component) });
+            }
+            let (first, first_rows) = (components.first().copied().unwrap_or(component), batches[0].rows());
+            if first_rows != batch.rows() {
+                let (first, component) = (layout.name(first), layout.name(component));
+                return Err(WriteError::PassRows { first, first_rows, component, rows: batch.rows() });
+            }
+            components.push(component);
+        }
+        if let Some(missing) = rows.iter().position(Option::is_none) {
+            return Err(WriteError::PassLacks { missing: layout.name(missing) });
+        }
+        let most = (0..handed.len()).max_by_key(|&component| handed[component]).unwrap_or(0);
+        let fewest = (0..handed.len()).min_by_key(|&component| handed[component]).unwrap_or(0);
+        if handed[most] != handed[fewest] {
+            let by = (handed[most] - handed[fewest]) as u64;
+            return Err(WriteError::Uneven { ahead: layout.name(most), missing: layout.name(fewest), by });
+        }
+        Ok(components)
+    }
+
+    /// Checks that a batch can be taken.
+    fn check(&self, handed: &[usize], batch: &Batch, component: impl ComponentKey) -> Result<usize, WriteError> {
+        let layout = &self.tensor.layout;
+        let component = layout.find(component)?;
+        layout.check(batch, component)?;
+        self.check_poison()?;
+        let (held, rows, bound) = (handed[component], batch.rows(), layout.rows());
+        if rows > bound - held {
+            return Err(StoreFullError::store(NoRoom { component: layout.name(component), rows, held, bound }).into());
+        }
+        Ok(component)
+    }
+
+    fn check_poison(&self) -> Result<(), WriteError> {
+        self.poison().map_or(Ok(()), |cause| Err(WriteError::Poisoned { cause }))
+    }
+
+    fn poison(&self) -> Option<Arc<str>> {
+        self.tensor.poison.get().cloned()
+    }
+
+    /// Sends a batch that has been checked.
+    fn send(&self, handed: &mut [usize], component: usize, batch: Batch) -> Result<WriteHandle, Refused> {
+        let (first, rows) = (handed[component], batch.rows());
+        let (reply, handle) = WriteHandle::pending();
         self.tensor.pending.fetch_add(1, Ordering::SeqCst);
-        match self.jobs.send(Job::Write { component, first, batch, reply }) {
+        match self.queue.send(Message::Write { component, first, batch, reply }) {
             Ok(()) => {
                 handed[component] += rows;
                 Ok(handle)
             }
             Err(unsent) => match unsent.into_inner() {
-                Job::Write { batch, .. } => Err(Refused { error: self.tensor.fate.cause(), batch }),
+                Message::Write { batch, .. } => {
+                    let error = self.check_poison().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+                    Err(Refused { error, batch })
+                }
                 _ => Ok(handle),
             },
         }
@@ -346,7 +440,7 @@ impl TensorStore {
             return;
         }
         let (done, settled) = bounded(1);
-        if self.jobs.send(Job::Settle(done)).is_ok() {
+        if self.queue.send(Message::Settle(done)).is_ok() {
             // An error means that the writer has panicked; reads tell.
             let _ = settled.recv();
         }
@@ -387,7 +481,7 @@ impl TensorStore {
             // In line with the writes, so that nobody waits for the writer with this lock held.
             let mut handed = lock(&self.tensor.handed);
             handed.fill(0);
-            self.jobs.send(Job::Empty(done))
+            self.queue.send(Message::Empty(done))
         };
         if sent.is_err() || emptied.recv().is_err() {
             // The writer has panicked.
@@ -410,7 +504,7 @@ impl TensorStore {
     /// poisoned store.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
         self.settle();
-        if let Some(cause) = self.tensor.fate.poisoned() {
+        if let Some(cause) = self.poison() {
             return Err(IndexError::Poisoned { cause });
         }
         let data = self.tensor.read();
@@ -434,13 +528,13 @@ impl TensorStore {
     pub fn epoch(&self, batch_size: usize) -> Result<Epoch, BuildError> {
         not_zero("batch_size", batch_size)?;
         self.settle();
-        if let Some(cause) = self.tensor.fate.poisoned() {
+        if let Some(cause) = self.poison() {
             return Err(BuildError::Poisoned { cause });
         }
         let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
         // One that the caller works on, one to fill meanwhile.
-        let pool = Pool::new(layout.clone(), 2);
-        Reserved::new(&layout, 2, "two minibatches")?.touch().into_iter().for_each(|frame| pool.put(frame));
+        let mut pool = Pool::new(KEPT);
+        Reserved::new(&layout, KEPT, "two minibatches")?.touch().into_iter().for_each(|frame| pool.put(frame));
         let data = &mut *self.tensor.write();
         let mut order = data.order[..data.len()].to_vec();
         order.shuffle(&mut data.rng);
@@ -450,7 +544,8 @@ impl TensorStore {
             served: 0,
             ordinal: 0,
             generation: data.generation,
-            pool: Arc::new(pool),
+            pool: Arc::new(EpochPool(Mutex::new(pool))),
+            layout,
         })
     }
 }
@@ -462,19 +557,39 @@ pub struct Epoch {
     served: usize,
     ordinal: u64,
     generation: u64,
-    pool: Arc<Pool>,
+    layout: Arc<Layout>,
+    pool: Arc<EpochPool>,
+}
+
+/// The frames of an epoch's minibatches.
+struct EpochPool(Mutex<Pool>);
+
+/// Frames kept for the next minibatches; more are freed.
+const KEPT: usize = 2;
+
+impl FrameHome for EpochPool {
+    fn give_back(&self, frame: Frame) {
+        let mut pool = lock(&self.0);
+        if pool.len() < KEPT {
+            return pool.put(frame);
+        }
+        drop(pool);
+        drop(frame);
+    }
 }
 
 impl Iterator for Epoch {
     type Item = Minibatch;
 
     fn next(&mut self) -> Option<Minibatch> {
-        let rows = self.pool.layout().rows().min(self.order.len() - self.served);
+        let rows = self.layout.rows().min(self.order.len() - self.served);
         let data = self.tensor.read();
         if rows == 0 || data.generation != self.generation {
             return None;
         }
-        let mut frame = self.pool.take().unwrap_or_else(|error| panic!("{error}"));
+        let kept = lock(&self.pool.0).take();
+        let new = || Frame::allocate(&self.layout, "a minibatch").unwrap_or_else(|error| panic!("{error}"));
+        let mut frame = kept.unwrap_or_else(new);
         let picked = &self.order[self.served..][..rows];
         frame.gather(rows, |slot| (&data.rows, picked[slot] as usize));
         self.served += rows;
@@ -484,7 +599,7 @@ impl Iterator for Epoch {
 
     /// Minibatches that are left, unless the store is emptied meanwhile.
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some((self.order.len() - self.served).div_ceil(self.pool.layout().rows())))
+        (0, Some((self.order.len() - self.served).div_ceil(self.layout.rows())))
     }
 }
 
@@ -493,6 +608,10 @@ impl FusedIterator for Epoch {}
 impl ActivationStore for TensorStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         TensorStore::extend(self, batch, component)
+    }
+
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        TensorStore::extend_pass(self, pass)
     }
 
     fn empty(&self) {

@@ -84,7 +84,11 @@ pub(crate) fn assert_exactly(ids: Range<usize>, minibatches: &[Vec<usize>]) {
 /// Fails unless accepted = resident + served + dropped.
 pub(crate) fn assert_adds_up(stats: &Stats) {
     for component in &stats.components {
-        assert_eq!(component.accepted, component.resident + component.served + component.dropped, "{component:?}");
+        assert_eq!(
+            component.accepted,
+            component.resident + component.served + component.dropped.total(),
+            "{component:?}"
+        );
     }
 }
 

@@ -55,8 +55,8 @@ impl Run {
         );
         println!(
             "capture waited {:.1} s for training, training waited {:.1} s for capture",
-            self.stats.producer_wait.as_secs_f64(),
-            self.stats.consumer_wait.as_secs_f64(),
+            self.stats.waited_for_consumers.as_secs_f64(),
+            self.stats.waited_for_producers.as_secs_f64(),
         );
         Ok(())
     }

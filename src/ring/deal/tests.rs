@@ -87,7 +87,7 @@ proptest! {
         prop_assert_eq!(occupied.len(), dealer.resident());
         let distinct: HashSet<_> = occupied.iter().map(|place| (place.frame, place.slot)).collect();
         prop_assert_eq!(&distinct, &model.resident());
-        let rest: HashSet<_> = dealer.shuffle_rest().iter().map(|place| (place.frame, place.slot)).collect();
+        let rest: HashSet<_> = dealer.shuffle_leftover().iter().map(|place| (place.frame, place.slot)).collect();
         prop_assert_eq!(&rest, &distinct);
     }
 
@@ -113,7 +113,7 @@ proptest! {
         let (mut one, mut other) = (Dealer::new(frames, slots, seed), Dealer::new(frames, slots, seed));
         let places = deal(&mut one, rows, &mut std::iter::repeat(rows));
         prop_assert_eq!(&places, &deal(&mut other, rows, &mut pieces.iter().copied().cycle()));
-        prop_assert_eq!(one.shuffle_rest(), other.shuffle_rest());
+        prop_assert_eq!(one.shuffle_leftover(), other.shuffle_leftover());
     }
 }
 

@@ -96,7 +96,7 @@ proptest! {
     ) {
         let layout = layout(batch_size, &features);
         let mut spare = frames(&layout, 2);
-        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed, 1);
+        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
         let (mut next, mut inside, mut out) = (0, std::collections::HashSet::new(), Vec::new());
         for action in actions {
             match action {
@@ -130,16 +130,16 @@ proptest! {
             prop_assert_eq!(held(&ring), sorted(&inside));
         }
         // What is left comes out in minibatches, too, the last one partial.
-        let mut rest = ring.into_rest();
+        let mut leftover = ring.into_leftover();
         let mut sizes = Vec::new();
         loop {
-            let rows = rest.next_rows(batch_size);
+            let rows = leftover.next_rows(batch_size);
             if rows == 0 {
                 break;
             }
-            prop_assert_eq!(rest.len(), inside.len());
+            prop_assert_eq!(leftover.len(), inside.len());
             let frame = &mut spare[0];
-            rest.fill(frame);
+            leftover.fill(frame);
             for id in ids(frame, rows) {
                 prop_assert!(inside.remove(&id), "row {id} comes twice");
             }
@@ -159,7 +159,7 @@ proptest! {
         let rows = 3 * open * batch_size;
         let run = |mut cuts: Box<dyn Iterator<Item = usize>>| {
             let layout = layout(batch_size, &[3]);
-            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed, 1);
+            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
             let (mut at, mut served) = (0, Vec::new());
             while at < rows {
                 let n = cuts.next().unwrap_or(1).min(rows - at);
@@ -174,10 +174,10 @@ proptest! {
                 }
                 at += n;
             }
-            let mut rest = ring.into_rest();
+            let mut leftover = ring.into_leftover();
             let mut frame = frames(&layout, 1).pop().unwrap();
-            while let n @ 1.. = rest.next_rows(batch_size) {
-                rest.fill(&mut frame);
+            while let n @ 1.. = leftover.next_rows(batch_size) {
+                leftover.fill(&mut frame);
                 served.push(ids(&frame, n));
             }
             served

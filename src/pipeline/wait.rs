@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
-/// Locks; a panic elsewhere does not matter, for no lock is held while foreign code runs.
+/// Locks. A panic elsewhere does not matter: no lock is held while foreign code runs.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -25,7 +25,7 @@ thread_local! {
 
 /// Polls on this thread until ready; `None` if `deadline` comes first.
 ///
-/// `tokio`'s and `futures`' own blocking waits panic inside a runtime and know no time limit.
+/// The blocking waits of `tokio` and `futures` panic inside a runtime and know no time limit.
 pub(crate) fn wait<T>(deadline: Option<Instant>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
     WAKER.with(|waker| {
         let mut context = Context::from_waker(waker);

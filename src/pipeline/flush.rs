@@ -1,0 +1,71 @@
+//! Waiting until everything that was handed over is in the ring.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::error::{ClosedBy, WriteError};
+use crate::pipeline::handle::poll_now;
+use crate::pipeline::state::Shared;
+use crate::pipeline::wait::wait_for;
+
+/// A future that resolves when the store holds everything that was handed over before: in the ring, or set aside.
+///
+/// Any executor can poll it; a thread can [`wait`](Flush::wait). Made by [`RingStore::flush`](crate::RingStore::flush).
+///
+/// # Cancel safety
+/// Dropping it has no effect.
+#[must_use = "only awaiting or waiting tells when the rows are in"]
+pub struct Flush {
+    shared: Arc<Shared>,
+    done: oneshot::Receiver<Result<(), WriteError>>,
+    /// Kept once known.
+    outcome: Option<Result<(), WriteError>>,
+}
+
+impl Flush {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let (reply, done) = oneshot::channel();
+        shared.flush(reply);
+        Flush { shared, done, outcome: None }
+    }
+
+    /// Blocks this thread until the rows are in. Works inside and outside a runtime.
+    ///
+    /// # Errors
+    /// As awaiting: rows that lost their counterparts since the last flush, or why the rows will never be in.
+    pub fn wait(mut self) -> Result<(), WriteError> {
+        wait_for(&mut self, None).unwrap_or(Ok(()))
+    }
+
+    /// Blocks this thread until the rows are in, but no longer than `timeout`: `None` if they are not in by then.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<(), WriteError>> {
+        wait_for(self, Instant::now().checked_add(timeout))
+    }
+}
+
+impl Future for Flush {
+    type Output = Result<(), WriteError>;
+
+    /// May be polled again after completion, and then gives the same outcome.
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if this.outcome.is_none() {
+            let done = ready!(poll_now(&mut this.done, context)).unwrap_or(Err(WriteError::Closed(ClosedBy::Abort)));
+            // Taken only now, so that a flush which is dropped keeps no report from the next.
+            let unmatched = || this.shared.lock().take_unmatched().map_or(Ok(()), Err);
+            this.outcome = Some(done.and_then(|()| unmatched()));
+        }
+        this.outcome.clone().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl fmt::Debug for Flush {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flush").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,241 @@
+//! A producer's end of a lane, and waiting for room in the queue, in line with other callers.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use crate::error::{NoRoom, StoreFullError, WriteError};
+use crate::pipeline::config::WhenFull;
+use crate::pipeline::handle::WriteHandle;
+use crate::pipeline::queue::{Demand, HandedOver};
+use crate::pipeline::state::{Afterwards, NoRoomThen, Shared};
+use crate::pipeline::wait::wait_for;
+use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::layout::ComponentKey;
+
+/// A producer's end of a lane. It keeps neither the lane nor the store open.
+#[derive(Clone)]
+pub(crate) struct LaneHandle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: u64,
+}
+
+impl LaneHandle {
+    pub(crate) fn hand_over(
+        &self,
+        rows: HandedOver,
+        no_room: NoRoomThen,
+    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
+        self.shared.hand_over(self.id, rows, no_room)
+    }
+
+    /// Hands rows over once there is room. A store that rejects rows does not wait.
+    pub(crate) fn hand_over_blocking(&self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
+        match self.hand_over(rows, NoRoomThen::RefuseBehindOthers) {
+            Err((WriteError::Full(_), rows)) if self.shared.config.when_full != WhenFull::Reject => {
+                match self.reserve(rows.demand()).wait() {
+                    Ok(permit) => permit.hand_over(rows),
+                    Err(error) => Err((error, rows)),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    pub(crate) fn reserve(&self, demand: Demand) -> Reserve {
+        Reserve { lane: self.clone(), demand, ticket: None, done: false }
+    }
+
+    /// Checks a batch, and makes it ready to be handed over.
+    pub(crate) fn check(&self, batch: Batch, component: impl ComponentKey) -> Result<HandedOver, Refused> {
+        let layout = &self.shared.config.layout;
+        let found = layout.find(component).map_err(WriteError::from);
+        match found.and_then(|component| layout.check(&batch, component).map(|()| component)) {
+            Ok(component) => Ok(HandedOver::Batch(component, batch)),
+            Err(error) => Err(Refused { error, batch }),
+        }
+    }
+}
+
+/// A batch that comes back.
+pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
+    let batch = match rows {
+        HandedOver::Batch(_, batch) => Some(batch),
+        HandedOver::Pass(mut batches) => batches.pop(),
+    };
+    match batch {
+        Some(batch) => Refused { error, batch },
+        None => Refused { error, batch: Vec::<f32>::new().into() },
+    }
+}
+
+/// A future that resolves when there is room in the queue, with a [`Permit`] to use it.
+///
+/// Callers are served in the order in which they came. Any executor can poll it; a thread can [`wait`](Reserve::wait).
+/// Made by [`RingStore::reserve`](crate::RingStore::reserve) and [`reserve_pass`](crate::RingStore::reserve_pass).
+///
+/// # Cancel safety
+/// Dropping it gives up the place in line, and has no other effect.
+#[must_use = "nothing is reserved until it is awaited"]
+pub struct Reserve {
+    lane: LaneHandle,
+    demand: Demand,
+    /// Its place in line.
+    ticket: Option<u64>,
+    done: bool,
+}
+
+impl Reserve {
+    /// Blocks this thread until there is room. Works inside and outside a runtime.
+    ///
+    /// # Errors
+    /// As awaiting: the store or the lane takes no more rows, or the component would run too far ahead.
+    pub fn wait(mut self) -> Result<Permit, WriteError> {
+        // Without a deadline there is an outcome.
+        wait_for(&mut self, None).unwrap_or(Err(WriteError::Full(StoreFullError::default())))
+    }
+
+    /// Blocks this thread until there is room, but no longer than `timeout`: `None` if there is none by then. The place in
+    /// line stays.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<Permit, WriteError>> {
+        wait_for(self, Instant::now().checked_add(timeout))
+    }
+
+    fn leave_line(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let mut afterwards = Afterwards::default();
+        let own = self.lane.shared.lock().leave_line(self.lane.id, ticket, &mut afterwards);
+        drop(own);
+        self.lane.shared.run(&mut afterwards);
+    }
+}
+
+impl Future for Reserve {
+    type Output = Result<Permit, WriteError>;
+
+    /// # Panics
+    /// Panics if it is polled after it has resolved.
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        assert!(!self.done, "a reservation is polled after it has resolved");
+        let Reserve { lane, demand, ticket, .. } = &mut *self;
+        let mut waker = Some(context.waker().clone());
+        let outcome = {
+            let mut state = lane.shared.lock();
+            let outcome = state.try_reserve(&lane.shared.config, lane.id, *demand, *ticket);
+            if let (Ok(false), Some(waiting)) = (&outcome, waker.take()) {
+                let (place, before) = state.queue_up(lane.id, *ticket, *demand, waiting);
+                (*ticket, waker) = (Some(place), before);
+            }
+            outcome
+        };
+        // Foreign code.
+        drop(waker);
+        let permit = match outcome {
+            Ok(false) => return Poll::Pending,
+            Ok(true) => {
+                let left = Demand { ..*demand };
+                Ok(Permit { lane: lane.clone(), component: left.component, left: left.rows })
+            }
+            Err(error) => Err(error),
+        };
+        self.done = true;
+        self.leave_line();
+        Poll::Ready(permit)
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        self.leave_line();
+    }
+}
+
+impl fmt::Debug for Reserve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reserve").field("demand", &self.demand).finish_non_exhaustive()
+    }
+}
+
+/// Room in the queue for some rows, of one component or of a pass, which no other caller can take.
+///
+/// The rows may be handed over in several batches. Dropping the permit gives back the room that was not used.
+#[must_use = "dropping a permit gives the room back"]
+pub struct Permit {
+    lane: LaneHandle,
+    /// `None` for a pass.
+    component: Option<usize>,
+    /// Rows that may still be handed over.
+    left: usize,
+}
+
+impl Permit {
+    /// The rows that may still be handed over.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.left
+    }
+
+    /// Hands over a batch of the component that the permit is for; returns at once.
+    ///
+    /// # Errors
+    /// As [`RingStore::extend`](crate::RingStore::extend); [`WriteError::Full`] if the batch has more rows than are left.
+    ///
+    /// # Panics
+    /// Panics if the permit is for a pass.
+    pub fn extend(&mut self, batch: impl Into<Batch>) -> Result<WriteHandle, Refused> {
+        let component = self.component.expect("the permit is for one component");
+        let rows = self.lane.check(batch.into(), component)?;
+        self.use_up(rows).map_err(refused)
+    }
+
+    /// Hands over the pass that the permit is for; returns at once.
+    ///
+    /// # Errors
+    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass); [`WriteError::Full`] if the pass has more rows than are left.
+    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
+        mut self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        let mut gathered = crate::pipeline::pass::Pass::new(self.lane.clone());
+        gathered.put_all(pass)?;
+        gathered.hand_over(|rows| self.use_up(rows))
+    }
+
+    /// Hands over rows that the permit was made for.
+    pub(crate) fn hand_over(mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
+        self.use_up(rows)
+    }
+
+    fn use_up(&mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
+        let demand = rows.demand();
+        if demand.rows > self.left || demand.component != self.component {
+            let layout = &self.lane.shared.config.layout;
+            let component = layout.name(demand.component.unwrap_or(0));
+            let no_room = NoRoom { component, rows: demand.rows, held: 0, bound: self.left };
+            return Err((StoreFullError::queue(no_room).into(), rows));
+        }
+        let handle = self.lane.shared.hand_over_reserved(self.lane.id, rows)?;
+        self.left -= demand.rows;
+        Ok(handle)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.left == 0 {
+            return;
+        }
+        let mut afterwards = Afterwards::default();
+        let demand = Demand { component: self.component, rows: self.left };
+        self.lane.shared.lock().release(self.lane.id, demand, &mut afterwards);
+        self.lane.shared.run(&mut afterwards);
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("rows", &self.left).finish_non_exhaustive()
+    }
+}

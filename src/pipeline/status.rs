@@ -1,0 +1,78 @@
+//! How a store stands: open, closed, aborted or poisoned.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use crate::error::{ClosedBy, WriteError};
+
+/// An error that a store was closed with.
+pub(crate) type Failure = Arc<dyn Error + Send + Sync>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Status {
+    closed: Option<ClosedBy>,
+    /// The first error that the store was closed with.
+    failure: Option<Failure>,
+    /// The message of the panic that ended the writer.
+    poison: Option<Arc<str>>,
+}
+
+impl Status {
+    /// Whether rows are taken.
+    pub(crate) fn check(&self) -> Result<(), WriteError> {
+        match (&self.poison, self.closed) {
+            (Some(cause), _) => Err(WriteError::Poisoned { cause: cause.clone() }),
+            (None, Some(by)) => Err(WriteError::Closed(by)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.closed.is_none() && self.poison.is_none()
+    }
+
+    /// Whether what the store holds is discarded rather than served; `close` alone serves it.
+    pub(crate) fn discards(&self) -> bool {
+        self.poison.is_some() || !matches!(self.closed, None | Some(ClosedBy::Close))
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.closed == Some(ClosedBy::Abort)
+    }
+
+    pub(crate) fn poison(&self) -> Option<&Arc<str>> {
+        self.poison.as_ref()
+    }
+
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref().filter(|_| !self.discards())
+    }
+
+    /// Closes. The first cause stays, but an end that discards overrides a close, which still serves rows.
+    ///
+    /// Returns whether anything changed.
+    pub(crate) fn close(&mut self, by: ClosedBy) -> bool {
+        let changes = match self.closed {
+            None => true,
+            Some(ClosedBy::Close) => by != ClosedBy::Close,
+            Some(_) => false,
+        };
+        if changes {
+            self.closed = Some(by);
+        }
+        changes
+    }
+
+    /// Keeps the error if it is the first.
+    pub(crate) fn fail(&mut self, failure: Failure) -> Result<(), Failure> {
+        if self.failure.is_some() {
+            return Err(failure);
+        }
+        self.failure = Some(failure);
+        Ok(())
+    }
+
+    pub(crate) fn set_poison(&mut self, cause: &str) {
+        self.poison.get_or_insert_with(|| cause.into());
+    }
+}
