@@ -5,7 +5,7 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 `capture` hooks a torch model up to either.
 """
 
-from ._native import ComponentStats, Stats, __version__
+from ._native import ComponentStats, Dropped, Stats, __version__
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
@@ -18,6 +18,7 @@ __all__ = [
     "ActivationStore",
     "Capture",
     "ComponentStats",
+    "Dropped",
     "Future",
     "Producer",
     "RingStore",

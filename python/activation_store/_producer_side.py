@@ -71,14 +71,6 @@ class ProducerSide:
         """
         return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
 
-    def try_append(self, item: Any, component_idx: int | str = 0) -> Future:
-        """Hands over one row if the queue has room for it. Never waits.
-
-        Raises:
-            StoreFullError: If it has no room. Nothing was written.
-        """
-        return Future(self._lane.extend(component_idx, incoming_row(item), IfFull.REFUSE))
-
 
 def if_full_here(timeout: float | None) -> IfFull:
     """Whether a call on this thread waits for room: not where the thread runs an event loop, unless it says how long."""

@@ -77,7 +77,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
                 minibatches.
             drop_last: Whether to drop the last, partial minibatch.
             when_full: What happens when the consumer lags: `"wait"`, `"reject"` (`StoreFullError`) or `"drop_oldest"`.
-            max_skew: Rows that one component may run ahead of another. Default: the window.
+            max_skew: Rows that one component may run ahead of another on one lane; one batch always may. Default: `queue_rows`.
             merge: How the rows of several producers become one sequence: by `"arrival"`, or `"round_robin"` where runs
                 must repeat bit for bit.
             output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
@@ -156,6 +156,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
 
         Raises:
             TimeoutError: If it was not in time.
+            ValueError: If rows were dropped since the last flush because the same rows of another component never came; once
+                for each lane that lost rows.
         """
         self._ring.flush(timeout)
 

@@ -34,7 +34,6 @@ impl IntoPython for WriteError {
             WriteError::Closed(_) => python::StoreClosedError::new_err(message),
             WriteError::Component(_) => PyIndexError::new_err(message),
             WriteError::Elements { .. } => PyTypeError::new_err(message),
-            WriteError::Earlier(error) => error.kind(message),
             WriteError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
@@ -45,7 +44,6 @@ impl IntoPython for ReadError {
     fn kind(&self, message: String) -> PyErr {
         match self {
             ReadError::Timeout(_) => PyTimeoutError::new_err(message),
-            ReadError::FailedWrite(error) => error.kind(message),
             _ => PyRuntimeError::new_err(message),
         }
     }
@@ -75,7 +73,7 @@ impl IntoPython for ViewError {
 impl IntoPython for BuildError {
     fn kind(&self, message: String) -> PyErr {
         match self {
-            BuildError::Thread { .. } => PyRuntimeError::new_err(message),
+            BuildError::Thread { .. } | BuildError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

@@ -1,9 +1,10 @@
 //! Handing rows in: to the store itself, or on a lane of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use activation_store::{Batch, Component, Producer, Refused, RingStore, WriteError, WriteHandle};
+use activation_store::{
+    Batch, Component, Permit, Producer, Refused, Reserve, RingStore, UnknownComponent, WriteError, WriteHandle,
+};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
@@ -14,7 +15,7 @@ use crate::process::Home;
 use crate::rows::{Incoming, Rows};
 use crate::uncopied::Uncopied;
 use crate::wait::{Deadline, wait};
-use crate::write::{Unseen, WriteOutcome};
+use crate::write::WriteOutcome;
 
 /// So many pieces are copied before the next look for signals.
 const PIECES: usize = 64;
@@ -58,12 +59,18 @@ impl Lane {
     ) -> PyResult<WriteOutcome> {
         let end = self.end.get()?;
         let component = component.find(&self.intake.components)?;
-        self.intake.find_room(py, end, component, rows.len(), if_full, timeout)?;
-        let handles = match rows.take()? {
-            Incoming::Batch(batch) => vec![end.extend(batch, component, if_full).or_raise()?],
-            Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, end, component, rows, if_full)?,
+        check(&self.intake.components, component, rows).or_raise()?;
+        let handle = match self.intake.room(py, end, component, rows.len(), if_full, timeout)? {
+            Some(mut room) => match rows.take()? {
+                Incoming::Batch(batch) => room.extend(batch).or_raise()?,
+                Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
+            },
+            None => {
+                let batch = rows.take()?.into_batch(py, &self.intake.depot)?;
+                end.extend(batch, component, if_full).or_raise()?
+            }
         };
-        Ok(WriteOutcome::new(handles, &self.intake.unseen))
+        Ok(WriteOutcome::new(handle, rows.len()))
     }
 
     /// Copies rows that are handed in later, for a component: the caller may change its memory afterwards.
@@ -87,11 +94,16 @@ impl Lane {
     }
 }
 
-/// Checks rows that must not be refused later, when others that belong to them have been handed in.
+/// Checks rows before they wait for room, or for others that belong to them.
 fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), WriteError> {
     let (component, expected) = (named((number, &components[number])), &components[number]);
-    if rows.features != expected.features {
-        return Err(WriteError::Features { component, expected: expected.features, got: rows.features });
+    if rows.features != expected.features && (rows.len() > 0 || rows.features > 0) {
+        return Err(WriteError::Features {
+            component,
+            expected: expected.features,
+            got: rows.features,
+            from_vec: false,
+        });
     }
     if rows.dtype != expected.dtype && !(rows.dtype.is_float() && expected.dtype.is_float()) {
         return Err(WriteError::Elements { component, expected: expected.dtype, got: rows.dtype });
@@ -117,13 +129,11 @@ impl End {
         }
     }
 
-    fn wait_for_room(&self, component: usize, timeout: Duration) -> bool {
-        let found = match self {
-            End::Own(store) => store.wait_for_room(component, Some(timeout)),
-            End::Opened(producer) => producer.wait_for_room(component, Some(timeout)),
-        };
-        // An unknown component is told by the call that follows.
-        found.unwrap_or(true)
+    fn reserve(&self, component: usize, rows: usize) -> Result<Reserve, UnknownComponent> {
+        match self {
+            End::Own(store) => store.reserve(component, rows),
+            End::Opened(producer) => producer.reserve(component, rows),
+        }
     }
 
     fn close(&self) {
@@ -138,7 +148,6 @@ impl End {
 pub(crate) struct Intake {
     pub(crate) components: Vec<Component>,
     pub(crate) depot: Arc<Depot>,
-    pub(crate) unseen: Arc<Unseen>,
     /// Whether callers wait for room: not where the store refuses instead.
     pub(crate) waits: bool,
     /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
@@ -146,8 +155,8 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Waits for room, if the caller is to: once, for all rows of a call.
-    fn find_room(
+    /// Waits for room, if the caller is to, and keeps it for all rows of the call.
+    fn room(
         &self,
         py: Python<'_>,
         end: &End,
@@ -155,26 +164,18 @@ impl Intake {
         rows: usize,
         if_full: IfFull,
         timeout: Option<f64>,
-    ) -> PyResult<()> {
+    ) -> PyResult<Option<Permit>> {
         let deadline = Deadline::new(timeout)?;
-        self.unseen.raise()?;
-        if self.waits && if_full == IfFull::Wait {
-            let found = wait(py, &deadline, |slice| end.wait_for_room(component, slice).then_some(()))?;
-            found.ok_or_else(|| no_room(rows, timeout))?;
+        if !self.waits || if_full != IfFull::Wait {
+            return Ok(None);
         }
-        Ok(())
+        let mut reserve = end.reserve(component, rows).or_raise()?;
+        let room = wait(py, &deadline, |slice| reserve.wait_timeout(slice))?;
+        room.ok_or_else(|| no_room(rows, timeout))?.or_raise().map(Some)
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
-    fn copy_and_extend(
-        &self,
-        py: Python<'_>,
-        end: &End,
-        component: usize,
-        mut rows: Uncopied,
-        if_full: IfFull,
-    ) -> PyResult<Vec<WriteHandle>> {
-        let in_pieces = self.in_pieces && if_full == IfFull::Wait;
+    fn copy_and_extend(&self, py: Python<'_>, mut room: Permit, mut rows: Uncopied) -> PyResult<WriteHandle> {
         let mut handles = Vec::with_capacity(1);
         while rows.left() > 0 || handles.is_empty() {
             if !handles.is_empty() {
@@ -182,8 +183,9 @@ impl Intake {
             }
             py.detach(|| {
                 for _ in 0..PIECES {
-                    let batch = if in_pieces { rows.copy_piece(&self.depot)? } else { rows.copy_all(&self.depot)? };
-                    handles.push(end.extend(batch, component, if_full).or_raise()?);
+                    let batch =
+                        if self.in_pieces { rows.copy_piece(&self.depot)? } else { rows.copy_all(&self.depot)? };
+                    handles.push(room.extend(batch).or_raise()?);
                     if rows.left() == 0 {
                         break;
                     }
@@ -191,7 +193,7 @@ impl Intake {
                 Ok::<_, PyErr>(())
             })?;
         }
-        Ok(handles)
+        Ok(WriteHandle::all(handles))
     }
 }
 

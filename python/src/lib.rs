@@ -34,7 +34,7 @@ mod _native {
     #[pymodule_export]
     use crate::rows::Rows;
     #[pymodule_export]
-    use crate::stats::{ComponentStats, Stats};
+    use crate::stats::{ComponentStats, Dropped, Stats};
     #[pymodule_export]
     use crate::tensor::{Minibatches, Tensor};
     #[pymodule_export]

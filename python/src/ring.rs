@@ -18,7 +18,6 @@ use crate::process::Home;
 use crate::stats::Stats;
 use crate::uncopied::PIECE;
 use crate::wait::{Deadline, wait};
-use crate::write::Unseen;
 
 /// What a ring keeps while its Python object lives.
 struct Inside {
@@ -36,10 +35,6 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn consumer(&self) -> PyResult<Minibatches> {
         Ok(self.inside.get()?.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    pub(crate) fn unseen(&self) -> &Unseen {
-        &self.intake.unseen
     }
 }
 
@@ -100,7 +95,7 @@ impl Ring {
         let store = py.detach(|| builder.build()).or_raise()?;
         let consumer = Mutex::new(store.minibatches());
         let components = store.components().to_vec();
-        let intake = Intake { components, depot: Depot::new(queue, PIECE), unseen: Arc::default(), waits, in_pieces };
+        let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
         Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
     }
 
@@ -119,12 +114,13 @@ impl Ring {
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
         let mut consumer = self.consumer()?;
-        self.intake.unseen.raise()?;
         let next = wait(py, &Deadline::new(timeout)?, |slice| match consumer.next_timeout(slice) {
             Err(ReadError::Timeout(_)) => None,
             next => Some(next),
         })?;
         match next {
+            // Made for this call, but the consumer is the store's own, which is older.
+            Some(Err(ReadError::Aborted)) => Ok(None),
             Some(next) => next.or_raise()?.map(Minibatch::new).transpose(),
             None => {
                 let limit = timeout.unwrap_or_default();
@@ -137,7 +133,6 @@ impl Ring {
     #[pyo3(signature = (timeout=None))]
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let mut flush = self.inside.get()?.store.flush();
-        self.intake.unseen.raise()?;
         match wait(py, &Deadline::new(timeout)?, |slice| flush.wait_timeout(slice))? {
             Some(done) => done.or_raise(),
             None => {

@@ -17,13 +17,12 @@ use crate::minibatch::Minibatch;
 use crate::process::Home;
 use crate::rows::Rows;
 use crate::uncopied::PIECE;
-use crate::write::{Unseen, WriteOutcome};
+use crate::write::WriteOutcome;
 
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Tensor {
     store: Home<TensorStore>,
     depot: Arc<Depot>,
-    unseen: Arc<Unseen>,
 }
 
 #[pymethods]
@@ -35,7 +34,7 @@ impl Tensor {
             builder = builder.component_of(name, features, dtype::parse(&element)?);
         }
         let store = py.detach(|| builder.build()).or_raise()?;
-        Ok(Tensor { store: Home::new(store), depot: Depot::new(0, PIECE), unseen: Arc::default() })
+        Ok(Tensor { store: Home::new(store), depot: Depot::new(0, PIECE) })
     }
 
     /// Hands rows in, and copies them first if they are neither copied nor lent.
@@ -43,8 +42,7 @@ impl Tensor {
         let store = self.store.get()?;
         let component = component.find(store.components())?;
         let batch = rows.take()?.into_batch(py, &self.depot)?;
-        let handle = ActivationStore::extend(store, batch, component).or_raise()?;
-        Ok(WriteOutcome::new(vec![handle], &self.unseen))
+        Ok(WriteOutcome::new(ActivationStore::extend(store, batch, component).or_raise()?, rows.len()))
     }
 
     fn empty(&self, py: Python<'_>) -> PyResult<()> {
