@@ -42,6 +42,7 @@ pub use crate::{
         minibatch::Minibatch,
         monitor::Monitor,
         pass::Pass,
+        plan::Plan,
         producer::Producer,
         reserve::{Permit, Reserve},
         stats::{ComponentStats, Dropped, Stats},

@@ -8,13 +8,15 @@ use ndarray::ArrayD;
 use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
-use crate::memory::frame::Reserved;
+use crate::memory::available::available;
+use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, RingStoreBuilder};
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::flush::Flush;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::monitor::Monitor;
 use crate::pipeline::pass::Pass;
+use crate::pipeline::plan::Plan;
 use crate::pipeline::producer::Producer;
 use crate::pipeline::reserve::Reserve;
 use crate::pipeline::state::Shared;
@@ -67,6 +69,9 @@ pub struct RingStore {
 impl RingStoreBuilder {
     /// Builds the store: checks the configuration, obtains the memory and starts the writer.
     ///
+    /// Returns at once, however large the window is: the operating system provides the memory as rows come. Logs
+    /// the [`Plan`](crate::Plan) at level `INFO`.
+    ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
@@ -83,10 +88,9 @@ impl RingStore {
 
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
-        let overflow =
-            || BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
-        let frames = config.open_frames.checked_add(config.spare_frames()).ok_or_else(overflow)?;
-        let mut frames = Reserved::new(&config.layout, frames, "the window and the ready frames")?.touch();
+        tracing::info!("{}", Plan::new(&config));
+        config.check_memory(available())?;
+        let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
         let (sender, queue) = unbounded();
         let shared = Arc::new(Shared::new(config, sender, spares));

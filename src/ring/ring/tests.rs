@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::frame::Reserved;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
@@ -20,7 +19,7 @@ fn layout(batch_size: usize, features: &[usize]) -> Arc<Layout> {
 }
 
 fn frames(layout: &Arc<Layout>, count: usize) -> Vec<Frame> {
-    Reserved::new(layout, count, "test").unwrap().touch()
+    Frame::allocate(layout, count, "test").unwrap()
 }
 
 /// A batch of rows whose every value is `id + component / 4`.
