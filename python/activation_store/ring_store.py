@@ -59,6 +59,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         when_full: Literal["wait", "reject", "drop_oldest"] = "wait",
         max_skew: int | None = None,
         merge: Literal["arrival", "round_robin"] = "arrival",
+        allow_overcommit: bool = False,
         output: Literal["torch", "numpy"] | None = None,
         stacked: bool = False,
     ) -> None:
@@ -80,6 +81,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             max_skew: Rows that one component may run ahead of another on one lane; one batch always may. Default: `queue_rows`.
             merge: How the rows of several producers become one sequence: by `"arrival"`, or `"round_robin"` where runs
                 must repeat bit for bit.
+            allow_overcommit: Whether to build a store that needs more than nine tenths of the memory available now.
             output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
             stacked: Several components as one `[batch, component, feature]` array, instead of a dict by name.
 
@@ -104,6 +106,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             drop_last=drop_last,
             when_full=when_full,
             merge=merge,
+            allow_overcommit=allow_overcommit,
         )
         self._lane = self._ring.own_lane()
         self._consumer = Consumer(self._ring)

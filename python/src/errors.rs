@@ -83,7 +83,7 @@ impl IntoPython for BuildError {
             BuildError::NoComponents => {
                 "the store has no component; give the features of one, or a dict of names and features".to_owned()
             }
-            other => other.to_string(),
+            other => other.to_string().replace("allow_overcommit(true)", "allow_overcommit=True"),
         }
     }
 }

@@ -41,7 +41,7 @@ impl Ring {
 #[pymethods]
 impl Ring {
     #[new]
-    #[pyo3(signature = (components, *, batch_size, window, ready_frames, queue_rows, max_skew, seed, drop_last, when_full, merge))]
+    #[pyo3(signature = (components, *, batch_size, window, ready_frames, queue_rows, max_skew, seed, drop_last, when_full, merge, allow_overcommit))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         py: Python<'_>,
@@ -55,6 +55,7 @@ impl Ring {
         drop_last: bool,
         when_full: &str,
         merge: &str,
+        allow_overcommit: bool,
     ) -> PyResult<Self> {
         // A later piece of a batch must not be refused for running ahead of another component.
         let one_component = components.len() == 1;
@@ -84,7 +85,7 @@ impl Ring {
         };
         let waits = !matches!(when_full, WhenFull::Reject);
         builder = builder.batch_size(batch_size).window(window).ready_frames(ready_frames).seed(seed);
-        builder = builder.drop_last(drop_last).when_full(when_full).merge(merge);
+        builder = builder.drop_last(drop_last).when_full(when_full).merge(merge).allow_overcommit(allow_overcommit);
         if let Some(rows) = queue_rows {
             builder = builder.queue_rows(rows);
         }
