@@ -94,7 +94,7 @@ fn an_error_reaches_every_consumer_once_after_the_rows_and_the_join_handle() {
             let store = builder().drop_last(true).build().unwrap();
             let mut consumers = [store.minibatches(), store.minibatches()];
             let handle = store.spawn_producer("replica 7", move |lane| {
-                let _ = lane.extend_pass(pass(0, 25))?;
+                drop(lane.extend_pass(pass(0, 25))?);
                 assert!(!panics, "the model is broken");
                 Err::<(), Boxed>(Failure("out of memory".into()).into())
             });
