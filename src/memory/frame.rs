@@ -104,8 +104,13 @@ impl Frame {
         }
     }
 
+    /// Where its memory starts, for its parts.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.memory.cast()
+    }
+
     /// Every component, block after block.
-    pub(crate) fn all(&self) -> &[u8] {
+    fn all(&self) -> &[u8] {
         // SAFETY: `allocate` gives each frame a part of its own of a mapped, zeroed chunk, which the frame keeps mapped.
         unsafe { self.memory.as_ref() }
     }

@@ -7,4 +7,5 @@ pub(crate) mod available;
 pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod frame;
+pub(crate) mod part;
 pub(crate) mod pool;

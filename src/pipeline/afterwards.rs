@@ -9,6 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::error::{IndexError, WriteError};
 use crate::memory::frame::Frame;
+use crate::memory::part::Part;
 use crate::pipeline::worker::{Panic, Panics};
 
 /// Resolves a flush.
@@ -27,6 +28,7 @@ pub(crate) struct Afterwards {
     pub(crate) empties: Vec<EmptyReply>,
     pub(crate) gets: Vec<(GetReply, IndexError)>,
     pub(crate) frames: Vec<Frame>,
+    pub(crate) parts: Vec<Part>,
     /// A minibatch is ready, or none will come.
     pub(crate) arrival: bool,
 }
@@ -35,6 +37,7 @@ impl Afterwards {
     /// Runs it, without the mutex. A waker that panics keeps no other from being woken; the first panic is returned.
     pub(crate) fn run(&mut self, arrivals: &Arc<Notify>) -> Result<(), Panic> {
         self.frames.clear();
+        self.parts.clear();
         let mut panics = Panics::default();
         if std::mem::take(&mut self.arrival) {
             // All consumers that wait, since a notified one may have stopped polling.

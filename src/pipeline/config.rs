@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use crate::error::BuildError;
+use crate::ring::deal::frame_rows;
 use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
 
@@ -72,6 +73,8 @@ enum Window {
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) layout: Arc<Layout>,
+    /// Rows of a minibatch. Those of a frame are a multiple.
+    pub(crate) batch_size: usize,
     pub(crate) open_frames: usize,
     pub(crate) ready_frames: usize,
     pub(crate) queue_rows: usize,
@@ -89,6 +92,11 @@ impl Config {
         spare_frames(self.ready_frames)
     }
 
+    /// Rows of the window: whole frames.
+    pub(crate) fn window(&self) -> usize {
+        self.open_frames.saturating_mul(self.layout.rows())
+    }
+
     /// All frames.
     pub(crate) fn frames(&self) -> usize {
         self.open_frames.saturating_add(self.spare_frames())
@@ -104,7 +112,7 @@ impl Config {
         let rows = self.layout.rows();
         match self.layout.bytes().checked_mul(self.frames()) {
             Some(needed) if needed > available => Err(BuildError::Memory {
-                window: self.open_frames.saturating_mul(rows),
+                window: self.window(),
                 needed,
                 available,
                 largest_window: open_frames_in(available, &self.layout, self.ready_frames).saturating_mul(rows),
@@ -181,7 +189,9 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Rows that a minibatch's rows are spread over, rounded down to whole minibatches. Default: 262,144.
+    /// Rows that a minibatch's rows are spread over, rounded down to whole frames. Default: 262,144.
+    ///
+    /// A frame is a minibatch, or several small ones: [`Plan::frame_rows`](crate::Plan::frame_rows).
     ///
     /// The larger the window, the better minibatches are mixed, and the later training starts:
     ///
@@ -206,7 +216,7 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Full minibatches that may wait for a consumer. Default: 2.
+    /// Full frames that may wait for a consumer: minibatches, unless they are so small that several share a frame. Default: 2.
     pub fn ready_frames(mut self, frames: usize) -> Self {
         self.ready_frames = frames;
         self
@@ -287,10 +297,14 @@ impl RingStoreBuilder {
         let limit = u32::MAX as usize;
         at_most(limit, "batch_size", self.batch_size)?;
         at_most(limit, "ready_frames", self.ready_frames)?;
-        let layout = Arc::new(Layout::new(&components, self.batch_size)?);
+        let layout = |window| Layout::new(&components, frame_rows(self.batch_size, window));
         let window = match self.window {
             Window::Rows(rows) => rows,
-            Window::Memory(bytes) => window_in(bytes, &layout, self.ready_frames)?,
+            Window::Memory(bytes) => {
+                let window = window_in(bytes, &Layout::new(&components, self.batch_size)?, self.ready_frames)?;
+                // Less fits if minibatches share frames.
+                window_in(bytes, &layout(window)?, self.ready_frames)?
+            }
         };
         let max_skew = self.max_skew.unwrap_or(queue_rows);
         not_zero("window", window)?;
@@ -298,10 +312,12 @@ impl RingStoreBuilder {
         if window < self.batch_size {
             return Err(BuildError::WindowTooSmall { window, batch_size: self.batch_size });
         }
-        let open_frames = window / self.batch_size;
+        let layout = Arc::new(layout(window)?);
+        let open_frames = window / layout.rows();
         at_most(limit, "window / batch_size", open_frames)?;
         Ok(Config {
             layout,
+            batch_size: self.batch_size,
             open_frames,
             ready_frames: self.ready_frames,
             queue_rows,

@@ -11,6 +11,7 @@ use tokio::sync::futures::OwnedNotified;
 
 use crate::error::{ClosedBy, ReadError};
 use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::ready::Lent;
 use crate::pipeline::state::{ConsumerState, Next, Shared};
 use crate::pipeline::stats::Stats;
 use crate::pipeline::wait::wait;
@@ -123,9 +124,8 @@ impl Minibatches {
         loop {
             let waited = self.state.waiting;
             let next = match self.shared.next(&mut self.state) {
-                Next::Minibatch(ready) => {
-                    let home = self.shared.clone();
-                    Some(Ok(Minibatch::new(ready.frame, ready.rows, ready.ordinal, home)))
+                Next::Minibatch(Lent { part, ordinal }) => {
+                    Some(Ok(Minibatch::new(part, self.shared.config.layout.clone(), ordinal)))
                 }
                 Next::Error(error) => Some(Err(error)),
                 Next::End => None,

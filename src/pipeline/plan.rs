@@ -15,7 +15,10 @@ pub struct Plan {
     pub window: usize,
     /// Rows of a minibatch.
     pub batch_size: usize,
-    /// Frames that are filled at the same time: the minibatches of the window.
+    /// Rows of a frame: one minibatch, or several where minibatches are small. A minibatch that is kept keeps the memory of
+    /// its frame.
+    pub frame_rows: usize,
+    /// Frames that are filled at the same time.
     pub open_frames: usize,
     /// All frames: the open ones, those that may be ready, and one that a consumer works on.
     pub frames: usize,
@@ -24,7 +27,7 @@ pub struct Plan {
     /// Bytes of the rows that may wait in the queue, in the components' element types. They are the callers' memory, and come
     /// on top of `memory`.
     pub queue_memory: usize,
-    /// Rows until the first minibatch is ready: half the window and half a minibatch, give or take one minibatch and one row
+    /// Rows until the first minibatch is ready: half the window and half a frame, give or take one frame and one row
     /// for each open frame.
     ///
     /// About as many rows, and the ready minibatches, fit before a consumer must take one.
@@ -61,17 +64,17 @@ impl RingStoreBuilder {
 
 impl Plan {
     pub(crate) fn new(config: &Config) -> Self {
-        let (layout, batch_size) = (&config.layout, config.layout.rows());
-        let window = config.open_frames.saturating_mul(batch_size);
+        let (layout, window) = (&config.layout, config.window());
         let row_bytes = (0..layout.n_components()).map(|component| layout.row_bytes(component)).sum::<usize>();
         Plan {
             window,
-            batch_size,
+            batch_size: config.batch_size,
+            frame_rows: layout.rows(),
             open_frames: config.open_frames,
             frames: config.frames(),
             memory: config.frames().saturating_mul(layout.bytes()),
             queue_memory: config.queue_rows.saturating_mul(row_bytes),
-            first_minibatch: window.saturating_add(batch_size) / 2,
+            first_minibatch: window.saturating_add(layout.rows()) / 2,
         }
     }
 
@@ -100,23 +103,26 @@ impl Plan {
         //  * not if both are in one run: that has the probability 1 - d/M, while d < M;
         //  * not if the frame does not take part in the other's run: the further, the likelier, certain from d = M × B on.
         // A row of a sequence of S rows has on average 2 (1 - d/S) rows at the distance d in the same sequence.
-        let [m, b, s] = [self.open_frames, self.batch_size, sequence.max(1)].map(|n| n as f64);
+        let [m, b, s] = [self.open_frames, self.frame_rows, sequence.max(1)].map(|n| n as f64);
         // Sums of (1 - d/S) and of (1 - d/S) × d, over d from 1 to n.
         let pairs = |n: f64| n - n * (n + 1.0) / (2.0 * s);
         let distances = |n: f64| n * (n + 1.0) / 2.0 - n * (n + 1.0) * (2.0 * n + 1.0) / (6.0 * s);
         let (near, far) = (m.min(s) - 1.0, (m * b).min(s) - 1.0);
         let of_near = distances(near) / m * (1.0 - 1.0 / b);
         let of_far = pairs(far) - pairs(near) - (distances(far) - distances(near)) / (m * b);
-        1.0 + 2.0 / m * (of_near + of_far)
+        // A minibatch has its share of the rows of its frame.
+        let share = if b > 1.0 { (self.batch_size as f64 - 1.0) / (b - 1.0) } else { 1.0 };
+        1.0 + 2.0 / m * (of_near + of_far) * share
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Plan { window, batch_size, open_frames, frames, first_minibatch, .. } = self;
+        let minibatches = window / batch_size.max(&1);
         write!(
             f,
-            "a window of {window} rows ({open_frames} minibatches of {batch_size}): {} in {frames} frames, and {} in the \
+            "a window of {window} rows ({minibatches} minibatches of {batch_size}): {} in {frames} frames, and {} in the \
              queue; first minibatch after about {first_minibatch} rows; each minibatch takes 1 row in {open_frames}",
             readable(self.memory),
             readable(self.queue_memory),
@@ -145,6 +151,7 @@ mod tests {
         let expected = Plan {
             window: 1000,
             batch_size: 100,
+            frame_rows: 100,
             open_frames: 10,
             frames: 15,
             memory: 15 * (1216 + 832),

@@ -2,17 +2,47 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::Arc;
 
 use crate::memory::frame::Frame;
-use crate::memory::pool::Pool;
+use crate::memory::part::Part;
+use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::Config;
 
-/// A full frame that waits for a consumer.
+/// A full frame that waits for consumers, or what is left of it.
 #[derive(Debug)]
 pub(crate) struct ReadyFrame {
-    pub(crate) frame: Frame,
-    pub(crate) rows: usize,
+    memory: Memory,
+    rows: usize,
+    /// The number of its next minibatch.
+    ordinal: u64,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Full(Frame),
+    /// Some of its minibatches have been taken.
+    Rest(Part),
+}
+
+/// A minibatch on its way to a consumer.
+pub(crate) struct Lent {
+    pub(crate) part: Part,
     pub(crate) ordinal: u64,
+}
+
+impl ReadyFrame {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// A row that no consumer has taken.
+    pub(crate) fn row(&self, component: usize, n: usize) -> &[u8] {
+        match &self.memory {
+            Memory::Full(frame) => frame.row(component, n),
+            Memory::Rest(part) => part.row(component, n),
+        }
+    }
 }
 
 /// The frames that are not open.
@@ -23,6 +53,8 @@ pub(crate) struct Frames {
     /// Rows in them, also while the writer has borrowed them.
     ready_rows: usize,
     most_ready: usize,
+    /// Rows of a minibatch.
+    batch_size: usize,
     next_ordinal: u64,
     empty: Pool,
     /// How many frames are kept, ready or empty.
@@ -39,6 +71,7 @@ impl Frames {
             ready: VecDeque::with_capacity(config.ready_frames),
             ready_rows: 0,
             most_ready: config.ready_frames,
+            batch_size: config.batch_size,
             next_ordinal: 0,
             empty: pool,
             kept: config.spare_frames(),
@@ -66,22 +99,42 @@ impl Frames {
     /// Makes the first `rows` rows of a frame ready.
     pub(crate) fn push(&mut self, frame: Frame, rows: usize) {
         self.ready_rows += rows;
-        self.ready.push_back(ReadyFrame { frame, rows, ordinal: self.next_ordinal });
-        self.next_ordinal += 1;
+        self.ready.push_back(ReadyFrame { memory: Memory::Full(frame), rows, ordinal: self.next_ordinal });
+        self.next_ordinal += rows.div_ceil(self.batch_size) as u64;
     }
 
-    /// Takes the oldest ready frame out.
-    pub(crate) fn pop(&mut self) -> Option<ReadyFrame> {
-        let ready = self.ready.pop_front()?;
-        self.ready_rows -= ready.rows;
-        Some(ready)
+    /// Takes the oldest minibatch out, for a consumer. Its frame goes back to `home`.
+    pub(crate) fn lend(&mut self, home: &Arc<impl FrameHome + 'static>) -> Option<Lent> {
+        let mut ready = self.ready.pop_front()?;
+        let (ordinal, rows) = (ready.ordinal, self.batch_size.min(ready.rows));
+        let mut part = match ready.memory {
+            Memory::Full(frame) => Part::whole(frame, ready.rows, home.clone()),
+            Memory::Rest(part) => part,
+        };
+        self.ready_rows -= rows;
+        if rows == ready.rows {
+            self.lent += 1;
+            return Some(Lent { part, ordinal });
+        }
+        let front = part.split_front(rows);
+        ready = ReadyFrame { memory: Memory::Rest(part), rows: ready.rows - rows, ordinal: ordinal + 1 };
+        self.ready.push_front(ready);
+        Some(Lent { part: front, ordinal })
     }
 
-    /// Takes the oldest ready frame out, for a consumer.
-    pub(crate) fn lend(&mut self) -> Option<ReadyFrame> {
-        let ready = self.pop()?;
-        self.lent += 1;
-        Some(ready)
+    /// Discards the oldest ready frame. Returns how many rows it had.
+    pub(crate) fn discard_oldest(&mut self, discarded: &mut Vec<Part>) -> Option<usize> {
+        let ReadyFrame { memory, rows, .. } = self.ready.pop_front()?;
+        self.ready_rows -= rows;
+        match memory {
+            Memory::Full(frame) => self.empty.put(frame),
+            Memory::Rest(part) => {
+                // It goes home as if it had been lent.
+                self.lent += 1;
+                discarded.push(part);
+            }
+        }
+        Some(rows)
     }
 
     /// Takes back a frame that was with a consumer. Returns it if there are enough, unless it is `wanted`.
@@ -98,14 +151,13 @@ impl Frames {
         self.empty.take()
     }
 
-    pub(crate) fn put_empty(&mut self, frame: Frame) {
-        self.empty.put(frame);
-    }
-
-    /// Takes all ready frames out, to be discarded. Returns how many rows they have.
-    pub(crate) fn discard_ready(&mut self, discarded: &mut Vec<Frame>) -> usize {
-        discarded.extend(self.ready.drain(..).map(|ready| ready.frame));
-        mem::take(&mut self.ready_rows)
+    /// Discards all ready frames. Returns how many rows they had.
+    pub(crate) fn discard_ready(&mut self, discarded: &mut Vec<Part>) -> usize {
+        // Those borrowed by the writer, too.
+        let rows = self.ready_rows;
+        while self.discard_oldest(discarded).is_some() {}
+        self.ready_rows = 0;
+        rows
     }
 
     /// Takes all empty frames out, and keeps none from now on.
@@ -121,6 +173,7 @@ impl Frames {
 
     /// Puts back the ready frames that were borrowed.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>) {
+        self.ready_rows = ready.iter().map(ReadyFrame::rows).sum();
         self.ready = ready;
     }
 }

@@ -24,7 +24,7 @@ use crate::pipeline::config::Config;
 use crate::pipeline::handle::{WriteHandle, Written};
 use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::{Demand, HandedOver, Message, Write};
-use crate::pipeline::ready::{Frames, ReadyFrame};
+use crate::pipeline::ready::{Frames, Lent, ReadyFrame};
 use crate::pipeline::stats::{ComponentStats, Stats};
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
@@ -90,7 +90,7 @@ impl Requests {
 
 /// What a consumer finds.
 pub(crate) enum Next {
-    Minibatch(ReadyFrame),
+    Minibatch(Lent),
     Error(ReadError),
     Nothing,
     End,
@@ -338,10 +338,10 @@ impl Shared {
     }
 
     /// Takes the oldest ready minibatch.
-    pub(crate) fn next(&self, consumer: &mut ConsumerState) -> Next {
+    pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState) -> Next {
         let mut state = self.lock();
         state.count_waits();
-        let next = state.next(consumer);
+        let next = state.next(consumer, self);
         state.waits.consumer_waits(&mut consumer.waiting, matches!(next, Next::Nothing));
         if matches!(next, Next::Minibatch(_)) {
             self.announce_to_waiting(&mut state, WaitsFor::Room);
@@ -444,12 +444,10 @@ impl State {
     }
 
     /// Discards the oldest ready minibatch.
-    pub(crate) fn discard_oldest(&mut self, ledger: &mut Ledger) {
+    pub(crate) fn discard_oldest(&mut self, ledger: &mut Ledger, afterwards: &mut Afterwards) {
         self.count_waits();
-        if let Some(oldest) = self.frames.pop() {
-            ledger.drop_rows(oldest.rows, |dropped| &mut dropped.oldest);
-            self.frames.put_empty(oldest.frame);
-        }
+        let rows = self.frames.discard_oldest(&mut afterwards.parts).unwrap_or(0);
+        ledger.drop_rows(rows, |dropped| &mut dropped.oldest);
     }
 
     /// Takes the ready frames out, so that they can be read without the mutex. Consumers wait meanwhile.
@@ -463,7 +461,8 @@ impl State {
         self.count_waits();
         self.frames.return_ready(ready);
         if self.status.discards() {
-            self.frames.discard_ready(&mut afterwards.frames);
+            self.frames.discard_ready(&mut afterwards.parts);
+            self.frames.dissolve(&mut afterwards.frames);
         }
         afterwards.arrival = true;
     }
@@ -471,7 +470,7 @@ impl State {
     /// Takes all ready minibatches out, to be discarded. Returns how many rows they have.
     pub(crate) fn discard_ready(&mut self, afterwards: &mut Afterwards) -> usize {
         self.count_waits();
-        self.frames.discard_ready(&mut afterwards.frames)
+        self.frames.discard_ready(&mut afterwards.parts)
     }
 
     /// What the writer waits for, if for consumers.
@@ -536,17 +535,17 @@ impl State {
         self.status.poison().map_or(IndexError::Ended, |cause| IndexError::Poisoned { cause: cause.clone() })
     }
 
-    fn next(&mut self, consumer: &mut ConsumerState) -> Next {
+    fn next(&mut self, consumer: &mut ConsumerState, home: &Arc<Shared>) -> Next {
         if let Some(cause) = self.status.poison() {
             return Next::Error(ReadError::Poisoned { cause: cause.clone() });
         }
         if self.status.discards() {
             return if consumer.late { Next::Error(ReadError::Aborted) } else { Next::End };
         }
-        if let Some(ready) = self.frames.lend() {
+        if let Some(lent) = self.frames.lend(home) {
             self.minibatches_served += 1;
-            self.served_rows += ready.rows as u64;
-            return Next::Minibatch(ready);
+            self.served_rows += lent.part.len() as u64;
+            return Next::Minibatch(lent);
         }
         match self.status.failure() {
             _ if !self.ended => Next::Nothing,

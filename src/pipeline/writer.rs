@@ -260,7 +260,7 @@ impl Writer {
                     if self.config.when_full != WhenFull::DropOldest {
                         return Step::Wait(Some(WaitsFor::Room));
                     }
-                    state.discard_oldest(&mut self.ledger);
+                    state.discard_oldest(&mut self.ledger, afterwards);
                     Step::Again
                 } else {
                     Step::Wait(self.finishing.then_some(WaitsFor::Room))
@@ -277,13 +277,10 @@ impl Writer {
                 Step::Again
             }
             Phase::Serving(leftover) => {
-                let batch = self.config.layout.rows();
-                let rows = leftover.next_rows(batch);
-                if rows == 0 {
-                    return Step::Done;
+                if leftover.len() < self.config.batch_size && self.config.drop_last {
+                    self.ledger.drop_open(leftover.clear(), |dropped| &mut dropped.last);
                 }
-                if rows < batch && self.config.drop_last {
-                    self.ledger.drop_open(rows, |dropped| &mut dropped.last);
+                if leftover.len() == 0 {
                     return Step::Done;
                 }
                 if !state.frames.has_room() {
@@ -351,8 +348,12 @@ impl Writer {
     fn gather(&mut self) {
         let Phase::Serving(leftover) = &mut self.ring else { return };
         let Some(mut frame) = self.spare.take() else { return };
-        let rows = leftover.next_rows(self.config.layout.rows());
-        leftover.fill(&mut frame);
+        let mut rows = leftover.next_rows(self.config.layout.rows());
+        if self.config.drop_last {
+            // Whole minibatches; what is left in the end is dropped.
+            rows -= rows % self.config.batch_size;
+        }
+        leftover.fill(&mut frame, rows);
         self.filled = Some((frame, rows));
     }
 
@@ -426,14 +427,14 @@ impl Writer {
         open_row: impl Fn(usize, usize) -> &'b [u8],
     ) -> Result<ArrayD<f32>, IndexError> {
         let layout: &Layout = &self.config.layout;
-        let ready_rows: usize = ready.clone().into_iter().map(|ready| ready.rows).sum();
+        let ready_rows: usize = ready.clone().into_iter().map(ReadyFrame::rows).sum();
         index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
             let dtype = layout.components()[component].dtype;
             for ready in ready.clone() {
-                if row < ready.rows {
-                    return widen(ready.frame.row(component, row), component, dtype, out);
+                if row < ready.rows() {
+                    return widen(ready.row(component, row), component, dtype, out);
                 }
-                row -= ready.rows;
+                row -= ready.rows();
             }
             widen(open_row(row, component), component, dtype, out)
         })

@@ -469,13 +469,13 @@ impl RingStore {
     /// Rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.shared().config.layout.rows()
+        self.shared().config.batch_size
     }
 
     /// Rows that a minibatch's rows are spread over: the configured window in whole minibatches.
     #[must_use]
     pub fn window(&self) -> usize {
-        self.shared().config.open_frames * self.batch_size()
+        self.shared().config.window()
     }
 
     /// Rows in the ring with all their components, whether ready to be served or not.

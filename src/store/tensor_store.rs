@@ -16,6 +16,7 @@ use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, Wri
 use crate::memory::convert::{RowReader, widen};
 use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::frame::Frame;
+use crate::memory::part::Part;
 use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::{components, not_zero};
 use crate::pipeline::handle::{WriteHandle, WriteReply, Written};
@@ -591,7 +592,8 @@ impl Iterator for Epoch {
         frame.gather(rows, |slot| (&data.rows, picked[slot] as usize));
         self.served += rows;
         self.ordinal += 1;
-        Some(Minibatch::new(frame, rows, self.ordinal - 1, self.pool.clone()))
+        let part = Part::whole(frame, rows, self.pool.clone());
+        Some(Minibatch::new(part, self.layout.clone(), self.ordinal - 1))
     }
 
     /// Minibatches that are left, unless the store is emptied meanwhile.

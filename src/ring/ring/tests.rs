@@ -138,7 +138,10 @@ proptest! {
             }
             prop_assert_eq!(leftover.len(), inside.len());
             let frame = &mut spare[0];
-            leftover.fill(frame);
+            {
+                let rows = leftover.next_rows(frame.layout().rows());
+                leftover.fill(frame, rows);
+            }
             for id in ids(frame, rows) {
                 prop_assert!(inside.remove(&id), "row {id} comes twice");
             }
@@ -176,7 +179,8 @@ proptest! {
             let mut leftover = ring.into_leftover();
             let mut frame = frames(&layout, 1).pop().unwrap();
             while let n @ 1.. = leftover.next_rows(batch_size) {
-                leftover.fill(&mut frame);
+                let rows = leftover.next_rows(frame.layout().rows());
+                leftover.fill(&mut frame, rows);
                 served.push(ids(&frame, n));
             }
             served
