@@ -72,6 +72,11 @@ impl Admission {
         true
     }
 
+    /// Lanes that take rows, with the store's own.
+    pub(crate) fn open_lanes(&self) -> usize {
+        self.lanes.values().filter(|lane| !lane.closed).count()
+    }
+
     /// Forgets a lane that has ended.
     pub(crate) fn remove_lane(&mut self, lane: u64) {
         self.lanes.remove(&lane);

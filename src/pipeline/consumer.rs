@@ -14,7 +14,7 @@ use crate::pipeline::minibatch::Minibatch;
 use crate::pipeline::ready::Lent;
 use crate::pipeline::state::{ConsumerState, Next, Shared};
 use crate::pipeline::stats::Stats;
-use crate::pipeline::wait::wait;
+use crate::pipeline::wait::{wait, wait_long};
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///
@@ -237,6 +237,7 @@ impl Iterator for Blocking<'_> {
     type Item = Result<Minibatch, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        wait(None, |context| self.minibatches.poll_item(context)).flatten()
+        let shared = self.minibatches.shared.clone();
+        wait_long(|context| self.minibatches.poll_item(context), || shared.notice_waiting_consumer()).flatten()
     }
 }

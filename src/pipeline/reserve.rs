@@ -12,7 +12,7 @@ use crate::pipeline::config::WhenFull;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::queue::{Demand, HandedOver};
 use crate::pipeline::state::Shared;
-use crate::pipeline::wait::wait_for;
+use crate::pipeline::wait::{wait_for, wait_long};
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::layout::ComponentKey;
 
@@ -94,8 +94,10 @@ impl Reserve {
     /// # Errors
     /// As awaiting: the store or the lane takes no more rows, or the component would run too far ahead.
     pub fn wait(mut self) -> Result<Permit, WriteError> {
+        let shared = self.lane.shared.clone();
+        let outcome = wait_long(|context| Pin::new(&mut self).poll(context), || shared.notice_waiting_producer());
         // Without a deadline there is an outcome.
-        wait_for(&mut self, None).unwrap_or(Err(WriteError::Full(StoreFullError::default())))
+        outcome.unwrap_or(Err(WriteError::Full(StoreFullError::default())))
     }
 
     /// Blocks this thread until there is room, but no longer than `timeout`: `None` if there is none by then. The place in

@@ -368,6 +368,34 @@ impl Shared {
 
     // For looking.
 
+    /// Says why a producer may wait for ever, if it may.
+    pub(crate) fn notice_waiting_producer(&self) {
+        let state = self.lock();
+        let asked = state.minibatches_served > 0 || state.waits.any_consumer();
+        if state.consumers == 0 {
+            drop(state);
+            tracing::warn!("a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left");
+        } else if !asked {
+            drop(state);
+            tracing::warn!("a producer has waited 10 s for room: no consumer has ever asked for a minibatch");
+        }
+    }
+
+    /// Says why a consumer may wait for ever, if it may.
+    pub(crate) fn notice_waiting_consumer(&self) {
+        let state = self.lock();
+        let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
+        drop(state);
+        if lanes <= 1 && accepted == 0 {
+            tracing::warn!("a consumer has waited 10 s for a minibatch: no producer has written a row");
+        } else if lanes <= 1 {
+            tracing::warn!(
+                "a consumer has waited 10 s for a minibatch: no producer() is open, and the store is not closed. It ends with \
+                 close(), or when every handle that can write is dropped; monitor() looks and holds nothing open"
+            );
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         !self.lock().status.is_open()
     }

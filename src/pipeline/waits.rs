@@ -39,6 +39,11 @@ impl Waits {
         *was = is;
     }
 
+    /// Whether a consumer has asked for a minibatch and waits.
+    pub(crate) fn any_consumer(&self) -> bool {
+        self.consumers > 0
+    }
+
     pub(crate) fn rows_wait(&mut self, wait: bool) {
         self.rows = wait;
     }
