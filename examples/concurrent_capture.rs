@@ -3,9 +3,8 @@
 //! Run with `cargo run --example concurrent_capture`.
 
 use std::error::Error;
-use std::thread;
 
-use activation_store::{DType, Merge, Producer, Refused, RingStore, WriteError};
+use activation_store::{DType, Producer, Refused, RingStore, WriteError};
 use ndarray::{Array2, Axis};
 
 const REPLICAS: u32 = 4;
@@ -42,21 +41,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .component_of("replica", 1, DType::U32) // which replica a row comes from
         .batch_size(64)
         .window(2_048)
-        .merge(Merge::RoundRobin) // the same minibatches in every run
         .build()?;
-    // Lanes take turns in the order in which they are opened, so they are opened here and not in the threads.
-    let producers = (0..REPLICAS).map(|_| store.producer()).collect::<Result<Vec<_>, _>>()?;
     let mut minibatches = store.minibatches();
-
-    for (replica, producer) in (0..).zip(producers) {
-        let store = store.clone();
-        thread::spawn(move || {
-            if let Err(error) = capture(&producer, replica) {
-                store.close_with(error); // the loop below gets the error after the last minibatch
-            }
-        });
+    let replicas = store.producers();
+    for replica in 0..REPLICAS {
+        replicas.spawn(format!("replica {replica}"), move |lane| capture(&lane, replica))?;
     }
-    drop(store); // the threads keep the store open; the last one to end closes it
+    // No other replica comes: the loop below ends with the last. If one fails, the loop gets its error after the last row.
+    replicas.close();
 
     let mut per_replica = [0; REPLICAS as usize];
     for minibatch in minibatches.blocking() {
@@ -71,6 +63,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     assert_eq!(per_replica, [PASSES as usize * TOKENS; REPLICAS as usize]);
     println!("rows drained per replica, none mixed up: {per_replica:?}");
-    println!("{}", minibatches.stats());
+    println!("{}", store.stats());
     Ok(())
 }

@@ -5,16 +5,16 @@
 use std::error::Error;
 use std::time::Duration;
 
-use activation_store::{RingStore, Stats, WriteError};
+use activation_store::{Producer, RingStore, Stats, WriteError};
 use ndarray::Array2;
 
 const PASSES: usize = 200;
 const ROWS: usize = 64;
 
 /// Waits for room before each forward pass, so that the model does not run ahead of the trainer either.
-async fn capture(store: &RingStore) -> Result<(), WriteError> {
+async fn capture(lane: Producer) -> Result<(), WriteError> {
     for _ in 0..PASSES {
-        let room = store.reserve_pass(ROWS).await?;
+        let room = lane.reserve_pass(ROWS).await?;
         let attn = Array2::<f32>::zeros((ROWS, 64)); // the forward pass
         let mlp = Array2::<f32>::zeros((ROWS, 128));
         // Not awaited: the room was there before.
@@ -33,25 +33,20 @@ fn check(stats: &Stats) {
 async fn main() -> Result<(), Box<dyn Error>> {
     let builder = RingStore::builder().component("attn", 64).component("mlp", 128);
     let store = builder.batch_size(ROWS).window(16 * ROWS).queue_rows(4 * ROWS).build()?;
-    let (monitor, mut minibatches) = (store.monitor(), store.minibatches());
-
-    tokio::spawn(async move {
-        if let Err(error) = capture(&store).await {
-            store.close_with(error); // the loop below gets the error after the last minibatch
-        }
-        // `store` is dropped here, which closes it. The monitor does not keep it open.
-    });
+    let mut minibatches = store.minibatches();
+    // The loop below ends with the task. If the task fails, the loop gets its error after the last row.
+    tokio::spawn(store.producers().task("capture", capture)?);
 
     while let Some(minibatch) = minibatches.try_next().await? {
         tokio::time::sleep(Duration::from_millis(2)).await; // the training step
         if minibatch.ordinal() % 50 == 0 {
-            let stats = monitor.stats();
+            let stats = store.stats();
             println!("{stats}");
             check(&stats);
         }
     }
 
-    let stats = monitor.stats();
+    let stats = store.stats();
     println!("{stats}");
     check(&stats);
     assert!(stats.components.iter().all(|rows| rows.served == (PASSES * ROWS) as u64));

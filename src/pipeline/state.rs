@@ -374,7 +374,9 @@ impl Shared {
         let asked = state.minibatches_served > 0 || state.waits.any_consumer();
         if state.consumers == 0 {
             drop(state);
-            tracing::warn!("a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left");
+            tracing::warn!(
+                "a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left"
+            );
         } else if !asked {
             drop(state);
             tracing::warn!("a producer has waited 10 s for room: no consumer has ever asked for a minibatch");
