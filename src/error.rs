@@ -257,8 +257,8 @@ pub enum ReadError {
     Timeout(std::time::Duration),
     /// The store was closed with an error ([`RingStore::close_with`](crate::RingStore::close_with)). Each consumer gets it
     /// once, after the last minibatch.
-    #[error("the store was closed with an error: {0}")]
-    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
     /// The store was aborted before this consumer was made.
     #[error("the store was aborted before this consumer was made; build another store")]
     Aborted,
@@ -313,6 +313,19 @@ pub enum BuildError {
         /// The minibatch, in rows.
         batch_size: usize,
     },
+    /// The memory given holds no window.
+    #[error(
+        "memory is {memory} bytes, but a window of one minibatch of {batch_size} rows needs {needed}, ready frames included; \
+         use at least that, a smaller batch_size or fewer ready_frames"
+    )]
+    MemoryTooSmall {
+        /// The memory, in bytes.
+        memory: usize,
+        /// The minibatch, in rows.
+        batch_size: usize,
+        /// The least that holds a window, in bytes.
+        needed: usize,
+    },
     /// The configured sizes do not fit an address space.
     #[error("{what} overflows: {rows} rows of {row_bytes} bytes; use fewer rows or features")]
     Overflow {
@@ -347,6 +360,24 @@ pub enum BuildError {
         /// Bytes of one row over all components.
         row_bytes: usize,
     },
+    /// The memory is not available now.
+    #[error(
+        "a window of {window} rows needs {} of memory in all, and nine tenths of what is available now is {}; {}. \
+         allow_overcommit(true) builds it all the same",
+        readable(*.needed),
+        readable(*.available),
+        what_fits(*.largest_window)
+    )]
+    Memory {
+        /// The window, in rows.
+        window: usize,
+        /// Bytes that the store needs: those of the window, the ready frames and one more.
+        needed: usize,
+        /// Nine tenths of the bytes that are available now.
+        available: usize,
+        /// The largest window that fits, in rows; 0 if none does.
+        largest_window: usize,
+    },
     /// The writer's thread could not be started.
     #[error("the writer's thread could not be started: {reason}")]
     Thread {
@@ -359,6 +390,23 @@ pub enum BuildError {
         /// The panic's message.
         cause: Arc<str>,
     },
+}
+
+/// A number of bytes, in the largest unit of which there is one.
+pub(crate) fn readable(bytes: usize) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.into_iter().find(|&(shift, _)| bytes >> shift > 0);
+    unit.map_or_else(
+        || format!("{bytes} bytes"),
+        |(shift, unit)| format!("{:.2} {unit}", bytes as f64 / 2_f64.powi(shift)),
+    )
+}
+
+fn what_fits(largest_window: usize) -> Cow<'static, str> {
+    match largest_window {
+        0 => "no window fits: use a smaller batch_size, fewer ready_frames, fewer features or a smaller dtype".into(),
+        rows => format!("the largest window that fits is {rows} rows").into(),
+    }
 }
 
 /// Values whose shape cannot be a batch of rows.

@@ -181,12 +181,37 @@ fn impossible_ring_stores_are_refused_at_construction() {
         (build(|b| b.component("wide", usize::MAX)), &["overflows"]),
         (build(|b| b.component("wide", usize::MAX / 32)), &["overflows"]),
         (build(|b| b.component("wide", 1 << 58)), &["overflows"]),
-        (build(|b| b.component("wide", 1 << 40)), &["rows of 4398046511", "cannot be allocated", "fewer rows"]),
+        // More than there are addresses.
+        (
+            build(|b| b.component("wide", 1 << 40).allow_overcommit(true)),
+            &["rows of 4398046511", "cannot be allocated", "fewer rows"],
+        ),
         (RingStore::builder().build().map(|_| ()).unwrap_err(), &["no component", ".component("]),
     ] {
         let text = error.to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
+}
+
+/// Linux says how much memory there is.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_window_larger_than_the_memory_there_is_is_refused_with_the_largest_that_fits() {
+    let builder = RingStore::builder().component("a", 1 << 20).batch_size(1 << 10);
+    // 64 TiB.
+    let error = builder.window(1 << 24).build().map(|_| ()).unwrap_err();
+    let text = error.to_string();
+    let BuildError::Memory { window, needed, available, largest_window } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(window, 1 << 24);
+    assert_eq!(needed, ((1 << 14) + 3) << 32);
+    assert!(available < needed);
+    assert_eq!(largest_window, (available >> 32).saturating_sub(3) << 10);
+    assert!(text.contains("16777216 rows needs 65548.00 GiB"), "{text}");
+    assert!(text.contains("allow_overcommit(true)"), "{text}");
+    let advice = if largest_window == 0 { "smaller batch_size".into() } else { format!("{largest_window} rows") };
+    assert!(text.contains(&advice), "{text}");
 }
 
 #[test]

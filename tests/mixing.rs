@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use activation_store::RingStore;
@@ -147,6 +148,24 @@ fn neighbours_in_the_sequence_are_not_neighbours_in_a_minibatch() {
     // Last of a run, then first of the next: 1 in 32 × 32 for each of 255 pairs.
     let expected = steady.len() as f64 * 255.0 / 1024.0;
     assert!((meetings as f64) < 1.5 * expected && meetings as f64 > 0.5 * expected, "{meetings}, not {expected}");
+}
+
+#[test]
+fn a_sequence_spreads_over_minibatches_as_planned() {
+    let plan = RingStore::builder().component("a", 1).batch_size(BATCH).window(WINDOW).plan().unwrap();
+    let served = store(5, WINDOW);
+    let steady = &served[WINDOW / BATCH..served.len() - WINDOW / BATCH];
+    for sequence in [10, 100, 512, 3000] {
+        // Wherever the sequences start.
+        let score = |(i, ids): (usize, &Vec<usize>)| {
+            let mut of_sequence: HashMap<usize, usize> = HashMap::new();
+            ids.iter().for_each(|id| *of_sequence.entry((id + 7 * i) / sequence).or_default() += 1);
+            of_sequence.values().map(|&rows| rows * rows).sum::<usize>() as f64 / BATCH as f64
+        };
+        let measured = steady.iter().enumerate().map(score).sum::<f64>() / steady.len() as f64;
+        let planned = plan.shared_rows(sequence);
+        assert!((planned / measured - 1.0).abs() < 0.02, "{sequence}: {planned} planned, {measured} measured");
+    }
 }
 
 #[test]

@@ -113,9 +113,9 @@ fn assign(effort: Effort) -> Vec<f64> {
 fn refuse(effort: Effort) -> f64 {
     let store = case(768).store();
     let _minibatches = store.minibatches();
-    // The writer stops once a frame is full that nobody takes. Refused twice: then it takes nothing more.
+    // The writer stops once a frame is full that no consumer takes. Refused ten times: then it takes nothing more.
     let mut refused = 0;
-    while refused < 2 {
+    while refused < 10 {
         match store.try_extend(Array2::<f32>::ones((16, 768)), 0) {
             Ok(handle) => {
                 drop(handle);

@@ -5,18 +5,20 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 `capture` hooks a torch model up to either.
 """
 
-from ._native import __version__
+from ._native import ComponentStats, Dropped, Stats, __version__
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
 from .hooks import Capture, capture
-from .ring_store import ComponentStats, Producer, RingStore, Stats
+from .producer import Producer
+from .ring_store import RingStore
 from .tensor_store import TensorActivationStore
 
 __all__ = [
     "ActivationStore",
     "Capture",
     "ComponentStats",
+    "Dropped",
     "Future",
     "Producer",
     "RingStore",

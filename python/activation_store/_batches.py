@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ._dtypes import numpy_dtype, torch_dtype
+from ._torch import HAS_TORCH, torch
 
 if TYPE_CHECKING:
     from . import _native
-    from ._arrays import Convert
-    from .base_store import Components
+    from ._components import Components
 
 Batch: TypeAlias = Any
 """One component: an array `[batch, features]`. Several: a dict of those by name, or stacked."""
@@ -15,13 +19,50 @@ Batch: TypeAlias = Any
 
 def batch_of(minibatch: _native.Minibatch, components: Components, convert: Convert, stacked: bool) -> Batch:
     """A minibatch without a copy. Its memory goes back to the store when the last array over it dies."""
-    rows, features, dtypes = minibatch.rows, components.features, components.dtypes
-    if stacked and len(features) > 1:
+    rows = minibatch.rows
+    if stacked and len(components) > 1:
         stride = minibatch.stride
         assert stride is not None
-        shape = rows, len(features), features[0]
-        return convert(minibatch.span(), dtypes[0], shape, (features[0], stride, 1))
-    arrays = [convert(minibatch.block(number), dtypes[number], (rows, width), None) for number, width in enumerate(features)]
+        features = components[0].features
+        return convert(minibatch.span(), components[0].dtype, (rows, len(components), features), (features, stride, 1))
+    arrays = [
+        convert(minibatch.block(number), component.dtype, (rows, component.features), None)
+        for number, component in enumerate(components)
+    ]
     if len(arrays) == 1:
         return arrays[0][:, None] if stacked else arrays[0]
-    return dict(zip(components.names, arrays, strict=True))
+    return {component.name: array for component, array in zip(components, arrays, strict=True)}
+
+
+def converter(output: str | None, dtypes: list[str]) -> Convert:
+    """How minibatches leave: as `"torch"` tensors, `"numpy"` arrays, or (None) torch where it is installed."""
+    if output is None:
+        output = "torch" if HAS_TORCH else "numpy"
+    if output == "torch":
+        if not HAS_TORCH:
+            raise ValueError('output is "torch", but torch is not installed; install it, or use "numpy"')
+        return _to_tensor
+    if output == "numpy":
+        for dtype in dtypes:
+            numpy_dtype(dtype)
+        return _to_array
+    raise ValueError(f'output is {output!r}; use "torch" or "numpy"')
+
+
+class Convert(Protocol):
+    """Makes an array over a block of memory, with the block's lifetime."""
+
+    def __call__(self, block: _native.Block, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None, /) -> Any: ...
+
+
+def _to_tensor(block: _native.Block, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> Any:
+    flat = torch.frombuffer(block, dtype=torch_dtype(dtype))
+    return flat.view(shape) if strides is None else flat.as_strided(shape, strides)
+
+
+def _to_array(block: Any, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> Any:
+    flat = np.frombuffer(block, dtype=numpy_dtype(dtype))
+    if strides is None:
+        return flat.reshape(shape)
+    steps = [step * flat.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(flat, shape, steps)

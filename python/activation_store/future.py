@@ -30,8 +30,7 @@ class Future(concurrent.futures.Future[Written]):
     """The outcome of a write: resolves when the store holds the rows, or with the error.
 
     Works wherever a `concurrent.futures.Future` does, and can be awaited: `await store.extend(batch, 0)`. A write
-    cannot be cancelled. Dropping the future loses nothing; if the write fails and nobody has fetched its error, the
-    next call on the store raises it.
+    cannot be cancelled. Dropping the future loses nothing, but its error is told nowhere else.
     """
 
     # Making one costs next to nothing: the condition that the base class wants is made when somebody uses it, and
@@ -128,7 +127,6 @@ class Future(concurrent.futures.Future[Written]):
         """
         if self._state == _RUNNING:
             self._settle(timeout)
-        self._outcome.seen()
         return self._exception
 
     def __await__(self) -> Generator[Any, None, Written]:

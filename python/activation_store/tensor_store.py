@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from . import _native
-from ._arrays import converter
-from ._batches import Batch, batch_of
+from ._batches import Batch, batch_of, converter
+from ._checks import count, seed_of
+from ._components import Component
+from ._incoming import incoming
+from ._indexing import fetch, get
 from ._torch import HAS_TORCH, is_tensor, torch
-from .base_store import ActivationStore, Components, fetch, get, one_row, positive, seed_of, stage
+from .base_store import ActivationStore
 from .future import Future
 
 
@@ -56,7 +59,7 @@ class TensorActivationStore(ActivationStore):
         Raises:
             ValueError: If it cannot be so; says what would work.
         """
-        self.max_items = self._max_items = positive("max_items", max_items)
+        self.max_items = self._max_items = count("max_items", max_items)
         self._device = None if device is None or str(device) == "cpu" else device
         if self._device is not None:
             if not HAS_TORCH:
@@ -65,16 +68,17 @@ class TensorActivationStore(ActivationStore):
                 torch.empty(0, device=self._device)
             except Exception as error:
                 raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
-        names = (str(number) for number in range(positive("n_components", n_components)))
-        self._components = Components(dict.fromkeys(names, (positive("n_neurons", n_neurons), "f32")))
+        names = map(str, range(count("n_components", n_components)))
+        features = count("n_neurons", n_neurons)
+        self._components = tuple(Component(name, features, "f32") for name in names)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ())) if HAS_TORCH else random.getrandbits(63)
-        self._native = _native.Tensor(self._components.native(), self.max_items, seed_of(seed))
+        self._native = _native.Tensor(self._components, self.max_items, seed_of(seed))
 
     @property
     def n_components(self) -> int:
         """How many components."""
-        return len(self._components.names)
+        return len(self._components)
 
     @property
     def current_activations_stored_per_component(self) -> list[int]:
@@ -85,7 +89,7 @@ class TensorActivationStore(ActivationStore):
         return len(self._native)
 
     def __sizeof__(self) -> int:
-        return self.max_items * self.n_components * self._components.features[0] * 4
+        return self.max_items * self.n_components * self._components[0].features * 4
 
     def __getitem__(self, index: Any) -> Any:
         return self._out(get(self._native.rows, len(self), self._components, index))
@@ -104,8 +108,9 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room.
         """
-        component = self._components.number(component_idx)
-        return self._write(one_row(self._stage(item, component, None)), component)
+        rows = self._incoming(item, None)
+        rows.require_one()
+        return self._write(rows, component_idx)
 
     def extend(self, batch: Any, component_idx: int = 0, *, mask: Any = None) -> Future:
         """Adds rows, `[..., features]`; copies them once, before it returns.
@@ -121,10 +126,9 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room for all of them. Nothing was written.
         """
-        component = self._components.number(component_idx)
-        return self._write(self._stage(batch, component, mask), component)
+        return self._write(self._incoming(batch, mask), component_idx)
 
-    def _stage(self, batch: Any, component: int, mask: Any) -> _native.Rows:
+    def _incoming(self, batch: Any, mask: Any) -> _native.Rows:
         # The original assigned to a tensor, which converts anything.
         if is_tensor(batch):
             if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -132,7 +136,7 @@ class TensorActivationStore(ActivationStore):
         elif isinstance(batch, np.ndarray) and batch.dtype.kind in "biufe" and batch.dtype not in (np.float32, np.float16):
             batch = batch.astype(np.float32)
         # The rows are in the store before the call returns, so their memory can be lent.
-        return stage(self._native, self._components, component, batch, mask, copy=False)
+        return incoming(batch, mask, copy=False)
 
     def _write(self, rows: _native.Rows, component: int) -> Future:
         future = Future(self._native.extend(component, rows))
@@ -155,8 +159,8 @@ class TensorActivationStore(ActivationStore):
             output: `"torch"` or `"numpy"`; by default torch where it is installed.
             stacked: Several components as one `[batch, component, feature]`, instead of a dict by name.
         """
-        convert = converter(output, list(self._components.dtypes))
-        epoch = self._native.epoch(positive("batch_size", batch_size))
+        convert = converter(output, ["f32"])
+        epoch = self._native.epoch(count("batch_size", batch_size))
         return (self._out(batch_of(minibatch, self._components, convert, stacked)) for minibatch in iter(epoch.next, None))
 
     def _out(self, batch: Batch) -> Any:
@@ -169,4 +173,4 @@ class TensorActivationStore(ActivationStore):
         )
 
     def __repr__(self) -> str:
-        return f"TensorActivationStore({len(self)} of {self.max_items} rows, {self.n_components} components of {self._components.features[0]})"
+        return f"TensorActivationStore({len(self)} of {self.max_items} rows, {self.n_components} components of {self._components[0].features})"

@@ -282,7 +282,7 @@ def main() -> None:
         print(f"{name}: {counts.accepted} rows accepted = {counts.served} rows served")
     rows = next(iter(stats.components.values())).accepted
     print(f"{stats.minibatches_served} minibatches in {seconds:.1f} s: {rows / seconds:.0f} tokens/s, {rows * len(names) / seconds:.0f} rows/s over all components")
-    print(f"capture waited {stats.producer_wait:.1f} s for training, training waited {stats.consumer_wait:.1f} s for capture")
+    print(f"capture waited {stats.waited_for_consumers:.1f} s for training, training waited {stats.waited_for_producers:.1f} s for capture")
     print("\nvariance unexplained on held-out rows:")
     print(f"{'':<10} {'before':>8} {'after':>8} {'PCA':>12} {'mean L0':>8} {'dead latents':>14}")
     for component in components.values():

@@ -1,6 +1,8 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
-use activation_store::{BuildError, IndexError, ReadError, ShapeError, UnknownDType, ViewError, WriteError};
+use activation_store::{
+    BuildError, IndexError, ReadError, Refused, ShapeError, UnknownComponent, UnknownDType, ViewError, WriteError,
+};
 use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -15,9 +17,13 @@ pub(crate) trait IntoPython: std::fmt::Display + Sized {
     /// The exception, with `message`.
     fn kind(&self, message: String) -> PyErr;
 
+    /// The message, in Python's spelling.
+    fn message(&self) -> String {
+        self.to_string()
+    }
+
     fn into_python(self) -> PyErr {
-        let message = self.to_string();
-        self.kind(message)
+        self.kind(self.message())
     }
 }
 
@@ -28,7 +34,6 @@ impl IntoPython for WriteError {
             WriteError::Closed(_) => python::StoreClosedError::new_err(message),
             WriteError::Component(_) => PyIndexError::new_err(message),
             WriteError::Elements { .. } => PyTypeError::new_err(message),
-            WriteError::Earlier(error) => error.kind(message),
             WriteError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
@@ -39,7 +44,6 @@ impl IntoPython for ReadError {
     fn kind(&self, message: String) -> PyErr {
         match self {
             ReadError::Timeout(_) => PyTimeoutError::new_err(message),
-            ReadError::FailedWrite(error) => error.kind(message),
             _ => PyRuntimeError::new_err(message),
         }
     }
@@ -69,9 +73,30 @@ impl IntoPython for ViewError {
 impl IntoPython for BuildError {
     fn kind(&self, message: String) -> PyErr {
         match self {
-            BuildError::Thread { .. } => PyRuntimeError::new_err(message),
+            BuildError::Thread { .. } | BuildError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            BuildError::NoComponents => {
+                "the store has no component; give the features of one, or a dict of names and features".to_owned()
+            }
+            other => other.to_string().replace("allow_overcommit(true)", "allow_overcommit=True"),
+        }
+    }
+}
+
+impl IntoPython for Refused {
+    fn kind(&self, message: String) -> PyErr {
+        self.error.kind(message)
+    }
+}
+
+impl IntoPython for UnknownComponent {
+    fn kind(&self, message: String) -> PyErr {
+        PyIndexError::new_err(message)
     }
 }
 

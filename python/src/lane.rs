@@ -1,84 +1,153 @@
 //! Handing rows in: to the store itself, or on a lane of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use activation_store::{Batch, Producer, Refused, RingStore, WriteHandle};
-use pyo3::exceptions::{PyTimeoutError, PyTypeError};
+use activation_store::{
+    Batch, Component, Permit, Producer, Refused, Reserve, RingStore, UnknownComponent, WriteError, WriteHandle,
+};
+use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
-use crate::errors::{IntoPython, OrRaise};
+use crate::component::{Key, named};
+use crate::depot::Depot;
+use crate::errors::OrRaise;
 use crate::process::Home;
-use crate::staging::{Depot, Incoming, Rows};
+use crate::rows::{Incoming, Rows};
+use crate::uncopied::Uncopied;
 use crate::wait::{Deadline, wait};
-use crate::write::{Unseen, WriteOutcome};
+use crate::write::WriteOutcome;
 
 /// So many pieces are copied before the next look for signals.
 const PIECES: usize = 64;
 
+/// Takes rows: those of one model replica, never mixed up with another's.
+#[pyclass(frozen, module = "activation_store._native")]
+pub(crate) struct Lane {
+    end: Home<End>,
+    intake: Arc<Intake>,
+}
+
 /// What to do while the queue is over its bound.
-#[derive(Clone, Copy)]
-pub(crate) enum Room {
-    /// Go to the end of the line.
-    Line,
+#[pyclass(frozen, eq, from_py_object, rename_all = "SCREAMING_SNAKE_CASE", module = "activation_store._native")]
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum IfFull {
+    /// Queue all the same, at the end of the line.
+    LineUp,
     /// Wait for room.
     Wait,
     /// Refuse the rows.
-    Need,
+    Refuse,
 }
 
-impl Room {
-    fn hand_in(self, to: &impl Takes, batch: Batch, component: usize) -> PyResult<WriteHandle> {
-        if let Room::Need = self { to.try_extend(batch, component) } else { to.extend(batch, component) }.or_raise()
+#[pymethods]
+impl Lane {
+    /// The number of the component with that number or name.
+    fn find(&self, component: Key) -> PyResult<usize> {
+        self.end.get()?;
+        component.find(&self.intake.components)
+    }
+
+    /// Hands rows in, and copies them first if they are not copied yet.
+    #[pyo3(signature = (component, rows, if_full, timeout=None))]
+    fn extend(
+        &self,
+        py: Python<'_>,
+        component: Key,
+        rows: &Rows,
+        if_full: IfFull,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
+        let end = self.end.get()?;
+        let component = component.find(&self.intake.components)?;
+        check(&self.intake.components, component, rows).or_raise()?;
+        let handle = match self.intake.room(py, end, component, rows.len(), if_full, timeout)? {
+            Some(mut room) => match rows.take()? {
+                Incoming::Batch(batch) => room.extend(batch).or_raise()?,
+                Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
+            },
+            None => {
+                let batch = rows.take()?.into_batch(py, &self.intake.depot)?;
+                end.extend(batch, component, if_full).or_raise()?
+            }
+        };
+        Ok(WriteOutcome::new(handle, rows.len()))
+    }
+
+    /// Copies rows that are handed in later, for a component: the caller may change its memory afterwards.
+    fn stage(&self, py: Python<'_>, component: usize, rows: &Rows) -> PyResult<()> {
+        self.end.get()?;
+        check(&self.intake.components, component, rows).or_raise()?;
+        rows.stage(py, &self.intake.depot)
+    }
+
+    /// Ends the lane, or for the store's own closes the store.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let end = self.end.get()?;
+        py.detach(|| end.close());
+        Ok(())
     }
 }
 
-impl<'py> FromPyObject<'_, 'py> for Room {
-    type Error = PyErr;
+impl Lane {
+    pub(crate) fn new(end: End, intake: Arc<Intake>) -> Self {
+        Lane { end: Home::new(end), intake }
+    }
+}
 
-    fn extract(room: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        match room.extract::<&str>()? {
-            "line" => Ok(Room::Line),
-            "wait" => Ok(Room::Wait),
-            "need" => Ok(Room::Need),
-            other => Err(PyTypeError::new_err(format!("room is {other:?}; use line, wait or need"))),
+/// Checks rows before they wait for room, or for others that belong to them.
+fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), WriteError> {
+    let (component, expected) = (named((number, &components[number])), &components[number]);
+    if rows.features != expected.features && (rows.len() > 0 || rows.features > 0) {
+        return Err(WriteError::Features {
+            component,
+            expected: expected.features,
+            got: rows.features,
+            from_vec: false,
+        });
+    }
+    if rows.dtype != expected.dtype && !(rows.dtype.is_float() && expected.dtype.is_float()) {
+        return Err(WriteError::Elements { component, expected: expected.dtype, got: rows.dtype });
+    }
+    Ok(())
+}
+
+/// The end of a lane that takes rows.
+pub(crate) enum End {
+    /// The lane that a store has of its own.
+    Own(RingStore),
+    /// A lane that was opened.
+    Opened(Producer),
+}
+
+impl End {
+    fn extend(&self, batch: Batch, component: usize, if_full: IfFull) -> Result<WriteHandle, Refused> {
+        match (self, if_full) {
+            (End::Own(store), IfFull::Refuse) => store.try_extend(batch, component),
+            (End::Own(store), _) => store.extend(batch, component),
+            (End::Opened(producer), IfFull::Refuse) => producer.try_extend(batch, component),
+            (End::Opened(producer), _) => producer.extend(batch, component),
+        }
+    }
+
+    fn reserve(&self, component: usize, rows: usize) -> Result<Reserve, UnknownComponent> {
+        match self {
+            End::Own(store) => store.reserve(component, rows),
+            End::Opened(producer) => producer.reserve(component, rows),
+        }
+    }
+
+    fn close(&self) {
+        match self {
+            End::Own(store) => store.close(),
+            End::Opened(producer) => producer.close(),
         }
     }
 }
 
-/// Anything that takes rows as a ring does.
-pub(crate) trait Takes: Sync {
-    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused>;
-    fn try_extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused>;
-    fn wait_for_room(&self, component: usize, timeout: Duration) -> bool;
-}
-
-macro_rules! takes {
-    ($type:ty) => {
-        impl Takes for $type {
-            fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-                <$type>::extend(self, batch, component)
-            }
-
-            fn try_extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-                <$type>::try_extend(self, batch, component)
-            }
-
-            fn wait_for_room(&self, component: usize, timeout: Duration) -> bool {
-                // An unknown component is told by the call that follows.
-                <$type>::wait_for_room(self, component, Some(timeout)).unwrap_or(true)
-            }
-        }
-    };
-}
-
-takes!(RingStore);
-takes!(Producer);
-
-/// What a ring and its lanes share on this side.
+/// What the lanes of a store share on this side.
 pub(crate) struct Intake {
+    pub(crate) components: Vec<Component>,
     pub(crate) depot: Arc<Depot>,
-    pub(crate) unseen: Arc<Unseen>,
     /// Whether callers wait for room: not where the store refuses instead.
     pub(crate) waits: bool,
     /// Whether rows may be handed in piece by piece: only where no later piece can be refused.
@@ -86,33 +155,27 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Hands in rows that are ready.
-    pub(crate) fn extend(
+    /// Waits for room, if the caller is to, and keeps it for all rows of the call.
+    fn room(
         &self,
         py: Python<'_>,
-        to: &impl Takes,
+        end: &End,
         component: usize,
-        rows: &Rows,
-        room: Room,
+        rows: usize,
+        if_full: IfFull,
         timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        self.find_room(py, to, component, rows.len(), room, timeout)?;
-        let handle = room.hand_in(to, rows.take()?, component)?;
-        Ok(WriteOutcome::new(vec![handle], &self.unseen))
+    ) -> PyResult<Option<Permit>> {
+        let deadline = Deadline::new(timeout)?;
+        if !self.waits || if_full != IfFull::Wait {
+            return Ok(None);
+        }
+        let mut reserve = end.reserve(component, rows).or_raise()?;
+        let room = wait(py, &deadline, |slice| reserve.wait_timeout(slice))?;
+        room.ok_or_else(|| no_room(rows, timeout))?.or_raise().map(Some)
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
-    pub(crate) fn write(
-        &self,
-        py: Python<'_>,
-        to: &impl Takes,
-        component: usize,
-        mut rows: Incoming,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        self.find_room(py, to, component, rows.left(), room, timeout)?;
-        let in_pieces = self.in_pieces && matches!(room, Room::Wait);
+    fn copy_and_extend(&self, py: Python<'_>, mut room: Permit, mut rows: Uncopied) -> PyResult<WriteHandle> {
         let mut handles = Vec::with_capacity(1);
         while rows.left() > 0 || handles.is_empty() {
             if !handles.is_empty() {
@@ -120,8 +183,9 @@ impl Intake {
             }
             py.detach(|| {
                 for _ in 0..PIECES {
-                    let batch = if in_pieces { rows.piece(&self.depot)? } else { rows.all(&self.depot)? };
-                    handles.push(room.hand_in(to, batch, component)?);
+                    let batch =
+                        if self.in_pieces { rows.copy_piece(&self.depot)? } else { rows.copy_all(&self.depot)? };
+                    handles.push(room.extend(batch).or_raise()?);
                     if rows.left() == 0 {
                         break;
                     }
@@ -129,26 +193,7 @@ impl Intake {
                 Ok::<_, PyErr>(())
             })?;
         }
-        Ok(WriteOutcome::new(handles, &self.unseen))
-    }
-
-    /// Waits for room, if the caller is to: once, for all rows of a call.
-    fn find_room(
-        &self,
-        py: Python<'_>,
-        to: &impl Takes,
-        component: usize,
-        rows: usize,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<()> {
-        let deadline = Deadline::new(timeout)?;
-        self.unseen.raise()?;
-        if self.waits && matches!(room, Room::Wait) {
-            let found = wait(py, &deadline, |slice| to.wait_for_room(component, slice).then_some(()))?;
-            found.ok_or_else(|| no_room(rows, timeout))?;
-        }
-        Ok(())
+        Ok(WriteHandle::all(handles))
     }
 }
 
@@ -157,63 +202,4 @@ fn no_room(rows: usize, timeout: Option<f64>) -> PyErr {
     PyTimeoutError::new_err(format!(
         "no room for {rows} rows within {limit} s: the consumer lags or has stopped. Nothing was written"
     ))
-}
-
-impl IntoPython for Refused {
-    fn kind(&self, message: String) -> PyErr {
-        self.error.kind(message)
-    }
-}
-
-/// A lane of its own into a ring: the rows of one model replica, never mixed up with another's.
-#[pyclass(frozen, module = "activation_store._native")]
-pub(crate) struct Lane {
-    producer: Home<Producer>,
-    intake: Arc<Intake>,
-}
-
-impl Lane {
-    pub(crate) fn new(producer: Producer, intake: Arc<Intake>) -> Self {
-        Lane { producer: Home::new(producer), intake }
-    }
-}
-
-#[pymethods]
-impl Lane {
-    /// Hands in rows that are ready.
-    #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(
-        &self,
-        py: Python<'_>,
-        component: usize,
-        rows: &Rows,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        self.intake.extend(py, self.producer.get()?, component, rows, room, timeout)
-    }
-
-    /// Copies rows and hands them in.
-    #[pyo3(signature = (component, rows, dtype, features, mask, room, timeout=None))]
-    #[expect(clippy::too_many_arguments, reason = "called from one place in Python")]
-    fn write(
-        &self,
-        component: usize,
-        rows: &Bound<'_, PyAny>,
-        dtype: &str,
-        features: usize,
-        mask: Option<&Bound<'_, PyAny>>,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        let producer = self.producer.get()?;
-        let (incoming, _held) = Incoming::new(rows, dtype, features, mask)?;
-        self.intake.write(rows.py(), producer, component, incoming, room, timeout)
-    }
-
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let producer = self.producer.get()?;
-        py.detach(|| producer.close());
-        Ok(())
-    }
 }

@@ -3,13 +3,19 @@
 //! Python's side (`python/activation_store`) turns arrays into bytes and minibatches into tensors; this side moves the
 //! bytes, waits without the GIL, and maps errors.
 
+mod component;
+mod depot;
+mod dtype;
 mod errors;
+mod fetch;
 mod lane;
 mod minibatch;
 mod process;
 mod ring;
-mod staging;
+mod rows;
+mod stats;
 mod tensor;
+mod uncopied;
 mod wait;
 mod watcher;
 mod write;
@@ -20,13 +26,15 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::lane::Lane;
+    use crate::lane::{IfFull, Lane};
     #[pymodule_export]
     use crate::minibatch::{Block, Minibatch};
     #[pymodule_export]
     use crate::ring::Ring;
     #[pymodule_export]
-    use crate::staging::{Rows, lend};
+    use crate::rows::Rows;
+    #[pymodule_export]
+    use crate::stats::{ComponentStats, Dropped, Stats};
     #[pymodule_export]
     use crate::tensor::{Minibatches, Tensor};
     #[pymodule_export]

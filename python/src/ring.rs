@@ -2,45 +2,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use activation_store::{ActivationStore, DType, Index, Merge, Minibatches, ReadError, RingStore, WhenFull};
+use activation_store::{ActivationStore, Merge, Minibatches, ReadError, RingStore, WhenFull};
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict};
+use pyo3::types::PyByteArray;
 
+use crate::component::Spec;
+use crate::depot::Depot;
+use crate::dtype;
 use crate::errors::OrRaise;
-use crate::lane::{Intake, Lane, Room};
+use crate::fetch::fetch;
+use crate::lane::{End, Intake, Lane};
 use crate::minibatch::Minibatch;
 use crate::process::Home;
-use crate::staging::{self, Depot, Incoming, Rows};
+use crate::stats::Stats;
+use crate::uncopied::PIECE;
 use crate::wait::{Deadline, wait};
-use crate::write::{Unseen, WriteOutcome};
-
-/// A component as Python gives it: name, features, element type.
-pub(crate) type Component = (String, usize, String);
-
-/// Rows of a store, `[row, component, feature]` as `f32`, one after the other.
-pub(crate) fn fetch<'py>(
-    py: Python<'py>,
-    store: &dyn ActivationStore,
-    rows: &[usize],
-) -> PyResult<Bound<'py, PyByteArray>> {
-    let values = py.detach(|| {
-        let mut values: Vec<f32> = Vec::new();
-        // Runs of consecutive rows.
-        for run in rows.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
-            let (part, _) = store.get(Index::from(run[0]..run[0] + run.len())).or_raise()?.into_raw_vec_and_offset();
-            if values.is_empty() { values = part } else { values.extend_from_slice(&part) }
-        }
-        Ok::<_, PyErr>(values)
-    })?;
-    // SAFETY: `f32`s seen as bytes.
-    let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(&values[..])) };
-    Ok(PyByteArray::new(py, bytes))
-}
-
-pub(crate) fn dtype(name: &str) -> PyResult<DType> {
-    name.parse::<DType>().or_raise()
-}
 
 /// What a ring keeps while its Python object lives.
 struct Inside {
@@ -59,20 +36,16 @@ impl Ring {
     pub(crate) fn consumer(&self) -> PyResult<Minibatches> {
         Ok(self.inside.get()?.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
-
-    pub(crate) fn unseen(&self) -> &Unseen {
-        &self.intake.unseen
-    }
 }
 
 #[pymethods]
 impl Ring {
     #[new]
-    #[pyo3(signature = (components, *, batch_size, window, ready_frames, queue_rows, max_skew, seed, drop_last, when_full, merge))]
+    #[pyo3(signature = (components, *, batch_size, window, ready_frames, queue_rows, max_skew, seed, drop_last, when_full, merge, allow_overcommit))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         py: Python<'_>,
-        components: Vec<Component>,
+        components: Vec<Spec>,
         batch_size: usize,
         window: usize,
         ready_frames: usize,
@@ -82,13 +55,14 @@ impl Ring {
         drop_last: bool,
         when_full: &str,
         merge: &str,
+        allow_overcommit: bool,
     ) -> PyResult<Self> {
         // A later piece of a batch must not be refused for running ahead of another component.
         let one_component = components.len() == 1;
         let mut builder = RingStore::builder();
         let mut row_bytes = 0_usize;
         for (name, features, element) in components {
-            let element = dtype(&element)?;
+            let element = dtype::parse(&element)?;
             row_bytes = row_bytes.saturating_add(features.saturating_mul(element.size()));
             builder = builder.component_of(name, features, element);
         }
@@ -111,7 +85,7 @@ impl Ring {
         };
         let waits = !matches!(when_full, WhenFull::Reject);
         builder = builder.batch_size(batch_size).window(window).ready_frames(ready_frames).seed(seed);
-        builder = builder.drop_last(drop_last).when_full(when_full).merge(merge);
+        builder = builder.drop_last(drop_last).when_full(when_full).merge(merge).allow_overcommit(allow_overcommit);
         if let Some(rows) = queue_rows {
             builder = builder.queue_rows(rows);
         }
@@ -121,69 +95,33 @@ impl Ring {
         let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
         let store = py.detach(|| builder.build()).or_raise()?;
         let consumer = Mutex::new(store.minibatches());
-        let intake = Intake { depot: Depot::new(queue), unseen: Arc::default(), waits, in_pieces };
+        let components = store.components().to_vec();
+        let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
         Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
     }
 
-    /// Copies rows, seen as bytes, for a later `extend`.
-    #[pyo3(signature = (rows, dtype, features, mask=None))]
-    fn stage(
-        &self,
-        rows: &Bound<'_, PyAny>,
-        dtype: &str,
-        features: usize,
-        mask: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Rows> {
-        self.inside.get()?;
-        staging::stage(&self.intake.depot, rows, dtype, features, mask)
+    /// The store's own lane.
+    fn own_lane(&self) -> PyResult<Lane> {
+        Ok(Lane::new(End::Own(self.inside.get()?.store.clone()), self.intake.clone()))
     }
 
-    /// Hands rows in; `room` says what to do while the queue is full: "line", "wait" or "need".
-    #[pyo3(signature = (component, rows, room, timeout=None))]
-    fn extend(
-        &self,
-        py: Python<'_>,
-        component: usize,
-        rows: &Rows,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        self.intake.extend(py, &self.inside.get()?.store, component, rows, room, timeout)
-    }
-
-    /// Copies rows and hands them in.
-    #[pyo3(signature = (component, rows, dtype, features, mask, room, timeout=None))]
-    #[expect(clippy::too_many_arguments, reason = "called from one place in Python")]
-    fn write(
-        &self,
-        component: usize,
-        rows: &Bound<'_, PyAny>,
-        dtype: &str,
-        features: usize,
-        mask: Option<&Bound<'_, PyAny>>,
-        room: Room,
-        timeout: Option<f64>,
-    ) -> PyResult<WriteOutcome> {
-        let store = &self.inside.get()?.store;
-        let (incoming, _held) = Incoming::new(rows, dtype, features, mask)?;
-        self.intake.write(rows.py(), store, component, incoming, room, timeout)
-    }
-
-    fn lane(&self) -> PyResult<Lane> {
+    /// Opens a lane.
+    fn open_lane(&self) -> PyResult<Lane> {
         let producer = self.inside.get()?.store.producer().or_raise()?;
-        Ok(Lane::new(producer, self.intake.clone()))
+        Ok(Lane::new(End::Opened(producer), self.intake.clone()))
     }
 
     /// The next minibatch; None at the end.
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
         let mut consumer = self.consumer()?;
-        self.intake.unseen.raise()?;
         let next = wait(py, &Deadline::new(timeout)?, |slice| match consumer.next_timeout(slice) {
             Err(ReadError::Timeout(_)) => None,
             next => Some(next),
         })?;
         match next {
+            // Made for this call, but the consumer is the store's own, which is older.
+            Some(Err(ReadError::Aborted)) => Ok(None),
             Some(next) => next.or_raise()?.map(Minibatch::new).transpose(),
             None => {
                 let limit = timeout.unwrap_or_default();
@@ -196,7 +134,6 @@ impl Ring {
     #[pyo3(signature = (timeout=None))]
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
         let mut flush = self.inside.get()?.store.flush();
-        self.intake.unseen.raise()?;
         match wait(py, &Deadline::new(timeout)?, |slice| flush.wait_timeout(slice))? {
             Some(done) => done.or_raise(),
             None => {
@@ -231,6 +168,12 @@ impl Ring {
         Ok(self.inside.get()?.store.is_closed())
     }
 
+    /// Rows that a minibatch's rows are spread over, in whole minibatches.
+    #[getter]
+    fn window(&self) -> PyResult<usize> {
+        Ok(self.inside.get()?.store.window())
+    }
+
     /// Bytes of the ring's frames.
     #[getter]
     fn nbytes(&self) -> PyResult<usize> {
@@ -254,28 +197,9 @@ impl Ring {
         fetch(py, &self.inside.get()?.store, &rows)
     }
 
-    /// Counters: `{"components": {name: {...}}, ...}`.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    /// Counts, all taken at the same moment.
+    fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         let store = &self.inside.get()?.store;
-        let stats = py.detach(|| store.stats());
-        let components = PyDict::new(py);
-        for component in &stats.components {
-            let counts = PyDict::new(py);
-            counts.set_item("accepted", component.accepted)?;
-            counts.set_item("queued", component.queued)?;
-            counts.set_item("resident", component.resident)?;
-            counts.set_item("served", component.served)?;
-            counts.set_item("dropped", component.dropped)?;
-            components.set_item(&*component.name, counts)?;
-        }
-        let all = PyDict::new(py);
-        all.set_item("components", components)?;
-        all.set_item("minibatches_served", stats.minibatches_served)?;
-        all.set_item("producer_wait", stats.producer_wait.as_secs_f64())?;
-        all.set_item("consumer_wait", stats.consumer_wait.as_secs_f64())?;
-        all.set_item("frames_open", stats.frames_open)?;
-        all.set_item("frames_ready", stats.frames_ready)?;
-        all.set_item("frames_lent", stats.frames_lent)?;
-        Ok(all)
+        Ok(py.detach(|| store.stats()).into())
     }
 }

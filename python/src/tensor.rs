@@ -8,50 +8,41 @@ use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
+use crate::component::{Key, Spec};
+use crate::depot::Depot;
+use crate::dtype;
 use crate::errors::OrRaise;
+use crate::fetch::fetch;
 use crate::minibatch::Minibatch;
 use crate::process::Home;
-use crate::ring::{Component, dtype, fetch};
-use crate::staging::{self, Depot, Rows};
-use crate::write::{Unseen, WriteOutcome};
+use crate::rows::Rows;
+use crate::uncopied::PIECE;
+use crate::write::WriteOutcome;
 
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Tensor {
     store: Home<TensorStore>,
     depot: Arc<Depot>,
-    unseen: Arc<Unseen>,
 }
 
 #[pymethods]
 impl Tensor {
     #[new]
-    fn new(py: Python<'_>, components: Vec<Component>, max_items: usize, seed: u64) -> PyResult<Self> {
+    fn new(py: Python<'_>, components: Vec<Spec>, max_items: usize, seed: u64) -> PyResult<Self> {
         let mut builder = TensorStore::builder().max_items(max_items).seed(seed);
         for (name, features, element) in components {
-            builder = builder.component_of(name, features, dtype(&element)?);
+            builder = builder.component_of(name, features, dtype::parse(&element)?);
         }
         let store = py.detach(|| builder.build()).or_raise()?;
-        Ok(Tensor { store: Home::new(store), depot: Depot::new(0), unseen: Arc::default() })
+        Ok(Tensor { store: Home::new(store), depot: Depot::new(0, PIECE) })
     }
 
-    /// Copies rows, seen as bytes, for a later `extend`.
-    #[pyo3(signature = (rows, dtype, features, mask=None))]
-    fn stage(
-        &self,
-        rows: &Bound<'_, PyAny>,
-        dtype: &str,
-        features: usize,
-        mask: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Rows> {
-        self.store.get()?;
-        staging::stage(&self.depot, rows, dtype, features, mask)
-    }
-
-    /// Hands rows in. The handle tells when they are in the store.
-    fn extend(&self, component: usize, rows: &Rows) -> PyResult<WriteOutcome> {
+    /// Hands rows in, and copies them first if they are neither copied nor lent.
+    fn extend(&self, py: Python<'_>, component: Key, rows: &Rows) -> PyResult<WriteOutcome> {
         let store = self.store.get()?;
-        let handle = ActivationStore::extend(store, rows.take()?, component).or_raise()?;
-        Ok(WriteOutcome::new(vec![handle], &self.unseen))
+        let component = component.find(store.components())?;
+        let batch = rows.take()?.into_batch(py, &self.depot)?;
+        Ok(WriteOutcome::new(ActivationStore::extend(store, batch, component).or_raise()?, rows.len()))
     }
 
     fn empty(&self, py: Python<'_>) -> PyResult<()> {

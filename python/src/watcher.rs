@@ -139,9 +139,7 @@ impl Watcher {
 
     /// Calls `callback(minibatch or None, exception or None)` with the next minibatch. Returns a number for `forget`.
     fn watch_next(&self, ring: &Ring, callback: Py<PyAny>) -> PyResult<u64> {
-        let consumer = ring.consumer()?;
-        ring.unseen().raise()?;
-        Ok(self.add(Awaited::Next(consumer), callback))
+        Ok(self.add(Awaited::Next(ring.consumer()?), callback))
     }
 
     /// Stops watching, unless it has come already.
@@ -160,6 +158,8 @@ impl Watcher {
         while let Some((came, callback)) = py.detach(|| self.next_done()) {
             let called = match came {
                 Came::Write => callback.call0(py),
+                // Made for this call, but the consumer is the store's own, which is older.
+                Came::Next(Err(ReadError::Aborted)) => callback.call1(py, (None::<Minibatch>, None::<PyErr>)),
                 Came::Next(next) => match next.or_raise().and_then(|next| next.map(Minibatch::new).transpose()) {
                     Ok(next) => callback.call1(py, (next, None::<PyErr>)),
                     Err(error) => callback.call1(py, (None::<Minibatch>, error)),

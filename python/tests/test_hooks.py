@@ -79,19 +79,19 @@ def expected(model, inputs, number):
 
 def test_outputs_of_several_modules(model):
     store = store_of()
-    inputs = torch.rand(10, 4, 6)
-    plain = model(inputs)
+    parts = torch.rand(10, 4, 6).split(3)
+    plain = [model(part) for part in parts]
     with capture(model, PATHS, store) as captured:
-        for part in inputs.split(3):
-            result = model(part)
+        results = [model(part) for part in parts]
         assert captured.passes == 4
-    assert torch.equal(result, plain[9:]), "the result is what it was"
+    # Part by part: a matrix product over another number of rows may differ in the last bits.
+    assert all(map(torch.equal, results, plain)), "the results are what they were"
     assert hooks_of(model) == 0
     store.close()
     batches = list(store)
     first, last = (torch.cat([batch[name] for batch in batches]) for name in ("first", "last"))
     order = first[:, 0].argsort()
-    wanted = expected(model, inputs, 0), expected(model, inputs, 2)
+    wanted = [torch.cat([expected(model, part, number) for part in parts]) for number in (0, 2)]
     wanted_order = wanted[0][:, 0].argsort()
     torch.testing.assert_close(first[order], wanted[0][wanted_order])
     torch.testing.assert_close(last[order], wanted[1][wanted_order])
@@ -254,7 +254,7 @@ def test_modules_that_do_not_run_are_told(model):
     ("paths", "error", "message"),
     [
         ({"blocks.7": "first"}, ValueError, "no module 'blocks.7'; it has 'blocks"),
-        ({"blocks.0": "frist"}, IndexError, "no component frist"),
+        ({"blocks.0": "frist"}, IndexError, 'no component "frist"'),
         ({"blocks.0": 2}, IndexError, "no component 2"),
         ({"blocks.0": "first", "blocks.1": 0}, ValueError, "two modules are captured into one component"),
         ({}, ValueError, "nothing to capture"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import drain, numbered
 
-from activation_store import RingStore, StoreClosedError, StoreFullError
+from activation_store import ComponentStats, Dropped, RingStore, Stats, StoreClosedError, StoreFullError
 
 
 def test_rows_come_out_once_and_shuffled(in_thread):
@@ -118,7 +118,7 @@ def test_what_is_kept_starves_nobody(in_thread):
 
 
 def test_a_loop_can_be_broken_off_and_taken_up_again():
-    store = RingStore(4, batch_size=8, window=16, output="numpy")
+    store = RingStore(4, batch_size=8, window=16, queue_rows=100, output="numpy")
     store.extend(numbered(40, 4))
     for _ in store:
         break
@@ -181,7 +181,7 @@ def test_a_full_store_can_reject_or_drop():
         store.extend(numbered(8, 4, first=start))
     store.flush()
     counts = store.stats().components["0"]
-    assert counts.dropped > 0
+    assert counts.dropped == counts.dropped_by.oldest > 0
     assert counts.accepted == counts.resident + counts.served + counts.dropped == 800
 
 
@@ -190,7 +190,7 @@ def test_append_takes_one_row():
     for row in numbered(20, 4):
         store.append(row, 0)
     store.flush()  # so that there is room
-    store.try_append(numbered(1, 4, first=20))
+    store.try_extend(numbered(1, 4, first=20))
     with pytest.raises(ValueError, match="append takes one row, but got 2"):
         store.append(numbered(2, 4), 0)
     assert np.array_equal(drain(store), numbered(21, 4))
@@ -267,12 +267,34 @@ def test_counters_and_accessors():
     assert len(store) == 10 and store
     assert store.n_components == 2 and store.component_names == ("a", "b") and store.batch_size == 8
     assert store.__sizeof__() == 32 * 5 * 4
-    assert "a: 2 f32" in repr(store)
+    assert repr(store) == "RingStore({'a': (2, 'f32'), 'b': (3, 'f32')}, batch_size=8, window=32)"
     stats = store.stats()
     assert stats.components["a"].accepted == 20 and stats.minibatches_served == 0
     store.empty()
     assert len(store) == 0
-    assert store.stats().components["b"].dropped == 10
+    assert store.stats().components["b"].dropped_by.emptied == store.stats().components["b"].dropped == 10
+
+
+def test_stats_are_values():
+    store = RingStore({"a": 2, "b": 3}, batch_size=8, window=32, max_skew=100, output="numpy")
+    store.extend(numbered(20, 2), "a")
+    store.flush()
+    first, again = store.stats(), store.stats()
+    assert first == again and first.components == again.components
+    assert list(first.components) == ["a", "b"] and first.components["a"] != first.components["b"]
+    assert repr(first.components["a"]) == (
+        "ComponentStats(accepted=20, queued=0, resident=20, served=0, dropped=0, "
+        "dropped_by=Dropped(oldest=0, emptied=0, aborted=0, last=0, unmatched=0))"
+    )
+    assert str(first).startswith("20 rows taken, 0 served in 0 minibatches, 20 in the ring, 0 queued; producers waited ")
+    assert repr(first).startswith("Stats(components={'a': ComponentStats(accepted=20, ") and "frames_open=4" in repr(first)
+    store.extend(numbered(1, 2), "a").result(10)
+    assert store.stats() != first and first == again, "a picture does not change"
+    for kind in (Stats, ComponentStats, Dropped):
+        public = [name for name in vars(kind) if not name.startswith("_")]
+        assert public and all(getattr(kind, name).__doc__ for name in public)
+    with pytest.raises(AttributeError):
+        first.components["a"].accepted = 0
 
 
 def test_rows_in_the_ring_can_be_looked_at():
@@ -291,7 +313,7 @@ def test_drop_last():
     store.extend(numbered(20, 2))
     store.close()
     assert sum(len(batch) for batch in store) == 16
-    assert store.stats().components["0"].dropped == 4
+    assert store.stats().components["0"].dropped_by.last == store.stats().components["0"].dropped == 4
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ def test_no_rows(make):
     store = store_of(4)
     assert store.extend(make(np.empty((0, 4), np.float32))).result(10).rows == 0
     assert store.extend(make(np.empty((3, 0, 4), np.float32))).result(10).rows == 0
+    assert store.extend(make(np.empty((0, 0), np.float32))).result(10).rows == 0
     assert store.extend(make(numbered(3, 4)), mask=np.zeros(3, bool)).result(10).rows == 0
     assert len(drain(store)) == 0
 
@@ -232,11 +233,18 @@ def test_tensors_that_are_no_batch():
         store.extend(torch.zeros(3, 4), mask=torch.ones(3, dtype=torch.bool, device="meta"))
 
 
-@pytest.mark.parametrize("component", [1, -2, "b"])
-def test_no_such_component(component):
-    store = store_of(4)
-    with pytest.raises(IndexError, match=rf'there is no component {component}; this store has 0 \("0"\)'):
-        store.extend(numbered(8, 4), component)
+@pytest.mark.parametrize(("component", "named"), [(1, "1"), (-2, "-2"), ("b", '"b"')])
+def test_no_such_component(component, named):
+    for store in (store_of(4), TensorActivationStore(8, 4, 1)):
+        with pytest.raises(IndexError, match=rf'there is no component {named}; this store has 0 \("0"\)'):
+            store.extend(numbered(8, 4), component)
+        assert store.extend(numbered(8, 4), -1).result(10).rows == 8
+
+
+def test_a_component_is_a_number_or_a_name():
+    for component in (None, 0.0, (0,)):
+        with pytest.raises(TypeError, match="a component is a number or a name"):
+            store_of(4).extend(numbered(8, 4), component)
 
 
 def test_a_component_too_far_ahead_is_told():
@@ -255,7 +263,8 @@ def test_a_component_too_far_ahead_is_told():
         ({"components": 4, "batch_size": -1}, "batch_size is -1"),
         ({"components": 4, "batch_size": 8, "window": 4}, "window is 4 rows, less than one minibatch of 8"),
         ({"components": 4, "window": 2**62}, "overflow|cannot be allocated|at most"),
-        ({"components": 1 << 20, "window": 1 << 30}, "cannot be allocated"),
+        ({"components": 1 << 20, "window": 1 << 30}, "no window fits.*allow_overcommit=True builds it all the same"),
+        ({"components": 1 << 20, "window": 1 << 30, "allow_overcommit": True}, "cannot be allocated"),
         ({"components": 4, "dtype": "f64"}, "unknown dtype 'f64'; use one of f32"),
         ({"components": 4, "when_full": "explode"}, "when_full is"),
         ({"components": 4, "merge": "chance"}, "merge is"),
@@ -282,9 +291,9 @@ def test_what_cannot_be_copied_is_a_memory_error():
     ("rows", "error", "message"),
     [
         (np.ma.masked_array(np.zeros((2, 4), np.float32)), TypeError, "masked array"),
-        (np.zeros((3, 0), np.float32), ValueError, "takes rows of 4 features"),
-        (np.zeros((0, 0), np.float32), ValueError, "takes rows of 4 features"),
-        (np.zeros(0, np.float32), ValueError, "takes rows of 4 features"),
+        (np.zeros((3, 0), np.float32), ValueError, r"shape \(3, 0\) has rows of 0 features"),
+        (np.zeros(0, np.float32), ValueError, r"shape \(0,\) has rows of 0 features"),
+        (np.zeros((0, 5), np.float32), ValueError, "takes rows of 4 features, but the batch has 5"),
     ],
 )
 def test_more_that_is_no_batch(rows, error, message):

@@ -8,118 +8,52 @@
 //! ```
 //!
 //! Frames are carved from chunks of about 8 MiB so that small frames too lie on huge pages, while a minibatch that the
-//! consumer keeps pins little memory beyond its own.
+//! consumer keeps pins little memory beyond its own. The operating system provides chunks zeroed, and lazily: allocating
+//! costs next to nothing, and the first write to a page waits until the operating system has zeroed it.
 
-use std::alloc::{self, Layout as Memory};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use memmap2::MmapMut;
+
 use crate::error::BuildError;
-use crate::rows::layout::{ALIGN, Layout};
+use crate::rows::layout::Layout;
 
 const CHUNK: usize = 8 << 20;
+/// Operating systems bound how many mappings a process has (Linux: 65,530), so chunks are larger when there are many.
+const MOST_CHUNKS: usize = 8192;
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Memory of several frames, freed with the last of them.
-struct Chunk {
-    start: NonNull<u8>,
-    memory: Memory,
-}
-
-// SAFETY: a chunk is plain memory without thread affinity; it is only ever touched through the frames carved from it.
-unsafe impl Send for Chunk {}
-// SAFETY: as above; a shared `Chunk` gives no access to the memory.
-unsafe impl Sync for Chunk {}
-
-impl Chunk {
-    fn allocate(bytes: usize) -> Option<Chunk> {
-        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
-        let memory = Memory::from_size_align(bytes, align).ok().filter(|memory| memory.size() > 0)?;
-        // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc::alloc(memory) })?;
-        advise_huge_pages(start, memory);
-        Some(Chunk { start, memory })
+/// Maps `used` bytes of zeroes, and says where in the mapping they start: on a huge page, where they fill one.
+fn map(used: usize) -> Option<(MmapMut, usize)> {
+    if used < HUGE_PAGE {
+        return Some((MmapMut::map_anon(used).ok()?, 0));
     }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `allocate` with this layout, and no frame is left to use it.
-        unsafe { alloc::dealloc(self.start.as_ptr(), self.memory) }
-    }
+    // What is before and behind the used bytes is never touched, so it takes up addresses but no memory.
+    let chunk = MmapMut::map_anon(used.checked_add(HUGE_PAGE)?).ok()?;
+    let address = chunk.as_ptr() as usize;
+    let start = address.next_multiple_of(HUGE_PAGE) - address;
+    advise_huge_pages(&chunk, start, used);
+    Some((chunk, start))
 }
 
 /// Fewer TLB misses for the writer, which writes to many frames in turn. Advice only: failing costs speed, not correctness.
 #[cfg(all(target_os = "linux", not(miri)))]
-fn advise_huge_pages(start: NonNull<u8>, memory: Memory) {
-    if memory.align() >= HUGE_PAGE {
-        // SAFETY: the range is an allocation of ours, and the advice does not change what it holds.
-        unsafe { libc::madvise(start.as_ptr().cast(), memory.size(), libc::MADV_HUGEPAGE) };
-    }
+fn advise_huge_pages(chunk: &MmapMut, start: usize, used: usize) {
+    let _ = chunk.advise_range(memmap2::Advice::HugePage, start, used);
 }
 
 #[cfg(not(all(target_os = "linux", not(miri))))]
-fn advise_huge_pages(_: NonNull<u8>, _: Memory) {}
+fn advise_huge_pages(_: &MmapMut, _: usize, _: usize) {}
 
-/// Memory that has been obtained but not touched yet: first-touch page faults are dear, so the thread that will use
-/// the frames pays for them, once, through [`Reserved::touch`].
-pub(crate) struct Reserved {
-    layout: Arc<Layout>,
-    chunks: Vec<(Chunk, usize)>,
-}
-
-impl Reserved {
-    /// Obtains memory for `count` frames.
-    pub(crate) fn new(layout: &Arc<Layout>, count: usize, what: &'static str) -> Result<Self, BuildError> {
-        let (rows, row_bytes) = (count.saturating_mul(layout.rows()), layout.bytes() / layout.rows().max(1));
-        let overflow = || BuildError::Overflow { what, rows, row_bytes };
-        let total =
-            layout.bytes().checked_mul(count).filter(|&total| isize::try_from(total).is_ok()).ok_or_else(overflow)?;
-        let refused = || BuildError::Allocation { what, bytes: total, rows, row_bytes };
-        // Asked for in one piece first: an operating system that overcommits refuses only single requests that are too large.
-        drop(Chunk::allocate(total).ok_or_else(refused)?);
-        let per_chunk = (CHUNK / layout.bytes()).max(1);
-        let mut chunks = Vec::with_capacity(count.div_ceil(per_chunk));
-        let mut left = count;
-        while left > 0 {
-            let frames = left.min(per_chunk);
-            chunks.push((Chunk::allocate(frames * layout.bytes()).ok_or_else(refused)?, frames));
-            left -= frames;
-        }
-        Ok(Reserved { layout: layout.clone(), chunks })
-    }
-
-    /// Zeroes the memory, which also makes the operating system provide it.
-    pub(crate) fn touch(self) -> Vec<Frame> {
-        let mut frames = Vec::new();
-        for (chunk, count) in self.chunks {
-            // SAFETY: the chunk is `memory.size()` bytes long, and nothing else refers to it yet.
-            unsafe { chunk.start.as_ptr().write_bytes(0, chunk.memory.size()) };
-            let chunk = Arc::new(chunk);
-            for i in 0..count {
-                // SAFETY: the chunk was sized for `count` frames, so the frame's start is within it.
-                let start = unsafe { chunk.start.add(i * self.layout.bytes()) };
-                frames.push(Frame {
-                    start,
-                    len: self.layout.bytes(),
-                    layout: self.layout.clone(),
-                    _chunk: chunk.clone(),
-                });
-            }
-        }
-        frames
-    }
-}
-
-/// The memory of one minibatch: `layout.rows()` rows of every component. Always initialised.
+/// The memory of one minibatch: `layout.rows()` rows of every component. Always initialised, with zeroes at first.
 pub(crate) struct Frame {
-    /// Start of `len` initialised bytes that this frame alone uses.
-    start: NonNull<u8>,
-    /// `layout.bytes()`; here too, for the writer asks for it with every row.
-    len: usize,
+    /// Initialised bytes that this frame alone uses.
+    memory: NonNull<[u8]>,
     layout: Arc<Layout>,
-    _chunk: Arc<Chunk>,
+    /// What `memory` lies in; unmapped with its last frame.
+    _chunk: Arc<MmapMut>,
 }
 
 // SAFETY: a frame owns its bytes, which have no thread affinity.
@@ -128,9 +62,32 @@ unsafe impl Send for Frame {}
 unsafe impl Sync for Frame {}
 
 impl Frame {
-    /// A frame in memory of its own.
-    pub(crate) fn allocate(layout: &Arc<Layout>, what: &'static str) -> Result<Self, BuildError> {
-        Ok(Reserved::new(layout, 1, what)?.touch().remove(0))
+    /// Obtains `count` frames. Returns at once: the operating system provides the memory when it is first written to.
+    pub(crate) fn allocate(layout: &Arc<Layout>, count: usize, what: &'static str) -> Result<Vec<Self>, BuildError> {
+        let (rows, row_bytes) = (count.saturating_mul(layout.rows()), layout.bytes() / layout.rows().max(1));
+        let overflow = || BuildError::Overflow { what, rows, row_bytes };
+        let total =
+            layout.bytes().checked_mul(count).filter(|&total| isize::try_from(total).is_ok()).ok_or_else(overflow)?;
+        let refused = || BuildError::Allocation { what, bytes: total, rows, row_bytes };
+        // Asked for in one piece first: an operating system that overcommits refuses only single requests that are too large.
+        drop(map(total).ok_or_else(refused)?);
+        let per_chunk = (CHUNK / layout.bytes()).max(count.div_ceil(MOST_CHUNKS)).max(1);
+        let mut frames = Vec::with_capacity(count);
+        while frames.len() < count {
+            let used = per_chunk.min(count - frames.len()) * layout.bytes();
+            let (mut chunk, start) = map(used).ok_or_else(refused)?;
+            let parts = chunk[start..][..used].chunks_exact_mut(layout.bytes());
+            let parts: Vec<NonNull<[u8]>> = parts.map(NonNull::from).collect();
+            let chunk = Arc::new(chunk);
+            let frame = |memory| Frame { memory, layout: layout.clone(), _chunk: chunk.clone() };
+            frames.extend(parts.into_iter().map(frame));
+        }
+        Ok(frames)
+    }
+
+    /// Obtains one frame, in memory of its own.
+    pub(crate) fn allocate_one(layout: &Arc<Layout>, what: &'static str) -> Result<Self, BuildError> {
+        Ok(Self::allocate(layout, 1, what)?.swap_remove(0))
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {
@@ -147,17 +104,22 @@ impl Frame {
         }
     }
 
+    /// Where its memory starts, for its parts.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.memory.cast()
+    }
+
     /// Every component, block after block.
-    pub(crate) fn all(&self) -> &[u8] {
-        // SAFETY: `start` is the start of `len` initialised bytes that only this frame uses (see `Reserved::touch`).
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    fn all(&self) -> &[u8] {
+        // SAFETY: `allocate` gives each frame a part of its own of a mapped, zeroed chunk, which the frame keeps mapped.
+        unsafe { self.memory.as_ref() }
     }
 
     /// Every component, block after block.
     #[inline]
     pub(crate) fn all_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `all`, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        unsafe { self.memory.as_mut() }
     }
 
     /// The first `rows` rows of a component.
@@ -196,7 +158,7 @@ impl fmt::Debug for Frame {
 mod tests {
     use super::*;
     use crate::rows::element::DType;
-    use crate::rows::layout::Component;
+    use crate::rows::layout::{ALIGN, Component};
 
     fn layout(features: usize, rows: usize) -> Arc<Layout> {
         let component = |name: &str, features, dtype| Component { name: name.into(), features, dtype };
@@ -206,10 +168,11 @@ mod tests {
     #[test]
     fn frames_are_zeroed_aligned_and_disjoint() {
         let layout = layout(5, 7);
-        let mut frames = Reserved::new(&layout, 9, "test").unwrap().touch();
+        let mut frames = Frame::allocate(&layout, 9, "test").unwrap();
         assert_eq!(frames.len(), 9);
         for (i, frame) in frames.iter_mut().enumerate() {
             assert!(frame.all().iter().all(|&byte| byte == 0));
+            assert_eq!(frame.all().len(), layout.bytes());
             for component in 0..2 {
                 assert_eq!(frame.rows(component, 7).as_ptr() as usize % ALIGN, 0);
                 for slot in 0..7 {
@@ -229,7 +192,37 @@ mod tests {
     #[cfg_attr(miri, ignore = "asks for more memory than Miri has")]
     fn impossible_sizes_are_refused() {
         let layout = layout(1 << 20, 1 << 20);
-        assert!(matches!(Reserved::new(&layout, 1 << 30, "test"), Err(BuildError::Overflow { .. })));
-        assert!(matches!(Reserved::new(&layout, 1 << 10, "test"), Err(BuildError::Allocation { .. })));
+        assert!(matches!(Frame::allocate(&layout, 1 << 30, "test"), Err(BuildError::Overflow { .. })));
+        assert!(matches!(Frame::allocate(&layout, 1 << 10, "test"), Err(BuildError::Allocation { .. })));
+    }
+
+    /// Which of the frame's pages are in memory, if the operating system says.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    fn present(frame: &Frame) -> Option<Vec<bool>> {
+        use std::os::unix::fs::FileExt;
+        const PAGE: usize = 4 << 10;
+        let pagemap = std::fs::File::open("/proc/self/pagemap").ok()?;
+        let pages = frame.all().as_ptr() as usize / PAGE..(frame.all().as_ptr_range().end as usize).div_ceil(PAGE);
+        let mut entries = vec![0_u8; pages.len() * 8];
+        pagemap.read_exact_at(&mut entries, pages.start as u64 * 8).ok()?;
+        Some(entries.chunks_exact(8).map(|entry| entry[7] & 0x80 != 0).collect())
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[cfg_attr(miri, ignore = "Miri has no pages")]
+    fn memory_comes_when_it_is_written_to() {
+        // Two to a chunk, on huge pages; and some to a page.
+        for layout in [layout(900, 1000), layout(5, 7)] {
+            let mut frames = Frame::allocate(&layout, 5, "test").unwrap();
+            let Some(before) = present(&frames[4]) else {
+                eprintln!("skipped: /proc/self/pagemap cannot be read here");
+                return;
+            };
+            assert!(!before.contains(&true), "{before:?}");
+            frames[4].all_mut().fill(1);
+            let after = present(&frames[4]).unwrap();
+            assert!(!after.contains(&false), "{after:?}");
+        }
     }
 }

@@ -3,7 +3,9 @@
 //! A layout comes in and frames go out: aligned, initialised memory for a minibatch. Batches come in and are copied, or
 //! converted to the component's element type, row by row.
 
+pub(crate) mod available;
 pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod frame;
+pub(crate) mod part;
 pub(crate) mod pool;

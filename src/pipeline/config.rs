@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use crate::error::BuildError;
+use crate::ring::deal::frame_rows;
 use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
 
@@ -48,7 +49,7 @@ pub struct RingStoreBuilder {
     components: Vec<(String, usize, Option<DType>)>,
     dtype: DType,
     batch_size: usize,
-    window: usize,
+    window: Window,
     ready_frames: usize,
     queue_rows: Option<usize>,
     max_skew: Option<usize>,
@@ -56,13 +57,24 @@ pub struct RingStoreBuilder {
     drop_last: bool,
     when_full: WhenFull,
     merge: Merge,
+    allow_overcommit: bool,
     pub(crate) runtime: Option<Handle>,
+}
+
+/// How the window is given.
+#[derive(Clone, Copy, Debug)]
+enum Window {
+    Rows(usize),
+    /// As large as so many bytes allow.
+    Memory(usize),
 }
 
 /// A checked configuration.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) layout: Arc<Layout>,
+    /// Rows of a minibatch. Those of a frame are a multiple.
+    pub(crate) batch_size: usize,
     pub(crate) open_frames: usize,
     pub(crate) ready_frames: usize,
     pub(crate) queue_rows: usize,
@@ -71,13 +83,65 @@ pub(crate) struct Config {
     pub(crate) drop_last: bool,
     pub(crate) when_full: WhenFull,
     pub(crate) merge: Merge,
+    pub(crate) allow_overcommit: bool,
 }
 
 impl Config {
-    /// Frames that are neither open nor with a consumer: those that may be ready, and one to work on.
+    /// Frames beside the open ones: those ready, and one that a consumer works on.
     pub(crate) fn spare_frames(&self) -> usize {
-        self.ready_frames + 1
+        spare_frames(self.ready_frames)
     }
+
+    /// Rows of the window: whole frames.
+    pub(crate) fn window(&self) -> usize {
+        self.open_frames.saturating_mul(self.layout.rows())
+    }
+
+    /// All frames.
+    pub(crate) fn frames(&self) -> usize {
+        self.open_frames.saturating_add(self.spare_frames())
+    }
+
+    /// Refuses a store that needs more than nine tenths of the memory that is `available`: the rest of the process needs
+    /// some, too.
+    pub(crate) fn check_memory(&self, available: Option<usize>) -> Result<(), BuildError> {
+        let Some(available) = available.filter(|_| !self.allow_overcommit) else {
+            return Ok(());
+        };
+        let available = available - available / 10;
+        let rows = self.layout.rows();
+        match self.layout.bytes().checked_mul(self.frames()) {
+            Some(needed) if needed > available => Err(BuildError::Memory {
+                window: self.window(),
+                needed,
+                available,
+                largest_window: open_frames_in(available, &self.layout, self.ready_frames).saturating_mul(rows),
+            }),
+            // What overflows is refused when it is allocated.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn spare_frames(ready_frames: usize) -> usize {
+    ready_frames.saturating_add(1)
+}
+
+/// The largest window of a store of so many bytes.
+fn window_in(bytes: usize, layout: &Layout, ready_frames: usize) -> Result<usize, BuildError> {
+    match open_frames_in(bytes, layout, ready_frames) {
+        0 => Err(BuildError::MemoryTooSmall {
+            memory: bytes,
+            batch_size: layout.rows(),
+            needed: layout.bytes().saturating_mul(spare_frames(ready_frames).saturating_add(1)),
+        }),
+        frames => Ok(frames.saturating_mul(layout.rows())),
+    }
+}
+
+/// How many frames a store of so many bytes can have open.
+fn open_frames_in(bytes: usize, layout: &Layout, ready_frames: usize) -> usize {
+    (bytes / layout.bytes()).saturating_sub(spare_frames(ready_frames))
 }
 
 impl Default for RingStoreBuilder {
@@ -86,7 +150,7 @@ impl Default for RingStoreBuilder {
             components: Vec::new(),
             dtype: DType::F32,
             batch_size: 4096,
-            window: 262_144,
+            window: Window::Rows(262_144),
             ready_frames: 2,
             queue_rows: None,
             max_skew: None,
@@ -94,6 +158,7 @@ impl Default for RingStoreBuilder {
             drop_last: false,
             when_full: WhenFull::Wait,
             merge: Merge::Arrival,
+            allow_overcommit: false,
             runtime: None,
         }
     }
@@ -124,15 +189,34 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Rows that a minibatch's rows are spread over, rounded down to whole minibatches. Default: 262,144.
+    /// Rows that a minibatch's rows are spread over, rounded down to whole frames. Default: 262,144.
     ///
-    /// The ring takes the memory of that many rows.
+    /// A frame is a minibatch, or several small ones: [`Plan::frame_rows`](crate::Plan::frame_rows).
+    ///
+    /// The larger the window, the better minibatches are mixed, and the later training starts:
+    ///
+    /// * The ring takes the memory of that many rows. The operating system provides it as the first window of rows comes,
+    ///   which adds about 0.1 s for each GiB, and more where a virtual machine must first get it from its host.
+    /// * The first minibatch is ready after half a window of rows.
+    /// * About half a window of rows, and the ready minibatches, fit before a consumer must take one.
+    ///
+    /// [`plan`](Self::plan) gives the figures of a configuration; [`memory`](Self::memory) sizes the window by memory.
     pub fn window(mut self, rows: usize) -> Self {
-        self.window = rows;
+        self.window = Window::Rows(rows);
         self
     }
 
-    /// Full minibatches that may wait for a consumer. Default: 2.
+    /// Sets the [`window`](Self::window) to the largest whose memory fits in `bytes`, ready minibatches and one in a
+    /// consumer's hands included.
+    ///
+    /// Of `window` and `memory`, the later call counts. Batches that wait in the queue are not included: they are the
+    /// callers' memory.
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.window = Window::Memory(bytes);
+        self
+    }
+
+    /// Full frames that may wait for a consumer: minibatches, unless they are so small that several share a frame. Default: 2.
     pub fn ready_frames(mut self, frames: usize) -> Self {
         self.ready_frames = frames;
         self
@@ -179,6 +263,17 @@ impl RingStoreBuilder {
         self
     }
 
+    /// Whether to build a store that needs more than nine tenths of the memory that is available now. Default: `false`,
+    /// which refuses it with [`BuildError::Memory`](crate::BuildError::Memory).
+    ///
+    /// For memory that will be free by the time it is used, or for swapping. On Linux, memory is available if neither the
+    /// machine nor a control group (a container's or a job's limit) lacks it; other systems are not asked. Memory that
+    /// another store has obtained and not used yet counts as available.
+    pub fn allow_overcommit(mut self, allow: bool) -> Self {
+        self.allow_overcommit = allow;
+        self
+    }
+
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
@@ -193,31 +288,36 @@ impl RingStoreBuilder {
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype);
         let queue_rows = self.queue_rows.unwrap_or_else(|| self.batch_size.saturating_mul(2));
-        let max_skew = self.max_skew.unwrap_or(queue_rows);
-        for (what, value) in [
-            ("batch_size", self.batch_size),
-            ("window", self.window),
-            ("ready_frames", self.ready_frames),
-            ("queue_rows", queue_rows),
-            ("max_skew", max_skew),
-        ] {
+        for (what, value) in
+            [("batch_size", self.batch_size), ("ready_frames", self.ready_frames), ("queue_rows", queue_rows)]
+        {
             not_zero(what, value)?;
         }
-        if self.window < self.batch_size {
-            return Err(BuildError::WindowTooSmall { window: self.window, batch_size: self.batch_size });
-        }
-        let open_frames = self.window / self.batch_size;
-        for (what, value) in
-            [("batch_size", self.batch_size), ("window / batch_size", open_frames), ("ready_frames", self.ready_frames)]
-        {
-            // Frames and slots are counted in `u32`s.
-            let limit = u32::MAX as usize;
-            if value > limit {
-                return Err(BuildError::TooMany { what, value, limit });
+        // Frames and slots are counted in `u32`s.
+        let limit = u32::MAX as usize;
+        at_most(limit, "batch_size", self.batch_size)?;
+        at_most(limit, "ready_frames", self.ready_frames)?;
+        let layout = |window| Layout::new(&components, frame_rows(self.batch_size, window));
+        let window = match self.window {
+            Window::Rows(rows) => rows,
+            Window::Memory(bytes) => {
+                let window = window_in(bytes, &Layout::new(&components, self.batch_size)?, self.ready_frames)?;
+                // Less fits if minibatches share frames.
+                window_in(bytes, &layout(window)?, self.ready_frames)?
             }
+        };
+        let max_skew = self.max_skew.unwrap_or(queue_rows);
+        not_zero("window", window)?;
+        not_zero("max_skew", max_skew)?;
+        if window < self.batch_size {
+            return Err(BuildError::WindowTooSmall { window, batch_size: self.batch_size });
         }
+        let layout = Arc::new(layout(window)?);
+        let open_frames = window / layout.rows();
+        at_most(limit, "window / batch_size", open_frames)?;
         Ok(Config {
-            layout: Arc::new(Layout::new(&components, self.batch_size)?),
+            layout,
+            batch_size: self.batch_size,
             open_frames,
             ready_frames: self.ready_frames,
             queue_rows,
@@ -226,6 +326,7 @@ impl RingStoreBuilder {
             drop_last: self.drop_last,
             when_full: self.when_full,
             merge: self.merge,
+            allow_overcommit: self.allow_overcommit,
         })
     }
 }
@@ -241,4 +342,47 @@ pub(crate) fn components(named: Vec<(String, usize, Option<DType>)>, default: DT
 
 pub(crate) fn not_zero(what: &'static str, value: usize) -> Result<(), BuildError> {
     if value == 0 { Err(BuildError::Zero { what: what.into() }) } else { Ok(()) }
+}
+
+fn at_most(limit: usize, what: &'static str, value: usize) -> Result<(), BuildError> {
+    if value > limit { Err(BuildError::TooMany { what, value, limit }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten open frames of 8 rows, of 4 × 4 bytes each, two ready and one more: 1664 bytes.
+    fn config(change: impl Fn(RingStoreBuilder) -> RingStoreBuilder) -> Config {
+        let builder = RingStoreBuilder::default().component("a", 4).batch_size(8).window(80);
+        change(builder).check().unwrap()
+    }
+
+    #[test]
+    fn a_store_may_take_nine_tenths_of_what_is_available() {
+        let config = config(|builder| builder);
+        assert_eq!(config.check_memory(None), Ok(()));
+        assert_eq!(config.check_memory(Some(1848)), Ok(()));
+        let refused = BuildError::Memory { window: 80, needed: 1664, available: 1663, largest_window: 72 };
+        assert_eq!(config.check_memory(Some(1847)), Err(refused));
+    }
+
+    #[test]
+    fn the_largest_window_that_fits_does_and_a_larger_one_does_not() {
+        for available in (0..4000).step_by(7) {
+            let largest = match config(|builder| builder.window(8000)).check_memory(Some(available)) {
+                Err(BuildError::Memory { largest_window, .. }) => largest_window,
+                other => panic!("{other:?}"),
+            };
+            let fits = |rows| config(|builder| builder.window(rows)).check_memory(Some(available)).is_ok();
+            assert!(largest == 0 || fits(largest), "{largest} rows in {available} bytes");
+            assert!(!fits(largest + 8), "{largest} rows in {available} bytes");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_built_where_that_is_allowed() {
+        let config = config(|builder| builder.allow_overcommit(true));
+        assert_eq!(config.check_memory(Some(0)), Ok(()));
+    }
 }

@@ -11,9 +11,10 @@ use tokio::sync::futures::OwnedNotified;
 
 use crate::error::{ClosedBy, ReadError};
 use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::ready::Lent;
 use crate::pipeline::state::{ConsumerState, Next, Shared};
 use crate::pipeline::stats::Stats;
-use crate::pipeline::wait::wait;
+use crate::pipeline::wait::{wait, wait_long};
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///
@@ -123,9 +124,8 @@ impl Minibatches {
         loop {
             let waited = self.state.waiting;
             let next = match self.shared.next(&mut self.state) {
-                Next::Minibatch(ready) => {
-                    let home = self.shared.clone();
-                    Some(Ok(Minibatch::new(ready.frame, ready.rows, ready.ordinal, home)))
+                Next::Minibatch(Lent { part, ordinal }) => {
+                    Some(Ok(Minibatch::new(part, self.shared.config.layout.clone(), ordinal)))
                 }
                 Next::Error(error) => Some(Err(error)),
                 Next::End => None,
@@ -237,6 +237,7 @@ impl Iterator for Blocking<'_> {
     type Item = Result<Minibatch, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        wait(None, |context| self.minibatches.poll_item(context)).flatten()
+        let shared = self.minibatches.shared.clone();
+        wait_long(|context| self.minibatches.poll_item(context), || shared.notice_waiting_consumer()).flatten()
     }
 }

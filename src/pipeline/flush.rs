@@ -57,7 +57,7 @@ impl Future for Flush {
         if this.outcome.is_none() {
             let done = ready!(poll_now(&mut this.done, context)).unwrap_or(Err(WriteError::Closed(ClosedBy::Abort)));
             // Taken only now, so that a flush which is dropped keeps no report from the next.
-            let unmatched = || this.shared.lock().take_unmatched().map_or(Ok(()), Err);
+            let unmatched = || this.shared.lock().unmatched.pop_front().map_or(Ok(()), Err);
             this.outcome = Some(done.and_then(|()| unmatched()));
         }
         this.outcome.clone().map_or(Poll::Pending, Poll::Ready)

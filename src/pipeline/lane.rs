@@ -248,7 +248,9 @@ impl Pending {
 
     fn answer(&mut self, finished: &mut Finished) {
         let written = Written { rows: self.batch.rows(), first_row: self.first_row };
-        finished.answers.extend(self.reply.take().map(|reply| (reply, written)));
+        if let Some(reply) = self.reply.take() {
+            finished.answers.push_back((reply, written));
+        }
     }
 
     fn finish(mut self, finished: &mut Finished) {

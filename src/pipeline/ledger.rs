@@ -23,6 +23,11 @@ impl Ledger {
         Ledger { components: vec![ComponentLedger::default(); components], open_rows: 0 }
     }
 
+    /// Rows of any component that the store has taken.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.components.iter().map(|component| component.accepted).max().unwrap_or(0)
+    }
+
     /// Makes this an exact copy, in the memory there is.
     pub(crate) fn update(&mut self, newer: &Ledger) {
         self.components.copy_from_slice(&newer.components);

@@ -4,18 +4,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2, ShapeBuilder};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut2};
 
 use crate::error::ViewError;
-use crate::memory::frame::Frame;
-use crate::memory::pool::FrameHome;
+use crate::memory::part::Part;
 use crate::rows::element::{DType, Element, sealed::Plain};
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
-/// Rows of every component, shuffled, in a frame that the minibatch owns.
+/// Rows of every component, shuffled, in memory that the minibatch owns.
 ///
 /// The same row of every component comes from the same token. Dropping the minibatch returns its frame to the store;
-/// keeping it costs the store nothing but that memory. It can be sent to another thread and outlives its store.
+/// keeping it costs the store nothing but that memory. Small minibatches share a frame, which returns with the last of them:
+/// a frame of at most [`Plan::frame_rows`](crate::Plan::frame_rows) rows. It can be sent to another thread and outlives its store.
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -33,24 +33,20 @@ use crate::rows::layout::{Component, ComponentKey, Layout};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Minibatch {
-    /// `Some` until dropped.
-    frame: Option<Frame>,
+    part: Part,
     layout: Arc<Layout>,
-    home: Arc<dyn FrameHome>,
-    rows: usize,
     ordinal: u64,
 }
 
 impl Minibatch {
-    /// The first `rows` rows of `frame`, which goes back to `home`.
-    pub(crate) fn new(frame: Frame, rows: usize, ordinal: u64, home: Arc<dyn FrameHome>) -> Self {
-        Minibatch { layout: frame.layout().clone(), frame: Some(frame), home, rows, ordinal }
+    pub(crate) fn new(part: Part, layout: Arc<Layout>, ordinal: u64) -> Self {
+        Minibatch { part, layout, ordinal }
     }
 
     /// How many rows: the batch size, or fewer in the last minibatch.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.rows
+        self.part.len()
     }
 
     /// Its number in the sequence of all minibatches, from 0.
@@ -71,7 +67,7 @@ impl Minibatch {
     /// [`ViewError`] if there is no such component or it holds another element type.
     pub fn view<T: Element>(&self, component: impl ComponentKey) -> Result<ArrayView2<'_, T>, ViewError> {
         let component = self.typed::<T>(component)?;
-        let shape = (self.rows, self.components()[component].features);
+        let shape = (self.rows(), self.components()[component].features);
         let values = bytemuck::cast_slice(self.bytes_of(component));
         Ok(ArrayView2::from_shape(shape, values).expect("a component is rows × features values"))
     }
@@ -82,9 +78,8 @@ impl Minibatch {
     /// [`ViewError`] if there is no such component or it holds another element type.
     pub fn view_mut<T: Element>(&mut self, component: impl ComponentKey) -> Result<ArrayViewMut2<'_, T>, ViewError> {
         let component = self.typed::<T>(component)?;
-        let shape = (self.rows, self.components()[component].features);
-        let values =
-            bytemuck::cast_slice_mut(self.frame.as_mut().map_or(&mut [], |frame| frame.rows_mut(component, self.rows)));
+        let shape = (self.rows(), self.components()[component].features);
+        let values = bytemuck::cast_slice_mut(self.part.component_mut(component));
         Ok(ArrayViewMut2::from_shape(shape, values).expect("a component is rows × features values"))
     }
 
@@ -127,11 +122,7 @@ impl Minibatch {
                 other_shape: shape_of(&components[other]),
             });
         }
-        let features = components[0].features;
-        let block = self.layout.bytes() / components.len() / size_of::<T>();
-        let shape = (self.rows, components.len(), features).strides((features, block, 1));
-        let values = bytemuck::cast_slice(self.frame.as_ref().map_or(&[], Frame::all));
-        Ok(ArrayView3::from_shape(shape, values).expect("equal components have equal blocks"))
+        Ok(self.part.stacked(components[0].features))
     }
 
     /// The bytes of a component's rows, one row after the other, for handing them to another library.
@@ -143,7 +134,7 @@ impl Minibatch {
     }
 
     fn bytes_of(&self, component: usize) -> &[u8] {
-        self.frame.as_ref().map_or(&[], |frame| frame.rows(component, self.rows))
+        self.part.component(component)
     }
 
     fn typed<T: Element>(&self, component: impl ComponentKey) -> Result<usize, ViewError> {
@@ -156,16 +147,8 @@ impl Minibatch {
     }
 }
 
-impl Drop for Minibatch {
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            self.home.give_back(frame);
-        }
-    }
-}
-
 impl fmt::Debug for Minibatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Minibatch {} ({} rows)", self.ordinal, self.rows)
+        write!(f, "Minibatch {} ({} rows)", self.ordinal, self.rows())
     }
 }

@@ -53,13 +53,13 @@ impl Monitor {
     /// Rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.shared.config.layout.rows()
+        self.shared.config.batch_size
     }
 
     /// Rows that a minibatch's rows are spread over.
     #[must_use]
     pub fn window(&self) -> usize {
-        self.shared.config.open_frames * self.batch_size()
+        self.shared.config.window()
     }
 }
 

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::error::WriteError;
+use crate::pipeline::admission::NoRoomThen;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::queue::HandedOver;
-use crate::pipeline::reserve::LaneHandle;
-use crate::pipeline::state::NoRoomThen;
+use crate::pipeline::reserve::{LaneHandle, Permit};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::layout::ComponentKey;
 
@@ -153,6 +153,21 @@ impl Pass {
             self.batches.iter_mut().zip(batches).for_each(|(place, batch)| *place = Some(batch));
             RefusedPass { error, batches: self.take_back() }
         })
+    }
+}
+
+impl Permit {
+    /// Hands over the pass that the permit is for; returns at once.
+    ///
+    /// # Errors
+    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass); [`WriteError::Full`] if the pass has more rows than are left.
+    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
+        mut self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        let mut gathered = Pass::new(self.lane.clone());
+        gathered.put_all(pass)?;
+        gathered.hand_over(|rows| self.use_up(rows))
     }
 }
 

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{ClosedBy, UnknownComponent, WriteError};
+use crate::error::{UnknownComponent, WriteError};
+use crate::pipeline::admission::NoRoomThen;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::pass::Pass;
 use crate::pipeline::queue::Demand;
 use crate::pipeline::reserve::{LaneHandle, Reserve, refused};
-use crate::pipeline::state::{NoRoomThen, Shared};
+use crate::pipeline::state::Shared;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::layout::ComponentKey;
 
@@ -45,12 +46,7 @@ pub(crate) struct KeepsOpen(pub(crate) Arc<Shared>);
 
 impl Drop for KeepsOpen {
     fn drop(&mut self) {
-        if self.0.has_consumers() {
-            self.0.close(None);
-        } else {
-            // No handle is left that could make a consumer.
-            self.0.discard(ClosedBy::NoConsumers);
-        }
+        self.0.remove_producers();
     }
 }
 

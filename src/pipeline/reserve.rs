@@ -7,12 +7,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::error::{NoRoom, StoreFullError, WriteError};
+use crate::pipeline::admission::NoRoomThen;
 use crate::pipeline::config::WhenFull;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::queue::{Demand, HandedOver};
-use crate::pipeline::state::{Afterwards, NoRoomThen, Shared};
-use crate::pipeline::wait::wait_for;
-use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::pipeline::state::Shared;
+use crate::pipeline::wait::{wait_for, wait_long};
+use crate::rows::batch::{Batch, Refused};
 use crate::rows::layout::ComponentKey;
 
 /// A producer's end of a lane. It keeps neither the lane nor the store open.
@@ -93,8 +94,10 @@ impl Reserve {
     /// # Errors
     /// As awaiting: the store or the lane takes no more rows, or the component would run too far ahead.
     pub fn wait(mut self) -> Result<Permit, WriteError> {
+        let shared = self.lane.shared.clone();
+        let outcome = wait_long(|context| Pin::new(&mut self).poll(context), || shared.notice_waiting_producer());
         // Without a deadline there is an outcome.
-        wait_for(&mut self, None).unwrap_or(Err(WriteError::Full(StoreFullError::default())))
+        outcome.unwrap_or(Err(WriteError::Full(StoreFullError::default())))
     }
 
     /// Blocks this thread until there is room, but no longer than `timeout`: `None` if there is none by then. The place in
@@ -105,10 +108,9 @@ impl Reserve {
 
     fn leave_line(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let mut afterwards = Afterwards::default();
-        let own = self.lane.shared.lock().leave_line(self.lane.id, ticket, &mut afterwards);
+        let LaneHandle { shared, id } = &self.lane;
+        let own = shared.change(|state, afterwards| state.admission.leave_line(*id, ticket, &mut afterwards.wakers));
         drop(own);
-        self.lane.shared.run(&mut afterwards);
     }
 }
 
@@ -123,10 +125,10 @@ impl Future for Reserve {
         let mut waker = Some(context.waker().clone());
         let outcome = {
             let mut state = lane.shared.lock();
-            let outcome = state.try_reserve(&lane.shared.config, lane.id, *demand, *ticket);
+            let open = state.status.check();
+            let outcome = open.and_then(|()| state.admission.try_reserve(lane.id, *demand, *ticket));
             if let (Ok(false), Some(waiting)) = (&outcome, waker.take()) {
-                let (place, before) = state.queue_up(lane.id, *ticket, *demand, waiting);
-                (*ticket, waker) = (Some(place), before);
+                (*ticket, waker) = state.admission.queue_up(lane.id, *ticket, *demand, waiting);
             }
             outcome
         };
@@ -134,10 +136,7 @@ impl Future for Reserve {
         drop(waker);
         let permit = match outcome {
             Ok(false) => return Poll::Pending,
-            Ok(true) => {
-                let left = Demand { ..*demand };
-                Ok(Permit { lane: lane.clone(), component: left.component, left: left.rows })
-            }
+            Ok(true) => Ok(Permit { lane: lane.clone(), component: demand.component, left: demand.rows }),
             Err(error) => Err(error),
         };
         self.done = true;
@@ -163,7 +162,7 @@ impl fmt::Debug for Reserve {
 /// The rows may be handed over in several batches. Dropping the permit gives back the room that was not used.
 #[must_use = "dropping a permit gives the room back"]
 pub struct Permit {
-    lane: LaneHandle,
+    pub(crate) lane: LaneHandle,
     /// `None` for a pass.
     component: Option<usize>,
     /// Rows that may still be handed over.
@@ -190,25 +189,12 @@ impl Permit {
         self.use_up(rows).map_err(refused)
     }
 
-    /// Hands over the pass that the permit is for; returns at once.
-    ///
-    /// # Errors
-    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass); [`WriteError::Full`] if the pass has more rows than are left.
-    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
-        mut self,
-        pass: impl IntoIterator<Item = (K, B)>,
-    ) -> Result<WriteHandle, RefusedPass> {
-        let mut gathered = crate::pipeline::pass::Pass::new(self.lane.clone());
-        gathered.put_all(pass)?;
-        gathered.hand_over(|rows| self.use_up(rows))
-    }
-
     /// Hands over rows that the permit was made for.
     pub(crate) fn hand_over(mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
         self.use_up(rows)
     }
 
-    fn use_up(&mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
+    pub(crate) fn use_up(&mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
         let demand = rows.demand();
         if demand.rows > self.left || demand.component != self.component {
             let layout = &self.lane.shared.config.layout;
@@ -227,10 +213,9 @@ impl Drop for Permit {
         if self.left == 0 {
             return;
         }
-        let mut afterwards = Afterwards::default();
+        let LaneHandle { shared, id } = &self.lane;
         let demand = Demand { component: self.component, rows: self.left };
-        self.lane.shared.lock().release(self.lane.id, demand, &mut afterwards);
-        self.lane.shared.run(&mut afterwards);
+        shared.change(|state, afterwards| state.admission.release(*id, demand, &mut afterwards.wakers));
     }
 }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Locks. A panic elsewhere does not matter: no lock is held while foreign code runs.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -39,6 +39,15 @@ pub(crate) fn wait<T>(deadline: Option<Instant>, mut poll: impl FnMut(&mut Conte
                 Some(left) => thread::park_timeout(left),
             }
         }
+    })
+}
+
+/// Waits without a time limit. Calls `notice` once if that takes unusually long.
+pub(crate) fn wait_long<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>, notice: impl FnOnce()) -> Option<T> {
+    const LONG: Duration = Duration::from_secs(10);
+    wait(Instant::now().checked_add(LONG), &mut poll).or_else(|| {
+        notice();
+        wait(None, poll)
     })
 }
 

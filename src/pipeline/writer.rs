@@ -5,7 +5,7 @@
 //! It waits in its `recv` and nowhere else.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use ndarray::ArrayD;
@@ -13,19 +13,25 @@ use ndarray::ArrayD;
 use crate::error::{ClosedBy, IndexError, WriteError};
 use crate::memory::convert::widen;
 use crate::memory::frame::Frame;
+use crate::pipeline::afterwards::{Afterwards, GetReply};
 use crate::pipeline::config::{Config, WhenFull};
 use crate::pipeline::handle::WriteReply;
 use crate::pipeline::lane::{Finished, Lanes, Unmatched};
 use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::{HandedOver, Message};
-use crate::pipeline::state::{Afterwards, GetReply, ReadyFrame, Requests, Shared, State, WaitsFor};
+use crate::pipeline::ready::ReadyFrame;
+use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
 use crate::rows::layout::Layout;
 
-/// Rows that are dealt before the writer looks at the state again.
-const PLAN: usize = 4096;
+/// The most rows that are dealt before the writer looks at the state again, and the fewest.
+const PLAN: std::ops::RangeInclusive<usize> = 32..=4096;
+
+/// A plan that takes longer makes the next one smaller. Most do while the ring's memory is new: the first write to each of its
+/// pages waits until the operating system provides the page.
+const PLAN_TIME: Duration = Duration::from_millis(4);
 
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -40,6 +46,8 @@ pub(crate) struct Writer {
     ledger: Ledger,
     /// No more rows come.
     finishing: bool,
+    /// Rows of the next plan.
+    plan: usize,
     /// A `Look` message has been received.
     looked: bool,
     /// An empty frame at hand.
@@ -109,8 +117,7 @@ impl Work for Writer {
     fn fail(&mut self, cause: &str) {
         tracing::error!(cause, "the writer panicked");
         let mut panics = Panics::default();
-        let mut afterwards = self.shared.poison(cause);
-        panics.catch(|| self.shared.run(&mut afterwards));
+        panics.catch(|| self.shared.poison(cause));
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
         panics.catch(|| self.end());
         std::mem::forget(panics);
@@ -127,6 +134,7 @@ impl Writer {
             ring: Phase::Dealing(Ring::new(config.layout.clone(), frames, config.seed)),
             ledger: Ledger::new(components),
             finishing: false,
+            plan: *PLAN.start(),
             looked: false,
             spare: None,
             filled: None,
@@ -164,13 +172,22 @@ impl Writer {
     /// Deals a plan of rows, as far as there are any and no frame is full.
     fn deal(&mut self) {
         let Phase::Dealing(ring) = &mut self.ring else { return };
-        let mut left = PLAN;
+        if ring.is_full() {
+            return;
+        }
+        let start = Instant::now();
+        let mut left = self.plan;
         while left > 0 && !ring.is_full() {
             let Some((lane, rows)) = self.lanes.next() else { break };
             let dealt = ring.deal(rows.min(left), |component| lane.front(component));
             self.ledger.open_rows += dealt;
             self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
             left -= dealt;
+        }
+        if start.elapsed() > PLAN_TIME {
+            self.plan = (self.plan / 2).max(*PLAN.start());
+        } else if left == 0 {
+            self.plan = (self.plan * 2).min(*PLAN.end());
         }
     }
 
@@ -182,17 +199,15 @@ impl Writer {
         if std::mem::take(&mut self.looked) {
             state.looked();
         }
-        if state.status().discards() {
+        if state.status.discards() {
             return (Step::Discard, Requests { leave: state.take_requests().leave, ..Requests::default() });
         }
-        self.report(&mut state);
+        self.report_lanes(&mut state);
         let step = self.next_step(&mut state, &mut afterwards);
-        state.ledger.update(&self.ledger);
+        state.report(&self.ledger, &mut afterwards);
         state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
         if step == Step::Done {
             state.end(&mut afterwards);
-        } else {
-            state.tell_producers(&mut afterwards);
         }
         let requests = state.take_requests();
         drop(state);
@@ -203,10 +218,10 @@ impl Writer {
     }
 
     /// Reports the rows that lanes have settled, and the lanes that have ended.
-    fn report(&mut self, state: &mut State) {
+    fn report_lanes(&mut self, state: &mut State) {
         let Writer { lanes, ledger, finished, config, warned, .. } = self;
         lanes.report(ledger, finished, |lane, settled, ending| {
-            state.settle(lane, settled);
+            state.admission.settle(lane, settled);
             let Some(ending) = ending else { return };
             let unmatched = ending.unmatched.map(|Unmatched { present, missing, rows }| {
                 let (present, missing) = (config.layout.name(present), config.layout.name(missing));
@@ -216,7 +231,8 @@ impl Writer {
                 tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
                 *warned = true;
             }
-            state.remove_lane(lane, unmatched);
+            state.admission.remove_lane(lane);
+            state.unmatched.extend(unmatched);
         });
     }
 
@@ -224,15 +240,15 @@ impl Writer {
         if let Some((frame, rows)) = self.filled.take() {
             state.push_ready(frame, rows, &mut self.ledger, afterwards);
         }
-        if !self.finishing && !state.status().is_open() {
+        if !self.finishing && !state.status.is_open() {
             // Whatever was sent before the close is in the queue by now.
             self.finishing = true;
             return Step::Again;
         }
         match &mut self.ring {
             Phase::Dealing(ring) if ring.is_full() => {
-                if state.has_room(&self.config) {
-                    let Some(empty) = self.spare.take().or_else(|| state.pool.take()) else {
+                if state.frames.has_room() {
+                    let Some(empty) = self.spare.take().or_else(|| state.frames.take_empty()) else {
                         return Step::Wait(Some(WaitsFor::Frame));
                     };
                     match ring.take_full(empty) {
@@ -244,8 +260,7 @@ impl Writer {
                     if self.config.when_full != WhenFull::DropOldest {
                         return Step::Wait(Some(WaitsFor::Room));
                     }
-                    let oldest = state.take_oldest(&mut self.ledger);
-                    oldest.into_iter().for_each(|frame| state.pool.put(frame));
+                    state.discard_oldest(&mut self.ledger, afterwards);
                     Step::Again
                 } else {
                     Step::Wait(self.finishing.then_some(WaitsFor::Room))
@@ -262,20 +277,17 @@ impl Writer {
                 Step::Again
             }
             Phase::Serving(leftover) => {
-                let batch = self.config.layout.rows();
-                let rows = leftover.next_rows(batch);
-                if rows == 0 {
+                if leftover.len() < self.config.batch_size && self.config.drop_last {
+                    self.ledger.drop_open(leftover.clear(), |dropped| &mut dropped.last);
+                }
+                if leftover.len() == 0 {
                     return Step::Done;
                 }
-                if rows < batch && self.config.drop_last {
-                    self.ledger.drop_open(rows, |dropped| &mut dropped.last);
-                    return Step::Done;
-                }
-                if !state.has_room(&self.config) {
+                if !state.frames.has_room() {
                     return Step::Wait(Some(WaitsFor::Room));
                 }
                 if self.spare.is_none() {
-                    self.spare = state.pool.take();
+                    self.spare = state.frames.take_empty();
                 }
                 if self.spare.is_some() { Step::Gather } else { Step::Wait(Some(WaitsFor::Frame)) }
             }
@@ -316,7 +328,7 @@ impl Writer {
     fn wait(&mut self, waits_for: Option<WaitsFor>) {
         let message = if waits_for == Some(WaitsFor::Frame) {
             // The consumers keep their minibatches. They get another frame, so that they never starve the ring.
-            match Frame::allocate(&self.config.layout, "a minibatch") {
+            match Frame::allocate_one(&self.config.layout, "a minibatch") {
                 Ok(frame) => {
                     self.spare = Some(frame);
                     return;
@@ -336,8 +348,12 @@ impl Writer {
     fn gather(&mut self) {
         let Phase::Serving(leftover) = &mut self.ring else { return };
         let Some(mut frame) = self.spare.take() else { return };
-        let rows = leftover.next_rows(self.config.layout.rows());
-        leftover.fill(&mut frame);
+        let mut rows = leftover.next_rows(self.config.layout.rows());
+        if self.config.drop_last {
+            // Whole minibatches; what is left in the end is dropped.
+            rows -= rows % self.config.batch_size;
+        }
+        leftover.fill(&mut frame, rows);
         self.filled = Some((frame, rows));
     }
 
@@ -365,20 +381,15 @@ impl Writer {
             Phase::Discarded => 0,
         };
         let shared = self.shared.clone();
-        let mut afterwards = Afterwards::default();
-        {
-            let mut state = shared.lock();
+        shared.change(|state, afterwards| {
             // An abort in the meantime has counted everything already.
-            if !state.status().discards() {
+            if !state.status.discards() {
                 self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
-                let ready_rows = state.take_ready(&mut afterwards);
-                self.ledger.drop_rows(ready_rows, |dropped| &mut dropped.emptied);
-                self.report(&mut state);
-                state.ledger.update(&self.ledger);
-                state.tell_producers(&mut afterwards);
+                self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
+                self.report_lanes(state);
+                state.report(&self.ledger, afterwards);
             }
-        }
-        shared.run(&mut afterwards);
+        });
         self.answer();
     }
 
@@ -386,9 +397,7 @@ impl Writer {
     fn get_all(&mut self, gets: Vec<(Index, GetReply)>) {
         let ready = self.shared.lock().borrow_ready();
         let answers: Vec<_> = gets.into_iter().map(|(index, reply)| (self.get(&ready, &index), reply)).collect();
-        let mut afterwards = Afterwards::default();
-        self.shared.lock().return_ready(ready, &mut afterwards);
-        self.shared.run(&mut afterwards);
+        self.shared.change(|state, afterwards| state.return_ready(ready, afterwards));
         for (answer, reply) in answers {
             // The caller waits.
             let _ = reply.send(answer);
@@ -418,14 +427,14 @@ impl Writer {
         open_row: impl Fn(usize, usize) -> &'b [u8],
     ) -> Result<ArrayD<f32>, IndexError> {
         let layout: &Layout = &self.config.layout;
-        let ready_rows: usize = ready.clone().into_iter().map(|ready| ready.rows).sum();
+        let ready_rows: usize = ready.clone().into_iter().map(ReadyFrame::rows).sum();
         index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
             let dtype = layout.components()[component].dtype;
             for ready in ready.clone() {
-                if row < ready.rows {
-                    return widen(ready.frame.row(component, row), component, dtype, out);
+                if row < ready.rows() {
+                    return widen(ready.row(component, row), component, dtype, out);
                 }
-                row -= ready.rows;
+                row -= ready.rows();
             }
             widen(open_row(row, component), component, dtype, out)
         })
@@ -433,7 +442,7 @@ impl Writer {
 
     /// Discards everything: the store was aborted, or has no consumer left. The state has counted it.
     fn discard(&mut self) {
-        let error = self.shared.lock().status().check().err();
+        let error = self.shared.lock().status.check().err();
         let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
         let mut panics = Panics::default();
         self.refuse_all(&error, &mut panics);
@@ -472,8 +481,6 @@ impl Writer {
 
     /// Nothing more becomes ready.
     fn end(&self) {
-        let mut afterwards = Afterwards::default();
-        self.shared.lock().end(&mut afterwards);
-        self.shared.run(&mut afterwards);
+        self.shared.change(State::end);
     }
 }

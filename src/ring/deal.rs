@@ -32,6 +32,11 @@ const MANY_FRAMES: usize = 512;
 const MANY_SLOTS: usize = 4096;
 const GROUP: usize = 8;
 
+/// Rows of a frame, a multiple of `batch_size`.
+pub(crate) fn frame_rows(batch_size: usize, _window: usize) -> usize {
+    batch_size
+}
+
 /// Where a row goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {

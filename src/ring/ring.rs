@@ -165,9 +165,8 @@ impl Leftover {
         batch.min(self.len())
     }
 
-    /// Fills `frame` with the next rows.
-    pub(crate) fn fill(&mut self, frame: &mut Frame) {
-        let rows = self.next_rows(frame.layout().rows());
+    /// Fills `frame` with the next `rows` rows; there must be as many.
+    pub(crate) fn fill(&mut self, frame: &mut Frame, rows: usize) {
         let places = &self.places[self.served..];
         frame.gather(rows, |slot| (&self.open[places[slot].frame as usize], places[slot].slot as usize));
         self.served += rows;

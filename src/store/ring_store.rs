@@ -8,13 +8,16 @@ use ndarray::ArrayD;
 use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
-use crate::memory::frame::Reserved;
+use crate::memory::available::available;
+use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, RingStoreBuilder};
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::flush::Flush;
+use crate::pipeline::group::{self, ProducerGroup, ProducerHandle, ProducerScope, SpawnError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::monitor::Monitor;
 use crate::pipeline::pass::Pass;
+use crate::pipeline::plan::Plan;
 use crate::pipeline::producer::Producer;
 use crate::pipeline::reserve::Reserve;
 use crate::pipeline::state::Shared;
@@ -67,6 +70,9 @@ pub struct RingStore {
 impl RingStoreBuilder {
     /// Builds the store: checks the configuration, obtains the memory and starts the writer.
     ///
+    /// Returns at once, however large the window is: the operating system provides the memory as rows come. Logs
+    /// the [`Plan`](crate::Plan) at level `INFO`.
+    ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
@@ -83,10 +89,9 @@ impl RingStore {
 
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
-        let overflow =
-            || BuildError::TooMany { what: "ready_frames", value: config.ready_frames, limit: u32::MAX as usize };
-        let frames = config.open_frames.checked_add(config.spare_frames()).ok_or_else(overflow)?;
-        let mut frames = Reserved::new(&config.layout, frames, "the window and the ready frames")?.touch();
+        tracing::info!("{}", Plan::new(&config));
+        config.check_memory(available())?;
+        let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
         let (sender, queue) = unbounded();
         let shared = Arc::new(Shared::new(config, sender, spares));
@@ -279,6 +284,94 @@ impl RingStore {
         self.lane().open_another()
     }
 
+    /// A group of producers that run on threads or in tasks, and whose end, or failure, ends the stream.
+    pub fn producers(&self) -> ProducerGroup {
+        ProducerGroup::new(self.producer.clone())
+    }
+
+    /// Runs a producer on a thread of its own: a [group](ProducerGroup) of one. The stream ends when it returns; for several,
+    /// use [`producers`](Self::producers).
+    ///
+    /// ```
+    /// use activation_store::{ReadError, RingStore};
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let mut minibatches = store.minibatches();
+    /// store.spawn_producer("capture", |lane| -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ///     lane.extend_blocking(Array2::<f32>::ones((20, 4)), "mlp")?;
+    ///     Err("the model has run out of memory".into())
+    /// })?;
+    /// let mut rows = 0;
+    /// let error = loop {
+    ///     match minibatches.blocking().next() {
+    ///         Some(Ok(minibatch)) => rows += minibatch.rows(),
+    ///         Some(Err(error)) => break error,
+    ///         None => unreachable!("the capture fails"),
+    ///     }
+    /// };
+    /// assert_eq!(rows, 20); // what was captured is served first
+    /// assert_eq!(error.to_string(), "producer \"capture\" failed: the model has run out of memory");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SpawnError`] if the store takes no more rows, or the operating system has no thread.
+    pub fn spawn_producer<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
+    where
+        F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.producers().spawn(name, produce)
+    }
+
+    /// Runs `spawn`, which starts producers, then `drain`, which is the training loop; returns when both have ended.
+    ///
+    /// The producers may borrow. The stream ends when all have returned. When the loop ends first, however it ends (`break`,
+    /// `?`, a panic), the store takes no more rows and the producers are waited for: each ends with its next write.
+    ///
+    /// ```
+    /// use activation_store::RingStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let texts = vec!["a text"; 50]; // borrowed by the producer
+    /// let steps = store.scope(
+    ///     |producers| {
+    ///         producers.spawn("capture", |lane| {
+    ///             texts.iter().try_for_each(|_| lane.extend_blocking(Array2::<f32>::ones((8, 4)), "mlp"))
+    ///         })?;
+    ///         Ok(())
+    ///     },
+    ///     |mut minibatches| {
+    ///         let mut steps = 0;
+    ///         for minibatch in minibatches.blocking() {
+    ///             minibatch?;
+    ///             steps += 1;
+    ///             if steps == 20 {
+    ///                 break; // the producer ends, too
+    ///             }
+    ///         }
+    ///         Ok::<_, Box<dyn std::error::Error>>(steps)
+    ///     },
+    /// )?;
+    /// assert_eq!(steps, 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The error of `spawn` or `drain`. The error of a producer reaches the loop, as a consumer's.
+    ///
+    /// # Blocking
+    /// Blocks this thread until the loop and every producer have ended.
+    pub fn scope<'env, T, E>(
+        &'env self,
+        spawn: impl for<'scope> FnOnce(&ProducerScope<'scope, 'env>) -> Result<(), E>,
+        drain: impl FnOnce(Minibatches) -> Result<T, E>,
+    ) -> Result<T, E> {
+        group::scope(&self.producer, self.minibatches(), spawn, drain)
+    }
+
     /// A consumer: a [`Stream`](futures::Stream), and for threads a [blocking iterator](Minibatches::blocking).
     ///
     /// Several share the store: each minibatch goes to one of them. Dropping the last one closes the store, as dropping
@@ -376,13 +469,13 @@ impl RingStore {
     /// Rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.shared().config.layout.rows()
+        self.shared().config.batch_size
     }
 
     /// Rows that a minibatch's rows are spread over: the configured window in whole minibatches.
     #[must_use]
     pub fn window(&self) -> usize {
-        self.shared().config.open_frames * self.batch_size()
+        self.shared().config.window()
     }
 
     /// Rows in the ring with all their components, whether ready to be served or not.

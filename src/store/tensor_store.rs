@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, WriteError};
 use crate::memory::convert::{RowReader, widen};
 use crate::memory::copy::{RowCopier, Slots};
-use crate::memory::frame::{Frame, Reserved};
+use crate::memory::frame::Frame;
+use crate::memory::part::Part;
 use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::{components, not_zero};
 use crate::pipeline::handle::{WriteHandle, WriteReply, Written};
@@ -256,13 +257,10 @@ impl TensorStoreBuilder {
         self
     }
 
-    /// Builds the store.
+    /// Builds the store. Returns at once, for the operating system provides the memory as rows come.
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
-    ///
-    /// # Blocking
-    /// Blocks while the operating system provides the memory.
     pub fn build(self) -> Result<TensorStore, BuildError> {
         not_zero("max_items", self.max_items)?;
         let (value, limit) = (self.max_items, u32::MAX as usize);
@@ -270,7 +268,7 @@ impl TensorStoreBuilder {
             return Err(BuildError::TooMany { what: "max_items", value, limit });
         }
         let layout = Arc::new(Layout::new(&components(self.components, self.dtype), self.max_items)?);
-        let rows = Frame::allocate(&layout, "max_items rows")?;
+        let rows = Frame::allocate_one(&layout, "max_items rows")?;
         let tensor = Arc::new(Tensor {
             data: RwLock::new(Data {
                 rows,
@@ -534,7 +532,7 @@ impl TensorStore {
         let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
         // One that the caller works on, one to fill meanwhile.
         let mut pool = Pool::new(KEPT);
-        Reserved::new(&layout, KEPT, "two minibatches")?.touch().into_iter().for_each(|frame| pool.put(frame));
+        Frame::allocate(&layout, KEPT, "two minibatches")?.into_iter().for_each(|frame| pool.put(frame));
         let data = &mut *self.tensor.write();
         let mut order = data.order[..data.len()].to_vec();
         order.shuffle(&mut data.rng);
@@ -588,13 +586,14 @@ impl Iterator for Epoch {
             return None;
         }
         let kept = lock(&self.pool.0).take();
-        let new = || Frame::allocate(&self.layout, "a minibatch").unwrap_or_else(|error| panic!("{error}"));
+        let new = || Frame::allocate_one(&self.layout, "a minibatch").unwrap_or_else(|error| panic!("{error}"));
         let mut frame = kept.unwrap_or_else(new);
         let picked = &self.order[self.served..][..rows];
         frame.gather(rows, |slot| (&data.rows, picked[slot] as usize));
         self.served += rows;
         self.ordinal += 1;
-        Some(Minibatch::new(frame, rows, self.ordinal - 1, self.pool.clone()))
+        let part = Part::whole(frame, rows, self.pool.clone());
+        Some(Minibatch::new(part, self.layout.clone(), self.ordinal - 1))
     }
 
     /// Minibatches that are left, unless the store is emptied meanwhile.

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use activation_store::{Minibatches, RingStore, Stats};
 use anyhow::{Context as _, Result};
-use futures::StreamExt as _;
 use ndarray::Array2;
 use tokio::sync::oneshot;
 use tokio::time::timeout;

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::frame::Reserved;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
@@ -20,7 +19,7 @@ fn layout(batch_size: usize, features: &[usize]) -> Arc<Layout> {
 }
 
 fn frames(layout: &Arc<Layout>, count: usize) -> Vec<Frame> {
-    Reserved::new(layout, count, "test").unwrap().touch()
+    Frame::allocate(layout, count, "test").unwrap()
 }
 
 /// A batch of rows whose every value is `id + component / 4`.
@@ -139,7 +138,10 @@ proptest! {
             }
             prop_assert_eq!(leftover.len(), inside.len());
             let frame = &mut spare[0];
-            leftover.fill(frame);
+            {
+                let rows = leftover.next_rows(frame.layout().rows());
+                leftover.fill(frame, rows);
+            }
             for id in ids(frame, rows) {
                 prop_assert!(inside.remove(&id), "row {id} comes twice");
             }
@@ -177,7 +179,8 @@ proptest! {
             let mut leftover = ring.into_leftover();
             let mut frame = frames(&layout, 1).pop().unwrap();
             while let n @ 1.. = leftover.next_rows(batch_size) {
-                leftover.fill(&mut frame);
+                let rows = leftover.next_rows(frame.layout().rows());
+                leftover.fill(&mut frame, rows);
                 served.push(ids(&frame, n));
             }
             served

@@ -1,0 +1,139 @@
+"""Batches on their way in.
+
+An array becomes a `[rows, bytes of a row]` view of its own memory, which the native side copies once, without the GIL. Only
+where the layout allows no such view (a feature axis that is not contiguous, axes that cannot be merged) the array's own
+library makes a contiguous copy first; that copy is then handed on as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _native
+from ._dtypes import SIZES, dtype_name
+from ._masks import mask_bytes, select
+from ._torch import is_tensor, torch
+
+
+def incoming(batch: Any, mask: Any = None, *, copy: bool = True) -> _native.Rows:
+    """A batch's rows, to be handed to a store.
+
+    Args:
+        batch: A numpy array or torch tensor; its last axis is the features.
+        mask: Which rows to keep.
+        copy: False lets the store read the array itself, where its layout allows.
+
+    Raises:
+        TypeError: If it is no array, or holds elements that no store holds.
+        ValueError: If it has no axis.
+    """
+    selected, mask = select(batch, mask)
+    view = _rows_of(selected)
+    keep = None if mask is None else mask_bytes(mask, view.leading)
+    lend = view.is_copy or selected is not batch or not copy
+    return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend)
+
+
+def incoming_row(item: Any) -> _native.Rows:
+    """One row, as `append` takes it."""
+    rows = incoming(item)
+    rows.require_one()
+    return rows
+
+
+class RowView(NamedTuple):
+    """Rows of an array, seen as bytes."""
+
+    data: np.ndarray[Any, Any]
+    """`uint8`, `[rows, bytes of a row]`; the last axis is contiguous."""
+    dtype: str
+    features: int
+    leading: tuple[int, ...]
+    """The axes that became rows."""
+    is_copy: bool
+    """Whether the memory is nobody else's."""
+
+
+def _rows_of(array: Any) -> RowView:
+    """An array's rows; its last axis is the features.
+
+    Raises:
+        TypeError: If it is no array, or holds elements that no store holds.
+        ValueError: If it has no axis.
+    """
+    if is_tensor(array):
+        return _rows_of_tensor(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("rows come as a plain array: a masked array's mask would be lost; pass it as mask=, True to keep a row")
+    if isinstance(array, np.ndarray) or hasattr(array, "__array__"):
+        return _rows_of_array(np.asarray(array))
+    raise TypeError(f"rows come as a numpy array or a torch tensor, not as {type(array).__name__}")
+
+
+def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
+    dtype = _element(array.dtype)
+    leading, rows, features = _shape(array.shape)
+    if array.size == 0:
+        return RowView(np.empty((rows, features * SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
+    flat = array if array.ndim == 2 else array.reshape(rows, features)
+    is_copy = not np.may_share_memory(flat, array)
+    if not flat.dtype.isnative:
+        flat, is_copy = flat.astype(flat.dtype.newbyteorder("=")), True
+    if flat.strides[1] != flat.itemsize:
+        flat, is_copy = flat.copy(order="C"), True
+    return RowView(flat.view(np.uint8), dtype, features, leading, is_copy)
+
+
+def _rows_of_tensor(tensor: torch.Tensor) -> RowView:
+    dtype = _element(tensor.dtype)
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"rows come as a dense tensor; this one is {tensor.layout}: use .to_dense()")
+    if tensor.is_meta:
+        raise TypeError("a meta tensor has no values to store")
+    leading, rows, features = _shape(tuple(tensor.shape))
+    if tensor.numel() == 0:
+        return RowView(np.empty((rows, features * SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
+    tensor, is_copy = tensor.detach(), False
+    if tensor.device.type != "cpu":
+        tensor, is_copy = _to_host(tensor), True
+    if tensor.is_neg():
+        tensor, is_copy = tensor.resolve_neg(), True
+    flat = tensor
+    if tensor.dim() != 2:
+        flat = tensor.reshape(rows, features)
+        is_copy = is_copy or flat.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+    if flat.stride(1) != 1:
+        flat, is_copy = flat.clone(memory_format=torch.contiguous_format), True
+    return RowView(flat.view(torch.uint8).numpy(), dtype, features, leading, is_copy)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """One copy from the device, into pinned memory (which torch recycles) where it can be had."""
+    if tensor.device.type == "cuda":
+        try:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        except RuntimeError:
+            return tensor.cpu()
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).synchronize()
+        return host
+    return tensor.cpu()
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    if not shape:
+        raise ValueError("a batch needs at least one axis, the features; got a single number")
+    leading, rows, features = tuple(shape[:-1]), math.prod(shape[:-1]), shape[-1]
+    if rows and not features:
+        raise ValueError(f"a batch of shape {shape} has rows of 0 features; its last axis must be the features")
+    return leading, rows, features
+
+
+def _element(dtype: object) -> str:
+    try:
+        return dtype_name(dtype)
+    except ValueError:
+        raise TypeError(f"rows of {dtype} cannot be stored; convert them to one of {', '.join(SIZES)}") from None

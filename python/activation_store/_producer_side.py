@@ -1,0 +1,82 @@
+"""The producers' side of a ring store: what the store and the lanes that it opens share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from . import _native
+from ._incoming import incoming, incoming_row
+from ._native import IfFull
+from .future import Future
+
+
+class ProducerSide:
+    """Hands rows over, on one lane."""
+
+    _lane: _native.Lane
+
+    def extend(
+        self,
+        batch: Any,
+        component_idx: int | str = 0,
+        *,
+        mask: Any = None,
+        copy: bool = True,
+        timeout: float | None = None,
+    ) -> Future:
+        """Hands over rows of a component; the background writer puts them into the ring.
+
+        Copies the rows once, without the GIL, into memory of the store's own; the caller may change or free its array as
+        soon as this returns. While the store's queue is full it waits for room, unless it is called without a timeout on a
+        thread that runs an event loop (a cell of a Jupyter notebook is one): there it returns at once, and awaiting the
+        future is what slows the caller down. Ctrl-C while a large batch is being copied may leave a part of it written.
+
+        Args:
+            batch: A numpy array or torch tensor of f32, f16 or bf16, any layout, on any device. The last axis is the
+                features; the axes before it become rows.
+            component_idx: The component, by number or name.
+            mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
+                shape of the first axes): True keeps the row, as in an attention mask.
+            copy: False hands the array's own memory over, where its layout allows, without a copy: leave it unchanged
+                until the future is done, and the arrays of the same rows of all other components, too.
+            timeout: Seconds to wait for room.
+
+        Returns:
+            The future of the rows' arrival in the ring. It need not be kept.
+
+        Raises:
+            TimeoutError: If there is no room in time. Nothing was written.
+            StoreFullError: If the store is full and was made to say so (`when_full="reject"`).
+            StoreClosedError: If the store is closed.
+            ValueError: If the rows have the wrong width, or one component runs too far ahead of another.
+            TypeError: If it is no array, or its elements do not fit the component's.
+            IndexError: If there is no such component.
+        """
+        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout))
+
+    def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
+        """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
+
+        Raises:
+            ValueError: If it is not one row; else as `extend`.
+        """
+        return Future(self._lane.extend(component_idx, incoming_row(item), if_full_here(timeout), timeout))
+
+    def try_extend(self, batch: Any, component_idx: int | str = 0, *, mask: Any = None, copy: bool = True) -> Future:
+        """Hands over rows if the queue has room for them. Never waits.
+
+        Raises:
+            StoreFullError: If it has no room. Nothing was written.
+        """
+        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
+
+
+def if_full_here(timeout: float | None) -> IfFull:
+    """Whether a call on this thread waits for room: not where the thread runs an event loop, unless it says how long."""
+    return IfFull.LINE_UP if timeout is None and on_event_loop() else IfFull.WAIT
+
+
+def on_event_loop() -> bool:
+    """Whether this thread runs an event loop, which would stop if it waited."""
+    return asyncio._get_running_loop() is not None  # noqa: SLF001

@@ -1,0 +1,149 @@
+//! Rows in memory of Python's that are still to be copied.
+
+use std::sync::Arc;
+
+use activation_store::{Batch, DType};
+use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::depot::{Depot, no_memory};
+use crate::dtype::with_dtype;
+use crate::errors::OrRaise;
+
+/// Rows are copied in pieces of about this size: a piece is dealt, and its memory used again, while it is still in cache.
+pub(crate) const PIECE: usize = 512 << 10;
+
+/// So many bytes may be more than there is memory for.
+const LARGE: usize = 1 << 30;
+
+/// Rows of a Python object, some of them masked out; copied front to back.
+pub(crate) struct Uncopied {
+    bytes: RowBytes,
+    keep: Option<Vec<u8>>,
+    dtype: DType,
+    features: usize,
+    /// The next row to look at.
+    next: usize,
+    /// Rows to be copied.
+    left: usize,
+    /// Whether a piece waits for cache.
+    patient: bool,
+}
+
+impl Uncopied {
+    /// Leaves the rows out where `mask` is zero.
+    pub(crate) fn new(
+        bytes: RowBytes,
+        dtype: DType,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let keep = mask.map(|mask| read_mask(mask, bytes.rows)).transpose()?;
+        let left = keep.as_ref().map_or(bytes.rows, |keep| keep.iter().filter(|&&keep| keep != 0).count());
+        // Rows that share memory may be more than fits: told before any piece of them is taken.
+        let size = left.checked_mul(bytes.width).ok_or_else(|| no_memory(usize::MAX))?;
+        if size >= LARGE {
+            Vec::<u8>::new().try_reserve_exact(size).map_err(|_| no_memory(size))?;
+        }
+        Ok(Uncopied { bytes, keep, dtype, features, next: 0, left, patient: true })
+    }
+
+    /// Rows that are still to be copied.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Copies all rows.
+    pub(crate) fn copy_all(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
+        self.patient = false;
+        self.copy(depot, usize::MAX)
+    }
+
+    /// Copies the next piece, once there is cache for it.
+    pub(crate) fn copy_piece(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
+        self.copy(depot, (PIECE / self.bytes.width.max(1)).max(1))
+    }
+
+    fn copy(&mut self, depot: &Arc<Depot>, most: usize) -> PyResult<Batch> {
+        let rows = self.left.min(most);
+        let mut loan = depot.take(rows * self.bytes.width, &mut self.patient)?;
+        self.fill(loan.bytes_mut());
+        self.left -= rows;
+        with_dtype!(self.dtype, T => Batch::from_owner(loan.elements::<T>(), self.features).or_raise())
+    }
+
+    /// Fills `out` with the next rows that the mask lets through.
+    fn fill(&mut self, out: &mut [u8]) {
+        let width = self.bytes.width;
+        let mut filled = 0;
+        while filled < out.len() {
+            let most = (out.len() - filled) / width;
+            let run = match &self.keep {
+                None => most,
+                Some(keep) => {
+                    self.next += keep[self.next..].iter().take_while(|&&keep| keep == 0).count();
+                    keep[self.next..].iter().take(most).take_while(|&&keep| keep != 0).count()
+                }
+            };
+            self.bytes.copy(self.next, &mut out[filled..][..run * width]);
+            self.next += run;
+            filled += run * width;
+        }
+    }
+}
+
+/// A snapshot of the mask, one byte per row: the caller may change its own meanwhile.
+fn read_mask(mask: &Bound<'_, PyAny>, rows: usize) -> PyResult<Vec<u8>> {
+    let mask = PyBuffer::<u8>::get(mask)?.to_vec(mask.py())?;
+    if mask.len() == rows {
+        Ok(mask)
+    } else {
+        Err(PyValueError::new_err(format!("the mask is for {} rows, but the batch has {rows}", mask.len())))
+    }
+}
+
+/// The buffer of a Python object as rows of bytes, which may lie apart.
+pub(crate) struct RowBytes {
+    start: *const u8,
+    rows: usize,
+    /// Bytes of a row.
+    width: usize,
+    stride: isize,
+    /// Keeps the memory.
+    _buffer: PyUntypedBuffer,
+}
+
+// SAFETY: the memory is kept by the buffer, and only read; Python's threads share it as they share any buffer.
+unsafe impl Send for RowBytes {}
+// SAFETY: as above.
+unsafe impl Sync for RowBytes {}
+
+impl RowBytes {
+    /// The buffer of `[rows, width]` bytes.
+    pub(crate) fn new(object: &Bound<'_, PyAny>, width: usize) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(object)?;
+        let (&[rows, bytes], &[stride, 1]) = (buffer.shape(), buffer.strides()) else {
+            return Err(PyTypeError::new_err("rows must be a two-dimensional buffer whose last axis is contiguous"));
+        };
+        if buffer.item_size() != 1 || (bytes != width && rows > 0) {
+            return Err(PyTypeError::new_err(format!("rows must be bytes, {width} to a row; got {bytes}")));
+        }
+        Ok(RowBytes { start: buffer.buf_ptr().cast_const().cast(), rows, width, stride, _buffer: buffer })
+    }
+
+    /// The address of the first row, and how many follow it without a gap; `None` where they lie apart.
+    pub(crate) fn in_one_piece(&self) -> Option<(*const u8, usize)> {
+        (self.rows <= 1 || usize::try_from(self.stride) == Ok(self.width)).then_some((self.start, self.rows))
+    }
+
+    /// Copies `out.len() / width` rows from row `first` on.
+    fn copy(&self, first: usize, out: &mut [u8]) {
+        let run = if self.in_one_piece().is_some() { out.len() } else { self.width };
+        for (row, out) in out.chunks_exact_mut(run.max(1)).enumerate() {
+            let row = isize::try_from(first + row).unwrap_or(isize::MAX);
+            // SAFETY: the row, or where rows touch all of them, lies within the buffer; `out` is memory of ours.
+            unsafe { std::ptr::copy_nonoverlapping(self.start.offset(row * self.stride), out.as_mut_ptr(), out.len()) };
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Which rows are taken: how far each lane and component is, and how many rows are queued.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::error::{ClosedBy, NoRoom, StoreFullError, WriteError};
+use crate::pipeline::config::{Config, Merge, WhenFull};
+use crate::pipeline::queue::{Demand, QueueBound};
+
+/// What to do with rows that the queue has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoomThen {
+    /// Take them all the same, unless the store is configured to reject them.
+    LineUp,
+    /// Refuse them.
+    Refuse,
+    /// Refuse them, also while other callers wait for room.
+    RefuseBehindOthers,
+}
+
+/// The rows that producers have handed over, and may hand over. Plain data.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    config: Arc<Config>,
+    lanes: BTreeMap<u64, LaneRows>,
+    next_lane: u64,
+    /// The bound that all lanes share, under [`Merge::Arrival`].
+    bound: Option<QueueBound>,
+}
+
+/// A lane, as its producers see it.
+#[derive(Debug)]
+struct LaneRows {
+    /// Rows of each component that were handed over.
+    handed: Vec<u64>,
+    /// How many of them have been dealt, set aside or discarded.
+    settled: Vec<u64>,
+    closed: bool,
+    /// The bound of this lane alone, under [`Merge::RoundRobin`]: a lane that waits for its turn leaves the others their share.
+    bound: Option<QueueBound>,
+}
+
+/// What a flush waits for: the rows that lanes must have settled, or `None` where the lane must have ended.
+pub(crate) type Unsettled = Vec<(u64, Option<Vec<u64>>)>;
+
+impl Admission {
+    /// For a store whose own lane, number 0, is open.
+    pub(crate) fn new(config: Arc<Config>) -> Self {
+        let shared = config.merge == Merge::Arrival;
+        let bound = shared.then(|| QueueBound::new(config.queue_rows, config.layout.n_components()));
+        let mut admission = Admission { config, lanes: BTreeMap::new(), next_lane: 0, bound };
+        admission.open_lane();
+        admission
+    }
+
+    pub(crate) fn open_lane(&mut self) -> u64 {
+        let components = self.config.layout.n_components();
+        let bound = self.bound.is_none().then(|| QueueBound::new(self.config.queue_rows, components));
+        let lane = LaneRows { handed: vec![0; components], settled: vec![0; components], closed: false, bound };
+        self.next_lane += 1;
+        self.lanes.insert(self.next_lane - 1, lane);
+        self.next_lane - 1
+    }
+
+    /// Takes no more rows on a lane. Returns whether it was open.
+    pub(crate) fn close_lane(&mut self, lane: u64, wakers: &mut Vec<Waker>) -> bool {
+        let Some(open) = self.lanes.get_mut(&lane).filter(|lane| !lane.closed) else { return false };
+        open.closed = true;
+        // Callers on other lanes may wait at the same bound. They look, and wait on.
+        self.wake_all(wakers);
+        true
+    }
+
+    /// Lanes that take rows, with the store's own.
+    pub(crate) fn open_lanes(&self) -> usize {
+        self.lanes.values().filter(|lane| !lane.closed).count()
+    }
+
+    /// Forgets a lane that has ended.
+    pub(crate) fn remove_lane(&mut self, lane: u64) {
+        self.lanes.remove(&lane);
+    }
+
+    // Rows.
+
+    /// Checks that rows may be handed over, if there is room. Returns the position of the first.
+    pub(crate) fn check(&self, lane: u64, demand: Demand) -> Result<u64, WriteError> {
+        let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        match demand.component {
+            Some(component) => lane.check_skew(&self.config, component, demand.rows)?,
+            None => lane.check_even(&self.config)?,
+        }
+        Ok(lane.handed[demand.component.unwrap_or(0)])
+    }
+
+    /// Checks that rows may be handed over now. Returns the position of the first.
+    pub(crate) fn admit(&mut self, lane: u64, demand: Demand, no_room: NoRoomThen) -> Result<u64, WriteError> {
+        let first_row = self.check(lane, demand)?;
+        let lines_up = no_room == NoRoomThen::LineUp && self.config.when_full != WhenFull::Reject;
+        if demand.rows == 0 || lines_up || self.has_counterparts(lane, demand) {
+            return Ok(first_row);
+        }
+        let Some(bound) = self.bound_of(lane) else { return Ok(first_row) };
+        let behind_others = no_room == NoRoomThen::RefuseBehindOthers && bound.has_line();
+        let first = demand.component.unwrap_or(0);
+        let full = bound.no_room_for(demand).or(behind_others.then(|| (first, bound.queued(first))));
+        let Some((component, held)) = full else { return Ok(first_row) };
+        let bound = bound.bound();
+        let component = self.config.layout.name(component);
+        Err(StoreFullError::queue(NoRoom { component, rows: demand.rows, held, bound }).into())
+    }
+
+    /// Whether the rows belong to rows of another component that were taken. They never wait, and are never refused for
+    /// room: that would leave the others without counterparts.
+    fn has_counterparts(&self, lane: u64, demand: Demand) -> bool {
+        let (Some(lane), Some(component)) = (self.lanes.get(&lane), demand.component) else { return false };
+        lane.handed.iter().any(|&taken| taken >= lane.handed[component] + demand.rows as u64)
+    }
+
+    /// Counts rows as handed over.
+    pub(crate) fn count_in(&mut self, lane: u64, demand: Demand) {
+        if let Some(bound) = self.bound_of(lane) {
+            bound.enter(demand);
+        }
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            demand.components(lane.handed.len()).for_each(|component| lane.handed[component] += demand.rows as u64);
+        }
+    }
+
+    /// Notes how many rows of a lane have been settled since it was opened.
+    pub(crate) fn settle(&mut self, lane: u64, settled: &[u64]) {
+        let Some(lane) = self.lanes.get_mut(&lane) else { return };
+        let Some(bound) = lane.bound.as_mut().or(self.bound.as_mut()) else { return };
+        for (component, (before, &now)) in lane.settled.iter_mut().zip(settled).enumerate() {
+            bound.leave(component, (now - *before) as usize);
+            *before = now;
+        }
+    }
+
+    /// Forgets all queued rows: they have been discarded.
+    pub(crate) fn clear(&mut self) {
+        self.bounds_mut().for_each(QueueBound::clear);
+    }
+
+    /// Rows of a component that are queued, on all lanes.
+    pub(crate) fn queued(&self, component: usize) -> usize {
+        let of_lanes = self.lanes.values().filter_map(|lane| lane.bound.as_ref());
+        of_lanes.chain(&self.bound).map(|bound| bound.queued(component)).sum()
+    }
+
+    /// The lanes that have rows to settle, or that are about to end; all that were written to if `closed`.
+    pub(crate) fn unsettled(&self, closed: bool) -> Unsettled {
+        let unsettled = self.lanes.iter().filter_map(|(&id, lane)| {
+            let ends = lane.closed || closed && lane.handed.iter().any(|&rows| rows > 0);
+            let target = if ends { None } else { Some(lane.handed.clone()) };
+            (ends || lane.handed != lane.settled).then_some((id, target))
+        });
+        unsettled.collect()
+    }
+
+    pub(crate) fn is_settled(&self, unsettled: &Unsettled) -> bool {
+        unsettled.iter().all(|(id, handed)| match (self.lanes.get(id), handed) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(lane), Some(handed)) => lane.settled.iter().zip(handed).all(|(settled, handed)| settled >= handed),
+        })
+    }
+
+    // Callers that wait for room.
+
+    /// Keeps room for rows if there is room and the caller comes next. `Ok(false)` if it has to wait.
+    pub(crate) fn try_reserve(&mut self, lane: u64, demand: Demand, ticket: Option<u64>) -> Result<bool, WriteError> {
+        self.check(lane, demand)?;
+        let has_counterparts = self.has_counterparts(lane, demand);
+        let Some(bound) = self.bound_of(lane) else { return Err(WriteError::Closed(ClosedBy::Lane)) };
+        let free = has_counterparts || bound.is_next(ticket) && bound.no_room_for(demand).is_none();
+        if free {
+            bound.reserve(demand);
+        }
+        Ok(free)
+    }
+
+    /// Puts a caller in line; see [`QueueBound::queue_up`].
+    pub(crate) fn queue_up(
+        &mut self,
+        lane: u64,
+        ticket: Option<u64>,
+        demand: Demand,
+        waker: Waker,
+    ) -> (Option<u64>, Option<Waker>) {
+        let Some(bound) = self.bound_of(lane) else { return (None, Some(waker)) };
+        let (ticket, before) = bound.queue_up(ticket, demand, waker);
+        (Some(ticket), before)
+    }
+
+    /// Takes a caller out of the line, and wakes the next. Returns the waker of the caller.
+    pub(crate) fn leave_line(&mut self, lane: u64, ticket: u64, wakers: &mut Vec<Waker>) -> Option<Waker> {
+        let bound = self.bound_of(lane)?;
+        let own = bound.leave_line(ticket);
+        wakers.extend(bound.take_next());
+        own
+    }
+
+    /// Gives back room that was kept, and wakes the next caller.
+    pub(crate) fn release(&mut self, lane: u64, demand: Demand, wakers: &mut Vec<Waker>) {
+        if let Some(bound) = self.bound_of(lane) {
+            bound.release(demand);
+            wakers.extend(bound.take_next());
+        }
+    }
+
+    /// Gives back room for the rows that take it.
+    pub(crate) fn use_reserved(&mut self, lane: u64, demand: Demand) {
+        if let Some(bound) = self.bound_of(lane) {
+            bound.release(demand);
+        }
+    }
+
+    /// Wakes the callers that have room now.
+    pub(crate) fn wake_next(&mut self, wakers: &mut Vec<Waker>) {
+        self.bounds_mut().filter(|bound| bound.has_line()).for_each(|bound| wakers.extend(bound.take_next()));
+    }
+
+    /// Wakes every caller.
+    pub(crate) fn wake_all(&mut self, wakers: &mut Vec<Waker>) {
+        self.bounds_mut().for_each(|bound| wakers.extend(bound.take_line()));
+    }
+
+    /// The bound that holds for a lane; `None` if it went with the lane.
+    fn bound_of(&mut self, lane: u64) -> Option<&mut QueueBound> {
+        self.lanes.get_mut(&lane).and_then(|lane| lane.bound.as_mut()).or(self.bound.as_mut())
+    }
+
+    fn bounds_mut(&mut self) -> impl Iterator<Item = &mut QueueBound> {
+        self.lanes.values_mut().filter_map(|lane| lane.bound.as_mut()).chain(&mut self.bound)
+    }
+}
+
+impl LaneRows {
+    /// The component with the fewest rows, and the one with the most.
+    fn extremes(&self) -> (usize, usize) {
+        let components = 0..self.handed.len();
+        let fewest = components.clone().min_by_key(|&component| self.handed[component]).unwrap_or(0);
+        let most = components.max_by_key(|&component| self.handed[component]).unwrap_or(0);
+        (fewest, most)
+    }
+
+    fn check_skew(&self, config: &Config, component: usize, rows: usize) -> Result<(), WriteError> {
+        let (fewest, _) = self.extremes();
+        let by = self.handed[component] - self.handed[fewest];
+        // One batch may always run ahead, however large it is.
+        if by == 0 || by.saturating_add(rows as u64) <= config.max_skew as u64 {
+            return Ok(());
+        }
+        let (ahead, missing) = (config.layout.name(component), config.layout.name(fewest));
+        Err(WriteError::Skew { ahead, missing, by, max_skew: config.max_skew })
+    }
+
+    fn check_even(&self, config: &Config) -> Result<(), WriteError> {
+        let (fewest, most) = self.extremes();
+        let by = self.handed[most] - self.handed[fewest];
+        if by == 0 {
+            return Ok(());
+        }
+        Err(WriteError::Uneven { ahead: config.layout.name(most), missing: config.layout.name(fewest), by })
+    }
+}

@@ -1,0 +1,324 @@
+//! Producers with an owner: what they return, or how they fail, ends the stream.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, Scope};
+
+use futures::FutureExt;
+
+use crate::error::{ClosedBy, WriteError};
+use crate::pipeline::consumer::Minibatches;
+use crate::pipeline::producer::Producer;
+use crate::pipeline::state::Shared;
+use crate::pipeline::worker::message;
+use crate::rows::batch::{Refused, RefusedPass};
+
+/// A group of producers that feed one store, and end its stream.
+///
+/// Each producer has a lane, a name, and a closure that runs on a thread or in a task. Once the group is closed or dropped
+/// and all of its producers have returned, the store closes: consumers get what is left, then the end, even while clones
+/// of the store live. If a producer returns an error or panics, the store closes with that error
+/// ([`RingStore::close_with`](crate::RingStore::close_with)): consumers get what was handed over, then the error; the other
+/// producers get their batches back as [`WriteError::Closed`].
+///
+/// A producer that ends because the store was closed has ended well: its error may be [`WriteError::Closed`], or have it
+/// anywhere in its `source()` chain. So `?` on every write is right.
+///
+/// Made by [`RingStore::producers`](crate::RingStore::producers).
+///
+/// ```
+/// use activation_store::{RefusedPass, RingStore};
+/// use ndarray::Array2;
+///
+/// let store = RingStore::builder().component("attn", 4).component("mlp", 4).batch_size(8).window(32).build()?;
+/// let mut minibatches = store.minibatches();
+/// let replicas = store.producers();
+/// for replica in 0..2 {
+///     replicas.spawn(format!("replica {replica}"), |lane| {
+///         for _ in 0..10 {
+///             let rows = || Array2::<f32>::ones((8, 4));
+///             lane.extend_pass_blocking([("attn", rows()), ("mlp", rows())])?;
+///         }
+///         Ok::<(), RefusedPass>(())
+///     })?;
+/// }
+/// replicas.close(); // no other replica comes: the stream ends with the last
+/// let rows: usize = minibatches.blocking().map(|minibatch| minibatch.map_or(0, |minibatch| minibatch.rows())).sum();
+/// assert_eq!(rows, 160);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the stream ends when the group is dropped and its producers have returned"]
+pub struct ProducerGroup {
+    own_lane: Arc<Producer>,
+    ends: Arc<EndsStream>,
+}
+
+/// Held by a group and by each of its running producers. Dropping the last one closes the store.
+struct EndsStream {
+    shared: Arc<Shared>,
+    /// Whether the others go on when a producer fails.
+    goes_on: AtomicBool,
+}
+
+impl Drop for EndsStream {
+    fn drop(&mut self) {
+        self.shared.close(None);
+    }
+}
+
+/// Why a producer of a [`ProducerGroup`] failed.
+#[derive(Debug, thiserror::Error)]
+#[error("producer {name:?} failed: {error}")]
+#[non_exhaustive]
+pub struct ProducerError {
+    /// The producer's name.
+    pub name: String,
+    /// What its closure returned, or the message of its panic.
+    #[source]
+    pub error: Box<dyn Error + Send + Sync>,
+}
+
+impl ProducerGroup {
+    pub(crate) fn new(own_lane: Arc<Producer>) -> Self {
+        let ends = EndsStream { shared: own_lane.shared().clone(), goes_on: AtomicBool::new(false) };
+        ProducerGroup { own_lane, ends: Arc::new(ends) }
+    }
+
+    /// Lets the other producers go on when one fails: its lane ends, the error is logged, and its join handle has it.
+    pub fn go_on_without_failed(self) -> Self {
+        self.ends.goes_on.store(true, Ordering::SeqCst);
+        self
+    }
+
+    /// Runs a producer on a thread of its own, with a lane of its own. The thread has the producer's name.
+    ///
+    /// Lanes are opened in the order of these calls.
+    ///
+    /// # Errors
+    /// [`SpawnError`] if the store takes no more rows, or the operating system has no thread.
+    pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
+    where
+        F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let running = self.open(name)?;
+        let thread = thread::Builder::new().name(running.name.clone());
+        let handle = thread.spawn(move || running.run(produce)).map_err(SpawnError::Thread)?;
+        Ok(ProducerHandle { handle })
+    }
+
+    /// A producer for an async task, with a lane of its own: a future to be spawned on any runtime.
+    ///
+    /// Dropping the future ends the producer, as if it had returned `Ok`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use activation_store::{RingStore, WriteError};
+    /// use ndarray::Array2;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let mut minibatches = store.minibatches();
+    /// let replicas = store.producers();
+    /// let capture = tokio::spawn(replicas.task("replica 0", |lane| async move {
+    ///     for _ in 0..10 {
+    ///         lane.extend(Array2::<f32>::ones((8, 4)), "mlp")?.await?;
+    ///     }
+    ///     Ok::<(), WriteError>(())
+    /// })?);
+    /// drop(replicas);
+    /// let mut rows = 0;
+    /// while let Some(minibatch) = minibatches.try_next().await? {
+    ///     rows += minibatch.rows();
+    /// }
+    /// assert_eq!(rows, 80);
+    /// capture.await??;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`SpawnError`] if the store takes no more rows.
+    pub fn task<F, T, E>(
+        &self,
+        name: &str,
+        produce: F,
+    ) -> Result<impl Future<Output = Result<(), Arc<ProducerError>>> + Send + use<F, T, E>, SpawnError>
+    where
+        F: FnOnce(Producer) -> T,
+        T: Future<Output = Result<(), E>> + Send,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut running = self.open(name)?;
+        let task = running.lane.take().map(produce);
+        Ok(async move {
+            let outcome = match task {
+                Some(task) => AssertUnwindSafe(task).catch_unwind().await,
+                None => Ok(Ok(())),
+            };
+            running.end(outcome)
+        })
+    }
+
+    /// Takes no more producers: the stream ends when those there are have returned. As dropping the group.
+    pub fn close(self) {}
+
+    fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
+        let lane = Some(self.own_lane.open_another().map_err(SpawnError::Store)?);
+        Ok(Running { name: name.into(), lane, ends: self.ends.clone() })
+    }
+}
+
+/// A producer of a group, while it runs.
+struct Running {
+    name: String,
+    lane: Option<Producer>,
+    ends: Arc<EndsStream>,
+}
+
+impl Running {
+    fn run<E: Into<Box<dyn Error + Send + Sync>>>(
+        mut self,
+        produce: impl FnOnce(Producer) -> Result<(), E>,
+    ) -> Result<(), Arc<ProducerError>> {
+        let Some(lane) = self.lane.take() else { return Ok(()) };
+        self.end(catch_unwind(AssertUnwindSafe(|| produce(lane))))
+    }
+
+    /// Tells the store how the producer has ended.
+    fn end<E: Into<Box<dyn Error + Send + Sync>>>(
+        self,
+        outcome: Result<Result<(), E>, Box<dyn Any + Send>>,
+    ) -> Result<(), Arc<ProducerError>> {
+        let error = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.into(),
+            Err(panic) => format!("it panicked: {}", message(&*panic)).into(),
+        };
+        if was_closed(&*error) {
+            return Ok(());
+        }
+        let error = Arc::new(ProducerError { name: self.name, error });
+        if self.ends.goes_on.load(Ordering::SeqCst) {
+            tracing::error!(%error, "the other producers go on");
+        } else {
+            self.ends.shared.close(Some(error.clone()));
+        }
+        Err(error)
+    }
+}
+
+/// Whether an error says that the store was closed, somewhere in its chain of sources.
+fn was_closed(error: &(dyn Error + 'static)) -> bool {
+    let says_so = |error: &(dyn Error + 'static)| {
+        let write = error.downcast_ref::<WriteError>();
+        let batch = error.downcast_ref::<Refused>().map(|refused| &refused.error);
+        let pass = error.downcast_ref::<RefusedPass>().map(|refused| &refused.error);
+        write.or(batch).or(pass).is_some_and(WriteError::is_closed)
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if says_so(error) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Waits for a producer that runs on a thread.
+///
+/// Dropping it detaches the thread. An error reaches the consumers all the same.
+#[derive(Debug)]
+pub struct ProducerHandle {
+    handle: JoinHandle<Result<(), Arc<ProducerError>>>,
+}
+
+impl ProducerHandle {
+    /// Waits for the producer to return.
+    ///
+    /// # Errors
+    /// [`ProducerError`] if it failed or panicked, the same one that consumers get.
+    ///
+    /// # Blocking
+    /// Blocks until the producer has returned.
+    pub fn join(self) -> Result<(), Arc<ProducerError>> {
+        // The closure's panics have been caught.
+        self.handle.join().unwrap_or(Ok(()))
+    }
+
+    /// Whether the producer has returned.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+}
+
+/// Why a producer could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpawnError {
+    /// The store takes no more rows.
+    #[error(transparent)]
+    Store(WriteError),
+    /// The operating system has no thread.
+    #[error("the producer's thread could not be started: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Starts producers that cannot outlive a loop; see [`RingStore::scope`](crate::RingStore::scope).
+pub struct ProducerScope<'scope, 'env> {
+    threads: &'scope Scope<'scope, 'env>,
+    group: ProducerGroup,
+}
+
+impl<'scope> ProducerScope<'scope, '_> {
+    /// As [`ProducerGroup::spawn`], for a closure that may borrow.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<(), SpawnError>
+    where
+        F: FnOnce(Producer) -> Result<(), E> + Send + 'scope,
+        E: Into<Box<dyn Error + Send + Sync>> + 'scope,
+    {
+        let running = self.group.open(name)?;
+        let thread = thread::Builder::new().name(running.name.clone());
+        thread.spawn_scoped(self.threads, move || running.run(produce)).map(drop).map_err(SpawnError::Thread)
+    }
+}
+
+/// Runs `spawn`, then `drain`, and waits for the producers that `spawn` started.
+pub(crate) fn scope<'env, T, E>(
+    own_lane: &Arc<Producer>,
+    minibatches: Minibatches,
+    spawn: impl for<'scope> FnOnce(&ProducerScope<'scope, 'env>) -> Result<(), E>,
+    drain: impl FnOnce(Minibatches) -> Result<T, E>,
+) -> Result<T, E> {
+    /// Ends the store however the loop ends, so that no producer waits for it.
+    struct Ends<'a>(&'a Shared);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.discard(ClosedBy::NoConsumers);
+        }
+    }
+    thread::scope(|threads| {
+        let _ends = Ends(own_lane.shared());
+        spawn(&ProducerScope { threads, group: ProducerGroup::new(own_lane.clone()) })?;
+        drain(minibatches)
+    })
+}
+
+impl fmt::Debug for ProducerGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProducerGroup").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ProducerScope<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProducerScope").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,179 @@
+//! Full frames that wait for consumers, and the empty ones that take their place.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+
+use crate::memory::frame::Frame;
+use crate::memory::part::Part;
+use crate::memory::pool::{FrameHome, Pool};
+use crate::pipeline::config::Config;
+
+/// A full frame that waits for consumers, or what is left of it.
+#[derive(Debug)]
+pub(crate) struct ReadyFrame {
+    memory: Memory,
+    rows: usize,
+    /// The number of its next minibatch.
+    ordinal: u64,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Full(Frame),
+    /// Some of its minibatches have been taken.
+    Rest(Part),
+}
+
+/// A minibatch on its way to a consumer.
+pub(crate) struct Lent {
+    pub(crate) part: Part,
+    pub(crate) ordinal: u64,
+}
+
+impl ReadyFrame {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// A row that no consumer has taken.
+    pub(crate) fn row(&self, component: usize, n: usize) -> &[u8] {
+        match &self.memory {
+            Memory::Full(frame) => frame.row(component, n),
+            Memory::Rest(part) => part.row(component, n),
+        }
+    }
+}
+
+/// The frames that are not open.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// Oldest first.
+    ready: VecDeque<ReadyFrame>,
+    /// Rows in them, also while the writer has borrowed them.
+    ready_rows: usize,
+    most_ready: usize,
+    /// Rows of a minibatch.
+    batch_size: usize,
+    next_ordinal: u64,
+    empty: Pool,
+    /// How many frames are kept, ready or empty.
+    kept: usize,
+    /// Frames with consumers.
+    lent: usize,
+}
+
+impl Frames {
+    pub(crate) fn new(config: &Config, empty: Vec<Frame>) -> Self {
+        let mut pool = Pool::new(config.spare_frames());
+        empty.into_iter().for_each(|frame| pool.put(frame));
+        Frames {
+            ready: VecDeque::with_capacity(config.ready_frames),
+            ready_rows: 0,
+            most_ready: config.ready_frames,
+            batch_size: config.batch_size,
+            next_ordinal: 0,
+            empty: pool,
+            kept: config.spare_frames(),
+            lent: 0,
+        }
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn ready_rows(&self) -> usize {
+        self.ready_rows
+    }
+
+    pub(crate) fn lent(&self) -> usize {
+        self.lent
+    }
+
+    /// Whether another full frame may be made ready.
+    pub(crate) fn has_room(&self) -> bool {
+        self.ready.len() < self.most_ready
+    }
+
+    /// Makes the first `rows` rows of a frame ready.
+    pub(crate) fn push(&mut self, frame: Frame, rows: usize) {
+        self.ready_rows += rows;
+        self.ready.push_back(ReadyFrame { memory: Memory::Full(frame), rows, ordinal: self.next_ordinal });
+        self.next_ordinal += rows.div_ceil(self.batch_size) as u64;
+    }
+
+    /// Takes the oldest minibatch out, for a consumer. Its frame goes back to `home`.
+    pub(crate) fn lend(&mut self, home: &Arc<impl FrameHome + 'static>) -> Option<Lent> {
+        let mut ready = self.ready.pop_front()?;
+        let (ordinal, rows) = (ready.ordinal, self.batch_size.min(ready.rows));
+        let mut part = match ready.memory {
+            Memory::Full(frame) => Part::whole(frame, ready.rows, home.clone()),
+            Memory::Rest(part) => part,
+        };
+        self.ready_rows -= rows;
+        if rows == ready.rows {
+            self.lent += 1;
+            return Some(Lent { part, ordinal });
+        }
+        let front = part.split_front(rows);
+        ready = ReadyFrame { memory: Memory::Rest(part), rows: ready.rows - rows, ordinal: ordinal + 1 };
+        self.ready.push_front(ready);
+        Some(Lent { part: front, ordinal })
+    }
+
+    /// Discards the oldest ready frame. Returns how many rows it had.
+    pub(crate) fn discard_oldest(&mut self, discarded: &mut Vec<Part>) -> Option<usize> {
+        let ReadyFrame { memory, rows, .. } = self.ready.pop_front()?;
+        self.ready_rows -= rows;
+        match memory {
+            Memory::Full(frame) => self.empty.put(frame),
+            Memory::Rest(part) => {
+                // It goes home as if it had been lent.
+                self.lent += 1;
+                discarded.push(part);
+            }
+        }
+        Some(rows)
+    }
+
+    /// Takes back a frame that was with a consumer. Returns it if there are enough, unless it is `wanted`.
+    pub(crate) fn give_back(&mut self, frame: Frame, wanted: bool) -> Option<Frame> {
+        self.lent -= 1;
+        if wanted || self.ready.len() + self.empty.len() < self.kept {
+            self.empty.put(frame);
+            return None;
+        }
+        Some(frame)
+    }
+
+    pub(crate) fn take_empty(&mut self) -> Option<Frame> {
+        self.empty.take()
+    }
+
+    /// Discards all ready frames. Returns how many rows they had.
+    pub(crate) fn discard_ready(&mut self, discarded: &mut Vec<Part>) -> usize {
+        // Those borrowed by the writer, too.
+        let rows = self.ready_rows;
+        while self.discard_oldest(discarded).is_some() {}
+        self.ready_rows = 0;
+        rows
+    }
+
+    /// Takes all empty frames out, and keeps none from now on.
+    pub(crate) fn dissolve(&mut self, freed: &mut Vec<Frame>) {
+        self.kept = 0;
+        freed.extend(self.empty.take_all());
+    }
+
+    /// Takes the ready frames out, so that they can be read without the mutex.
+    pub(crate) fn borrow_ready(&mut self) -> VecDeque<ReadyFrame> {
+        mem::take(&mut self.ready)
+    }
+
+    /// Puts back the ready frames that were borrowed.
+    pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>) {
+        self.ready_rows = ready.iter().map(ReadyFrame::rows).sum();
+        self.ready = ready;
+    }
+}

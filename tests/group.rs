@@ -1,0 +1,275 @@
+//! Producers of a group end the stream: when all have returned, or when one fails.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::error::Error;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use activation_store::{Minibatches, ReadError, RefusedPass, RingStore, RingStoreBuilder, SpawnError, WriteError};
+use common::{LIMIT, assert_adds_up, assert_exactly, drain, ids, rows, watchdog};
+use futures::executor::block_on;
+
+type Boxed = Box<dyn Error + Send + Sync>;
+
+fn builder() -> RingStoreBuilder {
+    RingStore::builder().component("a", 2).component("b", 1).batch_size(10).window(40).queue_rows(20)
+}
+
+fn pass(at: usize, n: usize) -> [(&'static str, ndarray::Array2<f32>); 2] {
+    [("b", rows(at..at + n, 1)), ("a", rows(at..at + n, 2))]
+}
+
+/// The rows that are served before an error, and the error.
+fn drain_to_error(minibatches: &mut Minibatches) -> (Vec<Vec<usize>>, ReadError) {
+    let mut served = Vec::new();
+    loop {
+        match minibatches.next_timeout(LIMIT) {
+            Ok(Some(minibatch)) => served.push(ids(&minibatch, 0)),
+            Ok(None) => panic!("the stream ended without an error"),
+            Err(error) => return (served, error),
+        }
+    }
+}
+
+#[test]
+fn the_stream_ends_when_all_have_returned_although_clones_of_the_store_live() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers();
+        let handles: Vec<_> = (0..4_usize)
+            .map(|replica| {
+                let produce = move |lane: activation_store::Producer| {
+                    (replica * 100..replica * 100 + 100)
+                        .step_by(5)
+                        .try_for_each(|at| lane.extend_pass_blocking(pass(at, 5)))
+                };
+                group.spawn(format!("replica {replica}"), produce).unwrap()
+            })
+            .collect();
+        group.close();
+        assert_exactly(0..400, &drain(&mut minibatches));
+        handles.into_iter().for_each(|handle| handle.join().unwrap());
+        assert!(store.is_closed());
+    });
+}
+
+#[test]
+fn the_stream_goes_on_while_the_group_is_open() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers();
+        group.spawn("first", |lane| lane.extend_pass_blocking(pass(0, 30))).unwrap().join().unwrap();
+        assert!(!store.is_closed());
+        group.spawn("second", |lane| lane.extend_pass_blocking(pass(30, 30))).unwrap().join().unwrap();
+        drop(group);
+        assert_exactly(0..60, &drain(&mut minibatches));
+    });
+}
+
+#[derive(Debug)]
+struct Failure(Boxed);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the replica failed")
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+#[test]
+fn an_error_reaches_every_consumer_once_after_the_rows_and_the_join_handle() {
+    watchdog(|| {
+        for panics in [false, true] {
+            let store = builder().drop_last(true).build().unwrap();
+            let mut consumers = [store.minibatches(), store.minibatches()];
+            let handle = store.spawn_producer("replica 7", move |lane| {
+                drop(lane.extend_pass(pass(0, 25))?);
+                assert!(!panics, "the model is broken");
+                Err::<(), Boxed>(Failure("out of memory".into()).into())
+            });
+            let (served, error) = drain_to_error(&mut consumers[0]);
+            assert_eq!(served.iter().map(Vec::len).collect::<Vec<_>>(), [10, 10]);
+            let joined = handle.unwrap().join().unwrap_err();
+            assert_eq!(joined.name, "replica 7");
+            assert_eq!(error.to_string(), joined.to_string());
+            if panics {
+                assert!(error.to_string().contains("it panicked: the model is broken"), "{error}");
+            } else {
+                let failure = error.source().unwrap().downcast_ref::<Failure>().unwrap();
+                assert_eq!(failure.source().unwrap().to_string(), "out of memory");
+            }
+            assert!(consumers[0].next_timeout(LIMIT).unwrap().is_none(), "once");
+            let (served, error) = drain_to_error(&mut consumers[1]);
+            assert!(served.is_empty() && matches!(error, ReadError::Failed(_)));
+            assert_adds_up(&store.stats());
+        }
+    });
+}
+
+/// However deep `Closed` lies in the chain of sources.
+#[test]
+fn the_others_get_closed_and_have_ended_well() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers();
+        let fail = Arc::new(AtomicUsize::new(0));
+        let endless = |wrap: fn(RefusedPass) -> Boxed| {
+            let fail = fail.clone();
+            move |lane: activation_store::Producer| -> Result<(), Boxed> {
+                loop {
+                    lane.extend_pass_blocking(pass(0, 5)).map_err(wrap)?;
+                    fail.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        };
+        let others = [
+            group.spawn("plain", endless(|refused| refused.into())).unwrap(),
+            group.spawn("as a write error", endless(|refused| WriteError::from(refused).into())).unwrap(),
+            group.spawn("deep", endless(|refused| Failure(Failure(refused.into()).into()).into())).unwrap(),
+        ];
+        let failing = {
+            let fail = fail.clone();
+            let fails = move |_lane| {
+                while fail.load(Ordering::SeqCst) < 20 {
+                    thread::yield_now();
+                }
+                Err::<(), _>("broken")
+            };
+            group.spawn("fails", fails).unwrap()
+        };
+        group.close();
+        let (_, error) = drain_to_error(&mut minibatches);
+        assert_eq!(error.to_string(), "producer \"fails\" failed: broken");
+        assert!(failing.join().is_err());
+        for other in others {
+            other.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn going_on_without_a_failed_producer_is_asked_for() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers().go_on_without_failed();
+        let failed = group.spawn("fails", |_lane| Err::<(), _>("broken")).unwrap();
+        assert!(failed.join().is_err());
+        group.spawn("works", |lane| lane.extend_pass_blocking(pass(0, 35))).unwrap().join().unwrap();
+        group.close();
+        assert_exactly(0..35, &drain(&mut minibatches));
+    });
+}
+
+#[test]
+fn tasks_are_supervised_as_threads_are() {
+    watchdog(|| {
+        for fails in [false, true] {
+            let store = builder().build().unwrap();
+            let mut minibatches = store.minibatches();
+            let group = store.producers();
+            let capture = group
+                .task("task", |lane| async move {
+                    for at in (0..100).step_by(5) {
+                        lane.extend_pass(pass(at, 5))?.await?;
+                    }
+                    if fails { Err::<(), Boxed>("broken".into()) } else { Ok(()) }
+                })
+                .unwrap();
+            group.close();
+            let train = async {
+                let mut served = Vec::new();
+                while let Some(minibatch) = minibatches.try_next().await? {
+                    served.push(ids(&minibatch, 0));
+                }
+                assert_exactly(0..100, &served);
+                Ok::<(), ReadError>(())
+            };
+            let (captured, trained) = block_on(async { futures::join!(capture, train) });
+            assert_eq!((captured.is_err(), trained.is_err()), (fails, fails));
+        }
+        // A cancelled task ends as one that has returned.
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        drop(store.producers().task("cancelled", |_lane| std::future::pending::<Result<(), Boxed>>()).unwrap());
+        assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
+    });
+}
+
+/// Slow and fast trainers and captures; the loop is left in every way.
+#[test]
+fn a_scope_never_outlives_its_loop() {
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Leave {
+        AtTheEnd,
+        Break,
+        Error,
+        Panic,
+    }
+    for leave in [Leave::AtTheEnd, Leave::Break, Leave::Error, Leave::Panic] {
+        for (steps, passes) in [(0, 3), (0, 1000), (3, 1000)] {
+            watchdog(move || {
+                let store = builder().build().unwrap();
+                let texts: Vec<usize> = (0..passes).collect();
+                let run = || {
+                    store.scope(
+                        |producers| {
+                            for replica in 0..2 {
+                                producers.spawn(format!("replica {replica}"), |lane| {
+                                    texts.iter().try_for_each(|_| lane.extend_pass_blocking(pass(0, 5)))
+                                })?;
+                            }
+                            Ok(())
+                        },
+                        |mut minibatches| {
+                            for (step, minibatch) in minibatches.blocking().enumerate() {
+                                minibatch?;
+                                if step < steps {
+                                    continue;
+                                }
+                                match leave {
+                                    Leave::AtTheEnd => {}
+                                    Leave::Break => break,
+                                    Leave::Error => return Err("enough".into()),
+                                    Leave::Panic => panic!("the trainer is broken"),
+                                }
+                            }
+                            Ok::<_, Boxed>(())
+                        },
+                    )
+                };
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                match leave {
+                    Leave::AtTheEnd | Leave::Break => outcome.unwrap().unwrap(),
+                    Leave::Error => assert_eq!(outcome.unwrap().unwrap_err().to_string(), "enough"),
+                    Leave::Panic => assert!(outcome.is_err()),
+                }
+                assert_adds_up(&store.stats());
+            });
+        }
+    }
+}
+
+#[test]
+fn a_closed_store_starts_no_producer() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        store.close();
+        let (sender, receiver) = mpsc::channel::<()>();
+        let refused = store.spawn_producer("late", move |_lane| sender.send(()).map_err(|_| "not received"));
+        assert!(matches!(refused.unwrap_err(), SpawnError::Store(WriteError::Closed(_))));
+        assert!(receiver.recv().is_err(), "it never ran");
+    });
+}
