@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use activation_store::{DType, Merge, Minibatch, Minibatches, Producer, ReadError, RingStore};
+use activation_store::{Batch, DType, Merge, Minibatch, Minibatches, Producer, ReadError, RingStore, WriteError};
 use common::{LIMIT, assert_adds_up, id_rows, watchdog};
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -28,6 +28,17 @@ enum Action {
         rows: usize,
         first: usize,
     },
+    /// A whole pass, its components in some order.
+    Pass {
+        lane: usize,
+        rows: usize,
+        first: usize,
+        form: Form,
+    },
+    /// The rows that components lack.
+    Level {
+        lane: usize,
+    },
     Open,
     Close {
         lane: usize,
@@ -42,13 +53,25 @@ enum Action {
     Flush,
 }
 
+/// How a pass is handed over.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    AtOnce,
+    IfThereIsRoom,
+    Gathered,
+}
+
 fn action() -> impl Strategy<Value = Action> {
     let (lane, component) = (0_usize..4, 0..COMPONENTS);
     let few = prop_oneof![4 => 1_usize..12, 1 => Just(0), 1 => 12_usize..120];
+    let form = prop_oneof![Just(Form::AtOnce), Just(Form::IfThereIsRoom), Just(Form::Gathered)];
     prop_oneof![
         4 => (lane.clone(), component.clone(), few.clone(), any::<bool>())
             .prop_map(|(lane, component, rows, forget)| Action::Write { lane, component, rows, forget }),
-        8 => (lane.clone(), few, component).prop_map(|(lane, rows, first)| Action::WriteAll { lane, rows, first }),
+        8 => (lane.clone(), few.clone(), component.clone()).prop_map(|(lane, rows, first)| Action::WriteAll { lane, rows, first }),
+        8 => (lane.clone(), few, component, form)
+            .prop_map(|(lane, rows, first, form)| Action::Pass { lane, rows, first, form }),
+        2 => lane.clone().prop_map(|lane| Action::Level { lane }),
         1 => Just(Action::Open),
         1 => lane.prop_map(|lane| Action::Close { lane }),
         3 => (1_usize..4, any::<bool>()).prop_map(|(minibatches, keep)| Action::Consume { minibatches, keep }),
@@ -66,28 +89,53 @@ struct Plan {
     ready: usize,
     queue_rows: usize,
     drop_last: bool,
+    merge: Merge,
     actions: Vec<Action>,
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    let sizes = (1_usize..12, 1_usize..6, 1_usize..4, 1_usize..50, prop::bool::weighted(0.2));
+    let merge = prop_oneof![Just(Merge::Arrival), Just(Merge::RoundRobin)];
+    let sizes = (1_usize..12, 1_usize..6, 1_usize..4, 1_usize..50, prop::bool::weighted(0.2), merge);
     (sizes, prop::collection::vec(action(), 1..40)).prop_map(
-        |((batch_size, open, ready, queue_rows, drop_last), actions)| Plan {
+        |((batch_size, open, ready, queue_rows, drop_last, merge), actions)| Plan {
             batch_size,
             open,
             ready,
             queue_rows,
             drop_last,
+            merge,
             actions,
         },
     )
 }
 
-/// A lane, and the ids that were handed over on it.
+/// A lane, and how many rows were handed over on it.
 struct Lane {
     producer: Option<Producer>,
-    handed: [Vec<usize>; COMPONENTS],
+    handed: [usize; COMPONENTS],
     first_id: usize,
+    /// Rows of every component that were discarded, unless they had been served.
+    emptied: usize,
+}
+
+impl Lane {
+    /// The next `rows` rows of a component.
+    fn batch(&self, component: usize, rows: usize) -> Batch {
+        let start = self.first_id + self.handed[component];
+        match component {
+            0 => id_rows(start..start + rows).into(),
+            1 => common::rows(start..start + rows, 2).into(),
+            _ => Array2::from_shape_fn((rows, 3), |(row, _)| (start + row) as u32).into(),
+        }
+    }
+
+    fn whole(&self) -> usize {
+        self.handed.into_iter().min().unwrap()
+    }
+
+    fn most(&self) -> usize {
+        self.handed.into_iter().max().unwrap()
+    }
 }
 
 struct Run {
@@ -96,6 +144,7 @@ struct Run {
     consumers: Vec<Minibatches>,
     kept: Vec<(Minibatch, Vec<usize>)>,
     served: Vec<usize>,
+    served_before_emptied: usize,
 }
 
 impl Run {
@@ -108,9 +157,9 @@ impl Run {
             .window(plan.batch_size * plan.open)
             .ready_frames(plan.ready)
             .queue_rows(plan.queue_rows)
-            .max_skew(100_000)
-            .drop_last(plan.drop_last)
             .max_skew(1_000_000)
+            .drop_last(plan.drop_last)
+            .merge(plan.merge)
             .build()
             .unwrap();
         let mut run = Run {
@@ -119,6 +168,7 @@ impl Run {
             lanes: Vec::new(),
             kept: Vec::new(),
             served: Vec::new(),
+            served_before_emptied: 0,
         };
         run.open();
         run
@@ -127,24 +177,51 @@ impl Run {
     fn open(&mut self) {
         let producer = Some(self.store.producer().unwrap());
         let first_id = self.lanes.len() << 16;
-        self.lanes.push(Lane { producer, handed: Default::default(), first_id });
+        self.lanes.push(Lane { producer, handed: [0; COMPONENTS], first_id, emptied: 0 });
     }
 
     fn write(&mut self, lane: usize, component: usize, rows: usize, forget: bool) {
         let lane = lane % self.lanes.len();
-        let Lane { producer: Some(producer), handed, first_id } = &mut self.lanes[lane] else { return };
-        let start = *first_id + handed[component].len();
-        let batch = || match component {
-            0 => id_rows(start..start + rows).into(),
-            1 => common::rows(start..start + rows, 2).into(),
-            _ => Array2::from_shape_fn((rows, 3), |(row, _)| (start + row) as u32).into(),
-        };
-        let batch: activation_store::Batch = batch();
+        let lane = &mut self.lanes[lane];
+        let batch = lane.batch(component, rows);
+        let Some(producer) = &lane.producer else { return };
         let handle = producer.extend(batch, component).unwrap();
-        handed[component].extend(start..start + rows);
+        lane.handed[component] += rows;
         if !forget {
             // Done or not, this must not disturb it.
             let _ = handle.is_done();
+        }
+    }
+
+    fn pass(&mut self, lane: usize, rows: usize, first: usize, form: Form) {
+        let lane = lane % self.lanes.len();
+        let lane = &mut self.lanes[lane];
+        let Some(producer) = &lane.producer else { return };
+        let order = (0..COMPONENTS).map(|i| (first + i) % COMPONENTS);
+        let pass = order.map(|component| (component, lane.batch(component, rows)));
+        let outcome = match form {
+            Form::AtOnce => producer.extend_pass(pass),
+            Form::IfThereIsRoom => producer.try_extend_pass(pass),
+            Form::Gathered => {
+                let mut gathered = producer.begin_pass();
+                pass.for_each(|(component, batch)| gathered.put(component, batch).unwrap());
+                gathered.commit()
+            }
+        };
+        let (whole, most) = (lane.whole(), lane.most());
+        match outcome {
+            Ok(_) => {
+                assert_eq!(whole, most, "a pass was taken by an uneven lane");
+                lane.handed = [whole + rows; COMPONENTS];
+            }
+            Err(refused) => {
+                assert_eq!(refused.batches.len(), COMPONENTS);
+                match refused.error {
+                    WriteError::Full(_) => assert!(matches!(form, Form::IfThereIsRoom) && whole == most),
+                    WriteError::Uneven { by, .. } => assert_eq!(by, (most - whole) as u64),
+                    other => panic!("{other}"),
+                }
+            }
         }
     }
 
@@ -153,6 +230,13 @@ impl Run {
         assert_eq!(ids, common::ids(&minibatch, 1), "components are not aligned");
         let c: Vec<usize> = minibatch.view::<u32>("c").unwrap().column(2).iter().map(|&id| id as usize).collect();
         assert_eq!(ids, c, "components are not aligned");
+        for &id in &ids {
+            let lane = &self.lanes[id >> 16];
+            assert!(
+                (lane.emptied..lane.whole()).contains(&(id - lane.first_id)),
+                "{id} was discarded, or is not whole"
+            );
+        }
         self.served.extend(&ids);
         if keep {
             self.kept.push((minibatch, ids));
@@ -164,6 +248,12 @@ impl Run {
             Action::Write { lane, component, rows, forget } => self.write(lane, component, rows, forget),
             Action::WriteAll { lane, rows, first } => {
                 (0..COMPONENTS).for_each(|i| self.write(lane, (first + i) % COMPONENTS, rows, i > 0));
+            }
+            Action::Pass { lane, rows, first, form } => self.pass(lane, rows, first, form),
+            Action::Level { lane } => {
+                let of = &self.lanes[lane % self.lanes.len()];
+                let lacks = of.handed.map(|handed| of.most() - handed);
+                (0..COMPONENTS).for_each(|component| self.write(lane, component, lacks[component], false));
             }
             Action::Open => self.open(),
             Action::Close { lane } => {
@@ -183,7 +273,11 @@ impl Run {
             Action::AnotherConsumer => self.consumers.push(self.store.minibatches()),
             Action::DropConsumer if self.consumers.len() > 1 => drop(self.consumers.remove(0)),
             Action::DropConsumer => {}
-            Action::Empty => self.store.empty(),
+            Action::Empty => {
+                self.store.empty();
+                self.served_before_emptied = self.served.len();
+                self.lanes.iter_mut().for_each(|lane| lane.emptied = lane.most());
+            }
             // May not resolve while the ring is full.
             Action::Flush => drop(self.store.flush()),
         }
@@ -191,7 +285,6 @@ impl Run {
     }
 
     fn finish(mut self, plan: &Plan) {
-        let emptied = plan.actions.iter().any(|action| matches!(action, Action::Empty));
         self.store.close();
         loop {
             match self.consumers[0].next_timeout(LIMIT) {
@@ -203,29 +296,20 @@ impl Run {
         for (minibatch, ids) in &self.kept {
             assert_eq!(&common::long_ids(minibatch, 0), ids, "a kept minibatch has changed");
         }
-        let whole: HashSet<usize> = self
-            .lanes
-            .iter()
-            .flat_map(|lane| {
-                let whole = lane.handed.iter().map(Vec::len).min().unwrap();
-                lane.handed[0][..whole].to_vec()
-            })
-            .collect();
         let distinct: HashSet<usize> = self.served.iter().copied().collect();
         assert_eq!(distinct.len(), self.served.len(), "a row was served twice");
-        assert!(distinct.is_subset(&whole), "a row was served that was not whole");
         let stats = self.store.stats();
         assert_adds_up(&stats);
-        let lost = whole.len() - distinct.len();
-        if !emptied {
-            assert!(lost == 0 || plan.drop_last && lost < plan.batch_size, "{lost} rows were lost");
-            let uneven =
-                self.lanes.iter().filter(|lane| lane.handed.iter().any(|ids| ids.len() != lane.handed[0].len()));
+        let whole: usize = self.lanes.iter().map(|lane| lane.whole().saturating_sub(lane.emptied)).sum();
+        let lost = self.served_before_emptied + whole - self.served.len();
+        assert!(lost == 0 || plan.drop_last && lost < plan.batch_size, "{lost} rows were lost");
+        if !plan.actions.iter().any(|action| matches!(action, Action::Empty)) {
+            let uneven = self.lanes.iter().filter(|lane| lane.whole() < lane.most());
             let reported = std::iter::from_fn(|| self.store.flush().wait().err());
             assert_eq!(reported.count(), uneven.count(), "each lane's unmatched rows are reported once");
         }
         for (component, stats) in stats.components.iter().enumerate() {
-            let handed: usize = self.lanes.iter().map(|lane| lane.handed[component].len()).sum();
+            let handed: usize = self.lanes.iter().map(|lane| lane.handed[component]).sum();
             assert_eq!(stats.accepted, handed as u64, "every row handed over was accepted");
             assert_eq!(stats.served, self.served.len() as u64);
             assert_eq!((stats.resident, stats.queued), (0, 0));
