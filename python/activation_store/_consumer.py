@@ -3,49 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from typing import Any, Self
 
 from . import _native
+from ._batches import Batch
+from ._failure import Failure
+from ._returned import Returned
 from ._watch import watcher
+from .errors import ClosedWithError
 
 _SLICE = 0.05
 """Seconds that a thread waits for a minibatch before it looks for one that a cancelled task has returned."""
 
-_Callback = Callable[["_native.Minibatch | None", "BaseException | None"], None]
-
 
 class Consumer:
-    """Takes minibatches of a ring. Threads and tasks share it.
+    """One consumer of a ring: what a loop iterates with. Threads and tasks may share it.
 
     A minibatch that arrives for a task which is cancelled at that moment goes to the next thread or task that asks.
     """
 
-    def __init__(self, ring: _native.Ring) -> None:
-        self._ring = ring
-        self._returned: deque[_native.Minibatch] = deque()
-        """Minibatches that arrived for cancelled tasks."""
-        self._waiting: deque[_Callback] = deque()
-        """The tasks that wait for a minibatch."""
-        self._lock = threading.Lock()
+    def __init__(
+        self, native: _native.Consumer, returned: Returned, failure: Failure, out: Callable[[_native.Minibatch], Batch]
+    ) -> None:
+        self._native = native
+        self._returned = returned
+        self._failure = failure
+        self._out = out
+        self._has_failed = False
+        """Whether the stream has ended with an error that is still to be raised."""
 
-    def take(self, timeout: float | None) -> _native.Minibatch | None:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Batch:
+        """As `RingStore.next`."""
+        minibatch = self._take(timeout)
+        if minibatch is None:
+            raise StopIteration
+        return self._out(minibatch)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Batch:
+        while True:
+            try:
+                minibatch = self._take(0)
+            except TimeoutError:
+                try:
+                    minibatch = await self._arrival()
+                except ClosedWithError:
+                    self._has_failed = True
+                    continue
+            if minibatch is None:
+                raise StopAsyncIteration
+            return self._out(minibatch)
+
+    def _take(self, timeout: float | None) -> _native.Minibatch | None:
         """Waits for the next minibatch; None at the end.
 
         Raises:
             TimeoutError: If none is ready in time.
+            BaseException: The error that the store was closed with, once, after the last minibatch.
         """
         end = None if timeout is None else time.monotonic() + timeout
         left = timeout
         while True:
-            if self._returned:
-                with contextlib.suppress(IndexError):
-                    return self._returned.popleft()
+            returned = self._returned.pop()
+            if returned is not None:
+                return returned
+            if self._has_failed:
+                self._has_failed = False
+                raise self._failure.error()
             try:
-                minibatch = self._ring.next(_SLICE if left is None else min(left, _SLICE))
+                minibatch = self._native.next(_SLICE if left is None else min(left, _SLICE))
+            except ClosedWithError:
+                self._has_failed = True
             except TimeoutError:
                 if end is not None:
                     left = max(0.0, end - time.monotonic())
@@ -55,14 +93,14 @@ class Consumer:
                 if minibatch is not None or not self._returned:
                     return minibatch
 
-    async def arrival(self) -> _native.Minibatch | None:
+    async def _arrival(self) -> _native.Minibatch | None:
         """Awaits the next minibatch; None at the end. Cancelling it loses none."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[_native.Minibatch | None] = loop.create_future()
 
         def hand_over(minibatch: _native.Minibatch | None, error: BaseException | None) -> None:
             if arrived.done():
-                self._give_back(minibatch)
+                self._returned.put(minibatch)
             elif error is not None:
                 arrived.set_exception(error)
             else:
@@ -72,44 +110,18 @@ class Consumer:
             try:
                 loop.call_soon_threadsafe(hand_over, minibatch, error)
             except RuntimeError:  # the loop has been closed
-                self._give_back(minibatch)
+                self._returned.put(minibatch)
 
-        task = watcher().watch_next(self._ring, callback)
-        self._waiting.append(callback)
-        self._hand_on()
-        try:
-            return await arrived
-        except asyncio.CancelledError:
-            if not arrived.cancelled() and arrived.exception() is None:
-                self._give_back(arrived.result())
-            raise
-        finally:
-            watcher().forget(task)
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(callback)
+        task = watcher().watch_next(self._native, callback)
+        with self._returned.given_to(callback):
+            try:
+                return await arrived
+            except asyncio.CancelledError:
+                if not arrived.cancelled() and arrived.exception() is None:
+                    self._returned.put(arrived.result())
+                raise
+            finally:
+                watcher().forget(task)
 
-    def discard_returned(self) -> None:
-        """Drops the minibatches that cancelled tasks have returned."""
-        self._returned.clear()
-
-    def _give_back(self, minibatch: _native.Minibatch | None) -> None:
-        if minibatch is not None:
-            self._returned.append(minibatch)
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        """Gives returned minibatches to tasks that wait for one."""
-        while True:
-            with self._lock:
-                if not (self._returned and self._waiting):
-                    return
-                try:
-                    minibatch = self._returned.popleft()
-                except IndexError:  # a thread has taken it
-                    return
-                try:
-                    callback = self._waiting.popleft()
-                except IndexError:  # the task waits no longer
-                    self._returned.appendleft(minibatch)
-                    return
-            callback(minibatch, None)
+    def __reduce__(self) -> Any:
+        raise TypeError("a loop over a store cannot be pickled: its store belongs to this process")

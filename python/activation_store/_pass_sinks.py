@@ -6,6 +6,8 @@ import contextlib
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _native
@@ -39,6 +41,11 @@ class RingSink:
         self._has_warned = False
         self.number = self._lane.find
 
+    @property
+    def closed(self) -> bool:
+        """Whether no more rows are taken."""
+        return self._lane.closed
+
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> _native.Rows:
         """Copies the rows: what follows in the forward pass may change them."""
         staged = incoming(rows, mask)
@@ -51,30 +58,34 @@ class RingSink:
         if len(set(counts.values())) > 1:
             raise ValueError(f"the captured modules give different numbers of rows, by component: {counts}; they cannot be aligned")
         lane = self._take()
-        begun = False
         try:
-            for component, rows in staged:
-                if begun:
-                    lane.extend(component, rows, IfFull.LINE_UP)
-                else:
-                    self._begin(lane, component, rows)
-                begun = True
-        except BaseException as error:
-            if begun or not isinstance(error, Exception):
-                lane.close()  # its components may no longer match
-                raise
-            self._free_again(lane)  # nothing was written
-            if isinstance(error, StoreFullError):
-                raise PassRejected from error
-            raise
-        self._free_again(lane)
+            if len(staged) == lane.n_components:
+                self._hand_in(partial(lane.extend_pass, staged))
+            else:
+                self._write_part(lane, staged)
+        except StoreFullError as error:
+            raise PassRejected from error
+        finally:
+            if lane is not self._lane:
+                self._free.append(lane)
 
-    def _begin(self, lane: _native.Lane, component: int, rows: _native.Rows) -> None:
-        """Hands in the first rows of a pass; the rest follows without waiting."""
+    def _write_part(self, lane: _native.Lane, staged: list[tuple[int, _native.Rows]]) -> None:
+        """Writes a pass of some of the components, one after the other."""
+        (first, rows), *rest = staged
+        self._hand_in(partial(lane.extend, first, rows))
+        try:
+            for component, rows in rest:
+                lane.extend(component, rows, IfFull.LINE_UP)  # its counterparts have been taken, so it does not wait
+        except BaseException:
+            lane.close()  # its components may no longer match
+            raise
+
+    def _hand_in(self, write: Callable[..., _native.WriteOutcome]) -> None:
+        """Calls `write(if_full, timeout)` so that it waits for room as it is to."""
         wait = self._wait
         if wait is None and on_event_loop():
             try:
-                lane.extend(component, rows, IfFull.WAIT, 0)
+                write(IfFull.WAIT, 0)
                 return
             except TimeoutError:
                 wait = False
@@ -82,7 +93,7 @@ class RingSink:
                     self._has_warned = True
                     warn("this thread runs an event loop (a Jupyter cell does), so capture does not wait for the trainer, and rows pile up; "
                          "use capture(..., wait=True), or capture on another thread")  # fmt: skip
-        lane.extend(component, rows, IfFull.LINE_UP if wait is False else IfFull.WAIT)
+        write(IfFull.LINE_UP if wait is False else IfFull.WAIT)
 
     def _take(self) -> _native.Lane:
         if isinstance(self._store, Producer):
@@ -91,10 +102,6 @@ class RingSink:
             return self._free.pop()
         except IndexError:
             return self._store._ring.open_lane()  # noqa: SLF001
-
-    def _free_again(self, lane: _native.Lane) -> None:
-        if lane is not self._lane:
-            self._free.append(lane)
 
     def close(self) -> None:
         """Ends the lanes that were opened here."""
@@ -108,6 +115,11 @@ class OtherSink:
     def __init__(self, store: Any) -> None:
         self._store: ActivationStore = store
         self._lock = threading.Lock()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more rows are taken, where the store says so."""
+        return getattr(self._store, "closed", False) is True
 
     def number(self, component: int | str) -> int:
         if isinstance(component, str) or not -self._store.n_components <= component < self._store.n_components:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from . import _native
@@ -48,12 +49,43 @@ class ProducerSide:
         Raises:
             TimeoutError: If there is no room in time. Nothing was written.
             StoreFullError: If the store is full and was made to say so (`when_full="reject"`).
-            StoreClosedError: If the store is closed.
+            StoreClosedError: If the store is closed, or is closed while this waits. Nothing was written.
             ValueError: If the rows have the wrong width, or one component runs too far ahead of another.
             TypeError: If it is no array, or its elements do not fit the component's.
             IndexError: If there is no such component.
         """
         return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout))
+
+    def extend_pass(
+        self,
+        batches: Mapping[int | str, Any],
+        *,
+        mask: Any = None,
+        copy: bool = True,
+        timeout: float | None = None,
+    ) -> Future:
+        """Hands over the rows of all components that one forward pass gave, as a whole: all of them, or none.
+
+            >>> store.extend_pass({"attn": attn, "mlp": mlp}, mask=attention_mask)
+
+        Waits for room as `extend` does. After an error, or Ctrl-C, nothing of the pass was written, so the components stay
+        aligned. Several threads may write whole passes at once.
+
+        Args:
+            batches: For every component of the store, by number or name, its rows: as `extend` takes them, and equally many.
+            mask: Which rows to keep, of every component; see `extend`.
+            copy: False hands the arrays' own memory over; leave them unchanged until the future is done.
+            timeout: Seconds to wait for room.
+
+        Returns:
+            The future of the pass's arrival in the ring. It need not be kept.
+
+        Raises:
+            ValueError: If a component is missing, is given twice, or has another number of rows; or if components were
+                written one by one to this lane and are uneven.
+            TimeoutError, StoreFullError, StoreClosedError, TypeError, IndexError: As `extend`.
+        """
+        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
@@ -70,6 +102,20 @@ class ProducerSide:
             StoreFullError: If it has no room. Nothing was written.
         """
         return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
+
+    def try_extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True) -> Future:
+        """Hands over a whole pass if the queue has room for it; see `extend_pass`. Never waits.
+
+        Raises:
+            StoreFullError: If it has no room. Nothing was written.
+        """
+        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), IfFull.REFUSE))
+
+
+def _incoming_pass(batches: Mapping[int | str, Any], mask: Any, copy: bool) -> list[tuple[int | str, _native.Rows]]:
+    if not isinstance(batches, Mapping):
+        raise TypeError(f"a pass is a mapping from component to rows, such as {{'attn': rows, 'mlp': rows}}; got {type(batches).__name__}")
+    return [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
 
 
 def if_full_here(timeout: float | None) -> IfFull:

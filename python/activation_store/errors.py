@@ -10,3 +10,7 @@ class StoreFullError(IndexError):
 
 class StoreClosedError(ValueError):
     """The store, or this lane of it, takes no more rows."""
+
+
+class ClosedWithError(Exception):
+    """The store was closed with an error. The package raises that error in its place."""

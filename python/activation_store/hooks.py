@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from . import _live_captures
 from ._hook_points import HookPoint, hook_points
 from ._pass_mask import Mask, PassMask
 from ._pass_sinks import PassRejected, sink_into, warn
 from ._torch import HAS_TORCH, torch
+from .errors import StoreClosedError
 from .producer import Producer
 from .ring_store import RingStore
 
@@ -43,8 +45,16 @@ def capture(
     The rows of one forward pass go to the store together, once every component has come, so components stay aligned;
     those of a pass that fails go nowhere. Each context, and each thread that calls the model, has a lane of its own. The
     forward pass and its result are never changed. It waits while the store's queue is full (a store that rejects loses
-    the whole pass instead, see `passes_dropped`); and if the store cannot take the rows, the context stops capturing,
-    warns, and raises the error where the `with` block ends. What gradient checkpointing runs again is not stored again.
+    the whole pass instead, see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
+    warns, and raises the error where the `with` block ends. If the store is closed or aborted, because training has ended, the
+    context stops capturing and says nothing. Either way the model would run on for nothing: leave the block when
+    `stopped` is true. What gradient checkpointing runs again is not stored again.
+
+        >>> with torch.no_grad(), capture(model, {"0": "pre", "1": "post"}, store) as captured:
+        ...     for inputs in batches:
+        ...         if captured.stopped:
+        ...             break
+        ...         model(inputs)
 
     Args:
         model: Any module: a `transformers` model, a TransformerLens model, one of your own.
@@ -66,6 +76,9 @@ def capture(
     Raises:
         ValueError: If the model has no such module, not all components are captured, or a module is captured twice.
         IndexError: If the store has no such component.
+
+    Entering it raises `ValueError` if another thread is capturing the same model, whose store would get these passes, too, or if
+    the model is being captured into this store already.
     """
     return Capture(model, components, store, mask=mask, point=point, wait=wait)
 
@@ -90,6 +103,7 @@ class Capture:
         if not components:
             raise ValueError("there is nothing to capture; name at least one module and its component")
         self._model = model
+        self._store = store
         self._points = hook_points(model, components, point)
         self._sink = sink_into(store, wait)
         self._components = [self._sink.number(component) for component in components.values()]
@@ -107,11 +121,13 @@ class Capture:
         self._lock = threading.Lock()
         self._passes_of_parts = 0
         self._error: Exception | None = None
+        self._has_stopped = False
         self._passes = self._passes_dropped = 0
 
     def __enter__(self) -> Self:
         if self._hooks:
             raise ValueError("this capture has been entered already; make another with capture()")
+        _live_captures.add(self)
         try:
             self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for number, point in enumerate(self._points):
@@ -130,6 +146,15 @@ class Capture:
         if kind is None and self._error is not None:
             raise self._error
 
+    def __repr__(self) -> str:
+        paths = ", ".join(repr(point.path) for point in self._points)
+        return f"capture of {paths} of {type(self._model).__name__} into {self._store!r}"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no more passes are stored: the store takes no more rows, or `error` says what went wrong."""
+        return self._has_stopped or self._sink.closed
+
     @property
     def error(self) -> Exception | None:
         """Why capturing stopped; None while it has not. Raised where the `with` block ends."""
@@ -146,6 +171,7 @@ class Capture:
         return self._passes_dropped
 
     def _remove(self) -> None:
+        _live_captures.remove(self)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -154,7 +180,7 @@ class Capture:
 
     def _begin(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pass begins on this thread."""
-        if self._error is not None or _is_recomputing():
+        if self._has_stopped or _is_recomputing():
             return
         self._drop_part()
         try:
@@ -171,7 +197,7 @@ class Capture:
         self._thread.inside = False
         taken = self._thread.taken
         # A wrapper may run its copies of the model on other threads.
-        if self._error is not None or (not taken and (self._thread.passes or self._passes_of_parts != self._thread.passes_of_parts)):
+        if self._has_stopped or (not taken and (self._thread.passes or self._passes_of_parts != self._thread.passes_of_parts)):
             return
         missing = ", ".join(repr(point.path) for number, point in enumerate(self._points) if number not in taken)
         self._drop()
@@ -185,7 +211,7 @@ class Capture:
         return lambda activations: self._take(number, point, activations)
 
     def _take(self, number: int, point: HookPoint, activations: Any) -> None:
-        if self._error is not None or _is_recomputing():
+        if self._has_stopped or _is_recomputing():
             return
         taken = self._thread.taken
         try:
@@ -207,6 +233,9 @@ class Capture:
                     self._passes += 1
         except PassRejected:
             self._drop()
+        except StoreClosedError:
+            self._drop()
+            self._has_stopped = True
         except Exception as error:  # noqa: BLE001
             taken.clear()
             self._stop(error)
@@ -225,7 +254,7 @@ class Capture:
         with self._lock:
             if self._error is not None:
                 return
-            self._error = error
+            self._error, self._has_stopped = error, True
         warn(f"capturing has stopped, and the `with` block will raise: {type(error).__name__}: {error}")
 
 

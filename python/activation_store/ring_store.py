@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,8 +12,10 @@ from ._batches import Batch, batch_of, converter
 from ._checks import count, seed_of
 from ._components import components_of
 from ._consumer import Consumer
+from ._failure import Failure
 from ._indexing import get
 from ._producer_side import ProducerSide
+from ._returned import Returned
 from ._torch import IterableDataset
 from .base_store import ActivationStore
 from .producer import Producer
@@ -39,10 +42,14 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         >>> sum(len(batch) for batch in store)
         1000
 
-    It is its own iterator (so `next(store)` works, and a loop that is broken off can be taken up again), an async
-    iterator, and a `torch.utils.data.IterableDataset` (for a `DataLoader` with `batch_size=None, num_workers=0`).
-    Several threads and tasks may share it: each minibatch goes to one of them. A minibatch owns its memory, which goes
-    back to the store when the last tensor over it dies; keeping it costs no more than that memory.
+    Every loop over it (`iter(store)`, `async for`) is a consumer of its own, and so is the store itself under `next(store)`:
+    each minibatch goes to one of them, on any thread or task. A loop that is broken off can be taken up again by another.
+    It is also a `torch.utils.data.IterableDataset` (for a `DataLoader` with `batch_size=None, num_workers=0`). A minibatch
+    owns its memory, which goes back to the store when the last tensor over it dies; keeping it costs no more than that
+    memory.
+
+    A loop ends when the store is closed and drained, or aborted. If it was closed with an error (`close(error=...)`), the loop
+    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`.
     """
 
     def __init__(
@@ -109,7 +116,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             allow_overcommit=allow_overcommit,
         )
         self._lane = self._ring.own_lane()
-        self._consumer = Consumer(self._ring)
+        self._returned, self._failure = Returned(), Failure()
+        self._own = self._consumer()
 
     def producer(self) -> Producer:
         """Opens a lane of its own, for one model replica or one thread of capture.
@@ -122,7 +130,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         return Producer(self._ring.open_lane())
 
     def __iter__(self) -> Iterator[Batch]:
-        return self
+        return self._consumer()
 
     def __next__(self) -> Batch:
         return self.next()
@@ -132,27 +140,21 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
 
         Raises:
             TimeoutError: If none was ready in time.
-            StopIteration: If the store is closed and drained.
+            StopIteration: If the store is closed and drained, or aborted.
+            BaseException: The error that the store was closed with, once, after the last minibatch.
         """
-        minibatch = self._consumer.take(timeout)
-        if minibatch is None:
-            raise StopIteration
-        return self._out(minibatch)
-
-    def _out(self, minibatch: _native.Minibatch) -> Batch:
-        return batch_of(minibatch, self._components, self._convert, self._stacked)
+        return self._own.next(timeout)
 
     def __aiter__(self) -> AsyncIterator[Batch]:
-        return self
+        return self._consumer()
 
     async def __anext__(self) -> Batch:
-        try:
-            minibatch = self._consumer.take(0)
-        except TimeoutError:
-            minibatch = await self._consumer.arrival()
-        if minibatch is None:
-            raise StopAsyncIteration
-        return self._out(minibatch)
+        return await self._own.__anext__()
+
+    def _consumer(self) -> Consumer:
+        # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
+        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked)
+        return Consumer(self._ring.consumer(), self._returned, self._failure, out)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -164,18 +166,33 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         """
         self._ring.flush(timeout)
 
-    def close(self) -> None:
-        """Takes no more rows; iterating gives what is left, then ends. Returns at once."""
-        self._ring.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """Takes no more rows; iterating gives what is left, then ends. Returns at once.
+
+        A call that waits for room gets `StoreClosedError`.
+
+        Args:
+            error: Raised in every loop over the store, once, after the last minibatch: the same object, with its own
+                traceback. So what went wrong in the capture reaches the training loop. The first error stays; `abort`
+                discards it.
+
+        Raises:
+            TypeError: If `error` is no exception.
+        """
+        if error is None:
+            self._ring.close()
+        else:
+            self._failure.note(error)
+            self._ring.close(type(error).__name__)
 
     def abort(self) -> None:
-        """Takes no more rows and discards those there are; iterating ends."""
+        """Takes no more rows and discards those there are; loops end. A loop that begins afterwards raises `RuntimeError`."""
         self._ring.abort()
-        self._consumer.discard_returned()
+        self._returned.clear()
 
     def empty(self) -> None:
         """Discards everything handed over so far, and goes on."""
-        self._consumer.discard_returned()
+        self._returned.clear()
         self._ring.empty()
 
     @property

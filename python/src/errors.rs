@@ -1,13 +1,15 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
 use activation_store::{
-    BuildError, IndexError, ReadError, Refused, ShapeError, UnknownComponent, UnknownDType, ViewError, WriteError,
+    BuildError, IndexError, ReadError, Refused, RefusedPass, ShapeError, UnknownComponent, UnknownDType, ViewError,
+    WriteError,
 };
 use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 mod python {
     #![allow(missing_docs, unreachable_pub)]
+    pyo3::import_exception!(activation_store.errors, ClosedWithError);
     pyo3::import_exception!(activation_store.errors, StoreClosedError);
     pyo3::import_exception!(activation_store.errors, StoreFullError);
 }
@@ -44,7 +46,15 @@ impl IntoPython for ReadError {
     fn kind(&self, message: String) -> PyErr {
         match self {
             ReadError::Timeout(_) => PyTimeoutError::new_err(message),
+            ReadError::Failed(_) => python::ClosedWithError::new_err(message),
             _ => PyRuntimeError::new_err(message),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            ReadError::Aborted => "the store was aborted before this loop began; make another store".to_owned(),
+            other => other.to_string(),
         }
     }
 }
@@ -89,6 +99,12 @@ impl IntoPython for BuildError {
 }
 
 impl IntoPython for Refused {
+    fn kind(&self, message: String) -> PyErr {
+        self.error.kind(message)
+    }
+}
+
+impl IntoPython for RefusedPass {
     fn kind(&self, message: String) -> PyErr {
         self.error.kind(message)
     }

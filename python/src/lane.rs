@@ -1,9 +1,11 @@
 //! Handing rows in: to the store itself, or on a lane of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use activation_store::{
-    Batch, Component, Permit, Producer, Refused, Reserve, RingStore, UnknownComponent, WriteError, WriteHandle,
+    Batch, Component, Permit, Producer, Refused, RefusedPass, Reserve, RingStore, UnknownComponent, WriteError,
+    WriteHandle,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -60,7 +62,8 @@ impl Lane {
         let end = self.end.get()?;
         let component = component.find(&self.intake.components)?;
         check(&self.intake.components, component, rows).or_raise()?;
-        let handle = match self.intake.room(py, end, component, rows.len(), if_full, timeout)? {
+        let reserve = end.reserve(component, rows.len()).or_raise()?;
+        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout)? {
             Some(mut room) => match rows.take()? {
                 Incoming::Batch(batch) => room.extend(batch).or_raise()?,
                 Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
@@ -71,6 +74,45 @@ impl Lane {
             }
         };
         Ok(WriteOutcome::new(handle, rows.len()))
+    }
+
+    /// Hands in the rows of all components that one forward pass gave: all of them, or none.
+    #[pyo3(signature = (pass_, if_full, timeout=None))]
+    fn extend_pass(
+        &self,
+        py: Python<'_>,
+        pass_: Vec<(Key, Py<Rows>)>,
+        if_full: IfFull,
+        timeout: Option<f64>,
+    ) -> PyResult<WriteOutcome> {
+        let end = self.end.get()?;
+        let components = &self.intake.components;
+        let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
+        let pass = pass_.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
+        let rows = check_pass(components, &pass).or_raise()?;
+        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout)?;
+        let batch = |(component, rows): (usize, Py<Rows>)| {
+            Ok((component, rows.get().take()?.into_batch(py, &self.intake.depot)?))
+        };
+        let batches = pass.into_iter().map(batch).collect::<PyResult<Vec<_>>>()?;
+        let handle = match room {
+            Some(room) => room.extend_pass(batches),
+            None => end.extend_pass(batches, if_full),
+        };
+        Ok(WriteOutcome::new(handle.or_raise()?, rows))
+    }
+
+    /// How many components its store has.
+    #[getter]
+    fn n_components(&self) -> usize {
+        self.intake.components.len()
+    }
+
+    /// Whether it takes no more rows.
+    #[getter]
+    fn closed(&self) -> PyResult<bool> {
+        let taken = self.end.get()?.reserve_pass(0).wait_timeout(Duration::ZERO);
+        Ok(matches!(taken, Some(Err(WriteError::Closed(_) | WriteError::Poisoned { .. }))))
     }
 
     /// Copies rows that are handed in later, for a component: the caller may change its memory afterwards.
@@ -111,6 +153,29 @@ fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), Wri
     Ok(())
 }
 
+/// Checks the rows of a pass before they wait for room. Returns how many there are of each component.
+fn check_pass(components: &[Component], pass: &[(usize, Py<Rows>)]) -> Result<usize, WriteError> {
+    let name = |number: usize| named((number, &components[number]));
+    let mut first = None;
+    for (place, (number, rows)) in pass.iter().enumerate() {
+        let rows = rows.get();
+        check(components, *number, rows)?;
+        if pass[..place].iter().any(|(earlier, _)| earlier == number) {
+            return Err(WriteError::PassDoubles { doubled: name(*number) });
+        }
+        let (first, first_rows) = *first.get_or_insert((*number, rows.len()));
+        if rows.len() != first_rows {
+            let (first, component) = (name(first), name(*number));
+            return Err(WriteError::PassRows { first, first_rows, component, rows: rows.len() });
+        }
+    }
+    let missing = (0..components.len()).find(|number| pass.iter().all(|(other, _)| other != number));
+    match (first, missing) {
+        (Some((_, rows)), None) => Ok(rows),
+        (_, missing) => Err(WriteError::PassLacks { missing: name(missing.unwrap_or(0)) }),
+    }
+}
+
 /// The end of a lane that takes rows.
 pub(crate) enum End {
     /// The lane that a store has of its own.
@@ -133,6 +198,22 @@ impl End {
         match self {
             End::Own(store) => store.reserve(component, rows),
             End::Opened(producer) => producer.reserve(component, rows),
+        }
+    }
+
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>, if_full: IfFull) -> Result<WriteHandle, RefusedPass> {
+        match (self, if_full) {
+            (End::Own(store), IfFull::Refuse) => store.try_extend_pass(pass),
+            (End::Own(store), _) => store.extend_pass(pass),
+            (End::Opened(producer), IfFull::Refuse) => producer.try_extend_pass(pass),
+            (End::Opened(producer), _) => producer.extend_pass(pass),
+        }
+    }
+
+    fn reserve_pass(&self, rows: usize) -> Reserve {
+        match self {
+            End::Own(store) => store.reserve_pass(rows),
+            End::Opened(producer) => producer.reserve_pass(rows),
         }
     }
 
@@ -159,8 +240,7 @@ impl Intake {
     fn room(
         &self,
         py: Python<'_>,
-        end: &End,
-        component: usize,
+        mut reserve: Reserve,
         rows: usize,
         if_full: IfFull,
         timeout: Option<f64>,
@@ -169,7 +249,6 @@ impl Intake {
         if !self.waits || if_full != IfFull::Wait {
             return Ok(None);
         }
-        let mut reserve = end.reserve(component, rows).or_raise()?;
         let room = wait(py, &deadline, |slice| reserve.wait_timeout(slice))?;
         room.ok_or_else(|| no_room(rows, timeout))?.or_raise().map(Some)
     }

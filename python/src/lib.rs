@@ -4,6 +4,7 @@
 //! bytes, waits without the GIL, and maps errors.
 
 mod component;
+mod consumer;
 mod depot;
 mod dtype;
 mod errors;
@@ -25,6 +26,8 @@ mod write;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::consumer::Consumer;
     #[pymodule_export]
     use crate::lane::{IfFull, Lane};
     #[pymodule_export]

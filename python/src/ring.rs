@@ -1,19 +1,19 @@
 //! The ring store.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use activation_store::{ActivationStore, Merge, Minibatches, ReadError, RingStore, WhenFull};
+use activation_store::{ActivationStore, Merge, Minibatches, RingStore, WhenFull};
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
 use crate::component::Spec;
+use crate::consumer::Consumer;
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
 use crate::fetch::fetch;
 use crate::lane::{End, Intake, Lane};
-use crate::minibatch::Minibatch;
 use crate::process::Home;
 use crate::stats::Stats;
 use crate::uncopied::PIECE;
@@ -22,20 +22,14 @@ use crate::wait::{Deadline, wait};
 /// What a ring keeps while its Python object lives.
 struct Inside {
     store: RingStore,
-    /// A consumer of the store's own, so that an iterator which is broken off does not close the store.
-    consumer: Mutex<Minibatches>,
+    /// A consumer of the store's own, so that dropping all others does not close the store.
+    _consumer: Minibatches,
 }
 
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Ring {
     inside: Home<Inside>,
     intake: Arc<Intake>,
-}
-
-impl Ring {
-    pub(crate) fn consumer(&self) -> PyResult<Minibatches> {
-        Ok(self.inside.get()?.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
 }
 
 #[pymethods]
@@ -94,10 +88,10 @@ impl Ring {
         }
         let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
         let store = py.detach(|| builder.build()).or_raise()?;
-        let consumer = Mutex::new(store.minibatches());
+        let consumer = store.minibatches();
         let components = store.components().to_vec();
         let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
-        Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
+        Ok(Ring { inside: Home::new(Inside { store, _consumer: consumer }), intake: Arc::new(intake) })
     }
 
     /// The store's own lane.
@@ -111,23 +105,9 @@ impl Ring {
         Ok(Lane::new(End::Opened(producer), self.intake.clone()))
     }
 
-    /// The next minibatch; None at the end.
-    #[pyo3(signature = (timeout=None))]
-    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
-        let mut consumer = self.consumer()?;
-        let next = wait(py, &Deadline::new(timeout)?, |slice| match consumer.next_timeout(slice) {
-            Err(ReadError::Timeout(_)) => None,
-            next => Some(next),
-        })?;
-        match next {
-            // Made for this call, but the consumer is the store's own, which is older.
-            Some(Err(ReadError::Aborted)) => Ok(None),
-            Some(next) => next.or_raise()?.map(Minibatch::new).transpose(),
-            None => {
-                let limit = timeout.unwrap_or_default();
-                Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s")))
-            }
-        }
+    /// Makes a consumer.
+    fn consumer(&self) -> PyResult<Consumer> {
+        Ok(Consumer::new(self.inside.get()?.store.minibatches()))
     }
 
     /// Waits until everything handed over before is in the ring.
@@ -145,9 +125,14 @@ impl Ring {
         }
     }
 
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
+    /// Takes no more rows. With an error's message, each consumer is told of the error at its end.
+    #[pyo3(signature = (error=None))]
+    fn close(&self, py: Python<'_>, error: Option<String>) -> PyResult<()> {
         let store = &self.inside.get()?.store;
-        py.detach(|| store.close());
+        py.detach(|| match error {
+            Some(message) => store.close_with(message),
+            None => store.close(),
+        });
         Ok(())
     }
 

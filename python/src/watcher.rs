@@ -5,15 +5,15 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
-use activation_store::Minibatches;
-use activation_store::ReadError;
+use activation_store::{Minibatch as Frame, ReadError};
+use futures_core::Stream as _;
 use pyo3::prelude::*;
 
+use crate::consumer::{Consumer, Wait};
 use crate::errors::OrRaise;
 use crate::minibatch::Minibatch;
-use crate::ring::Ring;
 use crate::write::{Shared, WriteOutcome};
 
 /// A number that no task has: the watcher is to end.
@@ -22,13 +22,13 @@ const STOP: u64 = u64::MAX;
 /// Something that is awaited.
 enum Awaited {
     Write(Arc<Shared>),
-    Next(Minibatches),
+    Next(Wait),
 }
 
 /// What came of it.
 enum Came {
     Write,
-    Next(Result<Option<activation_store::Minibatch>, ReadError>),
+    Next(Result<Option<Frame>, ReadError>),
 }
 
 struct Task {
@@ -93,7 +93,7 @@ impl Watcher {
             let mut context = Context::from_waker(&waker);
             let came = match &mut task.awaited {
                 Awaited::Write(outcome) => outcome.poll(&context).map(|()| Came::Write),
-                Awaited::Next(minibatches) => Pin::new(minibatches).poll_minibatch(&mut context).map(Came::Next),
+                Awaited::Next(wait) => wait.poll(&mut context).map(Came::Next),
             };
             let mut tasks = self.lock();
             let wanted = tasks.polled.take().is_some();
@@ -106,20 +106,10 @@ impl Watcher {
     }
 }
 
-/// The stream's `poll_next` with the end of the stream inside.
-trait PollMinibatch {
-    fn poll_minibatch(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>>;
-}
-
-impl PollMinibatch for Minibatches {
-    fn poll_minibatch(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Option<activation_store::Minibatch>, ReadError>> {
-        futures_core::Stream::poll_next(self, context).map(Option::transpose)
+impl Wait {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Frame>, ReadError>> {
+        let next = ready!(Pin::new(&mut self.minibatches).poll_next(context));
+        Poll::Ready(self.outcome(next.transpose()))
     }
 }
 
@@ -138,8 +128,8 @@ impl Watcher {
     }
 
     /// Calls `callback(minibatch or None, exception or None)` with the next minibatch. Returns a number for `forget`.
-    fn watch_next(&self, ring: &Ring, callback: Py<PyAny>) -> PyResult<u64> {
-        Ok(self.add(Awaited::Next(ring.consumer()?), callback))
+    fn watch_next(&self, consumer: &Consumer, callback: Py<PyAny>) -> PyResult<u64> {
+        Ok(self.add(Awaited::Next(consumer.wait()?), callback))
     }
 
     /// Stops watching, unless it has come already.
@@ -158,8 +148,6 @@ impl Watcher {
         while let Some((came, callback)) = py.detach(|| self.next_done()) {
             let called = match came {
                 Came::Write => callback.call0(py),
-                // Made for this call, but the consumer is the store's own, which is older.
-                Came::Next(Err(ReadError::Aborted)) => callback.call1(py, (None::<Minibatch>, None::<PyErr>)),
                 Came::Next(next) => match next.or_raise().and_then(|next| next.map(Minibatch::new).transpose()) {
                     Ok(next) => callback.call1(py, (next, None::<PyErr>)),
                     Err(error) => callback.call1(py, (None::<Minibatch>, error)),

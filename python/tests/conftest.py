@@ -1,5 +1,8 @@
 """What several test files use."""
 
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +24,19 @@ def drain(store: RingStore) -> np.ndarray[Any, Any]:
 def numbered(rows: int, features: int, first: int = 0) -> np.ndarray[Any, Any]:
     """Rows that can be told apart: row r holds r, r + 1/features, ..."""
     return (np.arange(first, first + rows)[:, None] + np.arange(features)[None] / features).astype(np.float32)
+
+
+def run(code: str, *, torch: bool = False, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter of its own; the test fails if it does not end in time."""
+    head = "import numpy as np, os, signal, sys, threading, time\n"
+    if torch:
+        head += "import torch\ntorch.set_num_threads(1)\n"
+    else:
+        head += "sys.modules['torch'] = None\n"  # it takes seconds to import
+    # Ctrl-C is ignored in what a shell runs in the background.
+    head += "signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom activation_store import *\n"
+    command = [sys.executable, "-W", "ignore", "-c", head + textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture

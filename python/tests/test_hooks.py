@@ -1,6 +1,7 @@
 """Hooking models up."""
 
 import asyncio
+import re
 import threading
 import warnings
 
@@ -230,19 +231,81 @@ def test_a_store_that_cannot_take_the_rows_does_not_disturb_the_model(model):
         assert hooks_of(model) == 0
 
 
-def test_a_store_closed_by_the_trainer_ends_the_capture(model):
+@pytest.mark.parametrize("end", ["close", "abort"])
+@pytest.mark.parametrize("into", ["store", "producer"])
+def test_a_store_closed_by_the_trainer_ends_the_capture_quietly(model, end, into):
     store = store_of()
-    with warnings.catch_warnings(), pytest.raises(StoreClosedError):
-        warnings.simplefilter("ignore")
-        with capture(model, PATHS, store):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with capture(model, PATHS, store if into == "store" else store.producer()) as captured:
             for number in range(1000):
-                if store.closed:
+                if captured.stopped:
                     break
                 model(torch.rand(4, 6))
                 if number == 3:
-                    store.close()
+                    getattr(store, end)()
             model(torch.rand(4, 6))
-    assert number == 4
+            assert captured.stopped
+    assert number == 4 and captured.passes == 4 and captured.error is None
+
+
+def test_a_capture_that_waits_ends_quietly_when_the_store_closes(model, in_thread):
+    store = RingStore({"first": 6, "last": 6}, batch_size=8, window=32, queue_rows=8)
+    ran = []
+
+    def run():
+        with capture(model, PATHS, store) as captured:
+            while not captured.stopped:
+                model(torch.rand(8, 6))
+        ran.append(captured)
+
+    thread = in_thread(run)
+    assert len(next(store)["first"]) == 8
+    store.abort()
+    thread.join(30)
+    assert ran[0].error is None and ran[0].passes > 0
+
+
+def test_a_capture_that_fails_says_that_it_has_stopped(model):
+    store = RingStore({"first": 6, "last": 5}, batch_size=8, window=32)
+    passes = 0
+    with (
+        pytest.warns(RuntimeWarning, match="capturing has stopped"),
+        pytest.raises(ValueError, match="takes rows of 5 features"),
+        capture(model, PATHS, store) as captured,
+    ):
+        while not captured.stopped:
+            model(torch.rand(4, 6))
+            passes += 1
+    assert passes == 1
+
+
+def test_a_live_capture_of_the_model_is_named(model, in_thread):
+    first, second = store_of(), store_of()
+    entered, end = threading.Event(), threading.Event()
+
+    def run():
+        with capture(model, PATHS, first):
+            entered.set()
+            assert end.wait(30)
+
+    thread = in_thread(run)
+    assert entered.wait(30)
+    message = rf"already has a live capture.*capture of 'blocks.0', 'blocks.2' of Model into RingStore\(.*on thread '{re.escape(thread.name)}'"
+    with pytest.raises(ValueError, match=message), capture(model, PATHS, second):
+        pass
+    with capture(Model(), PATHS, second):  # a replica is another model
+        pass
+    end.set()
+    thread.join(30)
+    with capture(model, PATHS, first), capture(model, PATHS, second):
+        model(torch.rand(4, 6))
+        with pytest.raises(ValueError, match="already has a live capture"), capture(model, PATHS, second):
+            pass
+    for store in (first, second):
+        store.flush()
+        assert len(store) == 4
+    assert hooks_of(model) == 0
 
 
 def test_modules_that_do_not_run_are_told(model):
@@ -608,8 +671,12 @@ def test_a_warning_made_an_error_does_not_reach_the_model(model):
     store.close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(StoreClosedError), capture(model, PATHS, store):
+        with capture(model, PATHS, store) as captured:
             assert model(torch.randn(3, 6)).shape == (3, 6)
+        store = RingStore({"first": 6, "last": 5}, batch_size=8, window=32)
+        with pytest.raises(ValueError, match="features"), capture(model, PATHS, store):
+            assert model(torch.randn(3, 6)).shape == (3, 6)
+    assert captured.stopped
 
 
 def test_a_mask_over_the_first_axes_goes_for_all_below(model):

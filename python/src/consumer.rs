@@ -1,0 +1,80 @@
+//! The consumers' side: minibatches for threads and, through the watcher, for tasks.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use activation_store::{Minibatch as Frame, Minibatches, ReadError};
+use pyo3::exceptions::PyTimeoutError;
+use pyo3::prelude::*;
+
+use crate::errors::OrRaise;
+use crate::minibatch::Minibatch;
+use crate::process::Home;
+use crate::wait::{Deadline, wait};
+
+/// A consumer that threads and tasks share.
+#[pyclass(frozen, module = "activation_store._native")]
+pub(crate) struct Consumer {
+    stream: Home<Arc<Stream>>,
+}
+
+/// A consumer's stream of minibatches. Several waits for one may go on at once.
+pub(crate) struct Stream(Mutex<Minibatches>);
+
+/// A wait for one minibatch.
+pub(crate) struct Wait {
+    /// A consumer for this wait alone, so that no wait holds up another.
+    pub(crate) minibatches: Minibatches,
+    stream: Arc<Stream>,
+}
+
+impl Stream {
+    fn lock(&self) -> MutexGuard<'_, Minibatches> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(self: &Arc<Self>) -> Wait {
+        Wait { minibatches: self.lock().clone(), stream: self.clone() }
+    }
+}
+
+impl Wait {
+    /// What a wait that has come to `next` means to the consumer.
+    ///
+    /// How its stream ends is for the consumer to say: it may have been told of an error before, or be older than an abort.
+    pub(crate) fn outcome(&self, next: Result<Option<Frame>, ReadError>) -> Result<Option<Frame>, ReadError> {
+        match next {
+            Ok(Some(_)) | Err(ReadError::Timeout(_)) => next,
+            // At the end no minibatch comes, so this does not wait.
+            Ok(None) | Err(_) => self.stream.lock().next_timeout(Duration::ZERO),
+        }
+    }
+}
+
+impl Consumer {
+    pub(crate) fn new(minibatches: Minibatches) -> Self {
+        Consumer { stream: Home::new(Arc::new(Stream(Mutex::new(minibatches)))) }
+    }
+
+    pub(crate) fn wait(&self) -> PyResult<Wait> {
+        Ok(self.stream.get()?.wait())
+    }
+}
+
+#[pymethods]
+impl Consumer {
+    /// The next minibatch; None at the end.
+    #[pyo3(signature = (timeout=None))]
+    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
+        let mut minibatch = self.wait()?;
+        let next = wait(py, &Deadline::new(timeout)?, |slice| match minibatch.minibatches.next_timeout(slice) {
+            Err(ReadError::Timeout(_)) => None,
+            next => Some(minibatch.outcome(next)),
+        })?;
+        let Some(next) = next else {
+            let limit = timeout.unwrap_or_default();
+            return Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s")));
+        };
+        next.or_raise()?.map(Minibatch::new).transpose()
+    }
+}
