@@ -1,6 +1,5 @@
 //! Reads a batch, as bytes of the element type that a component holds.
 
-use std::iter;
 use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
@@ -8,7 +7,7 @@ use half::{bf16, f16};
 use ndarray::ArrayView2;
 
 use crate::error::IndexError;
-use crate::memory::copy::{prefetch, widely};
+use crate::memory::copy::widely;
 use crate::rows::batch::Batch;
 use crate::rows::element::{DType, Element, with_rows};
 
@@ -54,10 +53,7 @@ impl RowReader {
         self.scratch.resize((at_once * bytes).div_ceil(size_of::<u64>()), 0);
         let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
         pieces(rows, range, |first, values| {
-            let ahead = values[AHEAD.div_ceil(size_of::<T>()).min(values.len())..].chunks(at_once * features);
-            let ahead = ahead.map(Some).chain(iter::repeat(None));
-            for ((i, some), soon) in values.chunks(at_once * features).enumerate().zip(ahead) {
-                prefetch(bytemuck::cast_slice(soon.unwrap_or(&[])));
+            for (i, some) in values.chunks(at_once * features).enumerate() {
                 let converted = &mut scratch[..some.len() / features * bytes];
                 T::convert(some, self.target, converted);
                 each(first + i * at_once, converted);
@@ -68,10 +64,6 @@ impl RowReader {
 
 /// Bytes that are converted before they are copied: few, so that reading one piece overlaps with writing another.
 const CONVERTED: usize = 2 << 10;
-
-/// Bytes between what is converted and what is fetched meanwhile. Converting is bound by reading, and the processor's own
-/// prefetching ends at every page.
-const AHEAD: usize = 8 << 10;
 
 /// Calls `each` with rows in one piece and the number (from 0) of the first.
 fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {

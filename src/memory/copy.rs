@@ -96,18 +96,6 @@ pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Asks the processor for memory that will be read soon.
-pub(crate) fn prefetch(soon: &[u8]) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    for line in soon.chunks(crate::rows::layout::ALIGN) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of x86-64; the pointer is to memory of ours, and nothing is read through it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = soon;
-}
-
 fn ordinary(rows: &[u8], width: usize, slots: &mut impl Slots) {
     for (i, row) in rows.chunks_exact(width).enumerate() {
         slots.slot(i).copy_from_slice(row);
