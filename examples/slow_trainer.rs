@@ -2,59 +2,54 @@
 //!
 //! Run with `cargo run --example slow_trainer`.
 
+use std::error::Error;
 use std::time::Duration;
 
-use activation_store::{RingStore, Stats};
+use activation_store::{Producer, RingStore, Stats, WriteError};
 use ndarray::Array2;
 
-const BATCHES: usize = 200;
+const PASSES: usize = 200;
 const ROWS: usize = 64;
 
-fn show(when: &str, stats: &Stats) {
-    let rows = &stats.components[0];
-    println!(
-        "{when:>10}: {:>6} accepted = {:>5} resident + {:>6} served + {} dropped; {:>3} queued; {} ready frames; \
-         capture waited {:.0?}, training {:.0?}",
-        rows.accepted,
-        rows.resident,
-        rows.served,
-        rows.dropped.total(),
-        rows.queued,
-        stats.frames_ready,
-        stats.waited_for_consumers,
-        stats.waited_for_producers,
-    );
-    assert_eq!(rows.accepted, rows.resident + rows.served + rows.dropped.total());
+/// Waits for room before each forward pass, so that the model does not run ahead of the trainer either.
+async fn capture(lane: Producer) -> Result<(), WriteError> {
+    for _ in 0..PASSES {
+        let room = lane.reserve_pass(ROWS).await?;
+        let attn = Array2::<f32>::zeros((ROWS, 64)); // the forward pass
+        let mlp = Array2::<f32>::zeros((ROWS, 128));
+        // Not awaited: the room was there before.
+        drop(room.extend_pass([("attn", attn), ("mlp", mlp)])?);
+    }
+    Ok(())
+}
+
+fn check(stats: &Stats) {
+    for rows in &stats.components {
+        assert_eq!(rows.accepted, rows.resident + rows.served + rows.dropped.total());
+    }
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let store =
-        RingStore::builder().component("mlp", 128).batch_size(ROWS).window(16 * ROWS).queue_rows(4 * ROWS).build()?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let builder = RingStore::builder().component("attn", 64).component("mlp", 128);
+    let store = builder.batch_size(ROWS).window(16 * ROWS).queue_rows(4 * ROWS).build()?;
     let mut minibatches = store.minibatches();
-
-    let capture = tokio::spawn({
-        let store = store.clone();
-        async move {
-            for _ in 0..BATCHES {
-                store.extend(Array2::<f32>::zeros((ROWS, 128)), 0)?.await?;
-            }
-            store.close();
-            Ok::<_, activation_store::WriteError>(())
-        }
-    });
+    // The loop below ends with the task. If the task fails, the loop gets its error after the last row.
+    tokio::spawn(store.producers().task("capture", capture)?);
 
     while let Some(minibatch) = minibatches.try_next().await? {
         tokio::time::sleep(Duration::from_millis(2)).await; // the training step
         if minibatch.ordinal() % 50 == 0 {
-            show(&format!("step {}", minibatch.ordinal()), &store.stats());
+            let stats = store.stats();
+            println!("{stats}");
+            check(&stats);
         }
     }
-    capture.await??;
 
     let stats = store.stats();
-    show("end", &stats);
-    assert_eq!(stats.components[0].served, (BATCHES * ROWS) as u64);
+    println!("{stats}");
+    check(&stats);
+    assert!(stats.components.iter().all(|rows| rows.served == (PASSES * ROWS) as u64));
     assert!(!stats.waited_for_consumers.is_zero(), "capture waited for the trainer");
     Ok(())
 }

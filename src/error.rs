@@ -22,7 +22,7 @@ use crate::rows::element::DType;
 pub struct StoreFullError {
     /// The message.
     pub message: Cow<'static, str>,
-    /// What there was no room for, where the store says.
+    /// What there was no room for, if the store says.
     pub no_room: Option<NoRoom>,
 }
 
@@ -346,7 +346,7 @@ pub enum BuildError {
         /// The most it can be.
         limit: usize,
     },
-    /// The memory cannot be had.
+    /// The memory cannot be allocated.
     #[error(
         "{bytes} bytes for {what} ({rows} rows of {row_bytes} bytes) cannot be allocated; use fewer rows or features, or a smaller dtype"
     )]
@@ -384,7 +384,7 @@ pub enum BuildError {
         /// The operating system's reason.
         reason: String,
     },
-    /// The store whose rows were asked for is unusable: its writer panicked.
+    /// The store to read from is unusable: its writer panicked.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.

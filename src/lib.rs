@@ -6,7 +6,7 @@
 //! [awaited `extend`]: _documentation::awaited_extend
 //! [concurrent capture]: _documentation::concurrent_capture
 //! [a slow trainer and its backpressure]: _documentation::slow_trainer
-//! [a store of one's own]: _documentation::custom_store
+//! [a store of your own]: _documentation::custom_store
 //! [the whole program]: #try-it
 //! [its own program]: _documentation::python
 #![doc = include_str!("../README.md")]

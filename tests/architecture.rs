@@ -1,21 +1,61 @@
-//! The files depend on each other as `docs/architecture.md` says.
+//! The files and folders depend on each other as `docs/architecture.md` says.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A source file: its name as the table has it (`rows/batch`), and its lines of code, without comments.
+struct File {
+    name: String,
+    code: Vec<String>,
+}
+
+impl File {
+    /// What it imports: `use crate::` lines, by file.
+    fn imports(&self) -> impl Iterator<Item = String> {
+        self.code.iter().filter_map(|line| line.strip_prefix("use crate::")).map(|import| {
+            let parts: Vec<&str> = import.split([':', ';']).filter(|part| !part.is_empty()).collect();
+            if parts[0] == "error" { "error".to_owned() } else { parts[..2].join("/") }
+        })
+    }
+
+    /// Every path into the crate that it names, imported or not.
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        self.code.iter().flat_map(|line| line.split("crate::").skip(1))
+    }
+
+    fn folder(&self) -> &str {
+        self.name.split('/').next().unwrap()
+    }
+}
+
 /// The source files below `folder`, without the unit tests that lie beside them.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+fn paths_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let files = entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] });
+    let files = entries.flat_map(|path| if path.is_dir() { paths_below(&path) } else { vec![path] });
     files.filter(|path| path.file_name().unwrap() != "tests.rs").collect()
+}
+
+/// All source files that hold an idea: not `lib.rs`, and no folder's `mod.rs`.
+fn files() -> Vec<File> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let file = |path: PathBuf| {
+        let name = path.strip_prefix(&source).unwrap().with_extension("").display().to_string().replace('\\', "/");
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
+        File { name, code: code.map(str::to_owned).collect() }
+    };
+    let files = paths_below(&source).into_iter().map(file);
+    files.filter(|file| !["lib", "bench_support"].contains(&&*file.name) && !file.name.ends_with("/mod")).collect()
+}
+
+fn page() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md")).unwrap()
 }
 
 #[test]
 fn imports_go_one_way() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = root.join("src");
-    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let page = page();
     let table = page.split("| file |").nth(1).unwrap();
     let names = |line: &str| line.split('|').nth(1).map_or(String::new(), |cell| cell.replace(['`', ','], " "));
     let order: Vec<String> = table
@@ -25,17 +65,35 @@ fn imports_go_one_way() {
         .flat_map(|line| names(line).split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     let place = |name: &str| order.iter().position(|listed| listed == name);
-    for path in files_below(&source) {
-        let name = path.strip_prefix(&source).unwrap().with_extension("").display().to_string().replace('\\', "/");
-        if name == "lib" || name == "bench_support" || name.ends_with("/mod") {
+    for file in files() {
+        let name = &file.name;
+        let own = place(name).unwrap_or_else(|| panic!("{name} is not in docs/architecture.md"));
+        for import in file.imports() {
+            assert!(place(&import).is_some_and(|other| other < own), "{name} imports {import}, which comes after it");
+        }
+    }
+}
+
+#[test]
+fn no_folder_names_a_later_one() {
+    let page = page();
+    let tree = page.split("```text\nsrc/\n").nth(1).unwrap().split("```").next().unwrap();
+    let order: Vec<&str> = tree.lines().filter_map(|line| line.split_whitespace().next()?.strip_suffix('/')).collect();
+    assert_eq!(order, ["rows", "memory", "ring", "pipeline", "store"]);
+    let place = |folder: &str| order.iter().position(|listed| *listed == folder);
+    for file in files() {
+        let name = &file.name;
+        if name == "error" {
+            for path in file.paths() {
+                assert!(path.starts_with("rows::element::"), "error names crate::{path}, and may name rows::element");
+            }
             continue;
         }
-        let own = place(&name).unwrap_or_else(|| panic!("{name} is not in docs/architecture.md"));
-        let text = fs::read_to_string(&path).unwrap();
-        for import in text.lines().filter_map(|line| line.trim_start().strip_prefix("use crate::")) {
-            let parts: Vec<&str> = import.split([':', ';']).filter(|part| !part.is_empty()).collect();
-            let file = if parts[0] == "error" { "error".to_owned() } else { parts[..2].join("/") };
-            assert!(place(&file).is_some_and(|other| other < own), "{name} imports {file}, which comes after it");
+        let own = place(file.folder()).unwrap_or_else(|| panic!("{name} is in no folder of docs/architecture.md"));
+        for path in file.paths() {
+            let folder = path.split("::").next().unwrap();
+            // Anything else is `error`, or an item that `lib.rs` defines.
+            assert!(place(folder).is_none_or(|other| other <= own), "{name} names crate::{path}, of a later folder");
         }
     }
 }

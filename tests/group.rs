@@ -273,3 +273,32 @@ fn a_closed_store_starts_no_producer() {
         assert!(receiver.recv().is_err(), "it never ran");
     });
 }
+
+/// Lanes take turns in the order of the calls, however the threads run.
+#[test]
+fn groups_repeat_under_round_robin() {
+    let run = || {
+        let store = builder().merge(activation_store::Merge::RoundRobin).seed(3).build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers();
+        for replica in 0..3_usize {
+            let produce = move |lane: activation_store::Producer| {
+                (replica * 300..replica * 300 + 300)
+                    .step_by(15)
+                    .try_for_each(|at| lane.extend_pass_blocking(pass(at, 15)))
+            };
+            group.spawn(format!("replica {replica}"), produce).unwrap();
+            // The threads before this one could write by now.
+            (0..replica * 10).for_each(|_| thread::yield_now());
+        }
+        group.close();
+        drain(&mut minibatches)
+    };
+    watchdog(move || {
+        let first = run();
+        assert_exactly(0..900, &first);
+        for _ in 0..20 {
+            assert_eq!(run(), first);
+        }
+    });
+}

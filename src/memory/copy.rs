@@ -29,8 +29,8 @@ enum Kernel {
 }
 
 impl RowCopier {
-    /// A copier with the widest streaming stores this processor has, or with ordinary stores if not `streaming`:
-    /// better where the destination will still be in the cache when it is read.
+    /// A copier with the widest streaming stores this processor has, or with ordinary stores if not `streaming`. Those are
+    /// better if the destination will still be in the cache when it is read.
     pub(crate) fn new(streaming: bool) -> Self {
         RowCopier { kernel: if streaming { widest() } else { Kernel::Ordinary } }
     }
@@ -81,7 +81,7 @@ fn widest() -> Kernel {
     Kernel::Ordinary
 }
 
-/// Runs `work` with wider vectors than every x86-64 processor has, where this one has them.
+/// Runs `work` with wider vectors than every x86-64 processor has, if this one has them.
 ///
 /// They reach as far as the compiler inlines: pass a closure around a plain loop.
 pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {

@@ -1,11 +1,10 @@
 //! What a change of the state sets free, to be run once the mutex is free.
 
-use std::sync::Arc;
 use std::task::Waker;
 
 use crossbeam_channel::Sender;
 use ndarray::ArrayD;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::error::{IndexError, WriteError};
 use crate::memory::frame::Frame;
@@ -29,19 +28,18 @@ pub(crate) struct Afterwards {
     pub(crate) gets: Vec<(GetReply, IndexError)>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) parts: Vec<Part>,
-    /// A minibatch is ready, or none will come.
-    pub(crate) arrival: bool,
+    /// Wakers that are not needed any more: dropping one runs foreign code, too.
+    pub(crate) dropped: Vec<Waker>,
 }
 
 impl Afterwards {
     /// Runs it, without the mutex. A waker that panics keeps no other from being woken; the first panic is returned.
-    pub(crate) fn run(&mut self, arrivals: &Arc<Notify>) -> Result<(), Panic> {
+    pub(crate) fn run(&mut self) -> Result<(), Panic> {
         self.frames.clear();
         self.parts.clear();
         let mut panics = Panics::default();
-        if std::mem::take(&mut self.arrival) {
-            // All consumers that wait, since a notified one may have stopped polling.
-            panics.catch(|| arrivals.notify_waiters());
+        for waker in self.dropped.drain(..) {
+            panics.catch(|| drop(waker));
         }
         // A caller that no longer waits for its answer does not matter.
         for (reply, outcome) in self.flushes.drain(..) {

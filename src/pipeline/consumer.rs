@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures::Stream;
-use tokio::sync::futures::OwnedNotified;
-
 use crate::error::{ClosedBy, ReadError};
 use crate::pipeline::minibatch::Minibatch;
 use crate::pipeline::ready::Lent;
 use crate::pipeline::state::{ConsumerState, Next, Shared};
 use crate::pipeline::stats::Stats;
 use crate::pipeline::wait::{wait, wait_long};
+use futures::Stream;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///
@@ -27,8 +25,6 @@ use crate::pipeline::wait::{wait, wait_long};
 /// Dropping a future of the next minibatch loses nothing.
 pub struct Minibatches {
     shared: Arc<Shared>,
-    /// Kept allocated between waits.
-    arrival: Pin<Box<OwnedNotified>>,
     state: ConsumerState,
     waiting_since: Instant,
     /// Whether it has yielded an error that ends it.
@@ -38,8 +34,7 @@ pub struct Minibatches {
 impl Minibatches {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let state = shared.add_consumer();
-        let arrival = Box::pin(shared.arrivals.clone().notified_owned());
-        Minibatches { shared, arrival, state, waiting_since: Instant::now(), ended: false }
+        Minibatches { shared, state, waiting_since: Instant::now(), ended: false }
     }
 
     /// The next minibatch; `None` at the end.
@@ -121,32 +116,30 @@ impl Minibatches {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Minibatch, ReadError>>> {
-        loop {
-            let waited = self.state.waiting;
-            let next = match self.shared.next(&mut self.state) {
-                Next::Minibatch(Lent { part, ordinal }) => {
-                    Some(Ok(Minibatch::new(part, self.shared.config.layout.clone(), ordinal)))
-                }
-                Next::Error(error) => Some(Err(error)),
-                Next::End => None,
-                Next::Nothing if waited => {
-                    ready!(self.arrival.as_mut().poll(context));
-                    self.arm();
-                    continue;
-                }
-                Next::Nothing => {
+        let waited = self.state.waiting;
+        let mut next = self.shared.next(&mut self.state, None);
+        if matches!(next, Next::Nothing) {
+            // Looks once more as it leaves its waker, so that no arrival is missed in between.
+            next = self.shared.next(&mut self.state, Some(context.waker().clone()));
+        }
+        let item = match next {
+            Next::Minibatch(Lent { part, ordinal }) => {
+                Some(Ok(Minibatch::new(part, self.shared.config.layout.clone(), ordinal)))
+            }
+            Next::Error(error) => Some(Err(error)),
+            Next::End => None,
+            Next::Nothing => {
+                if !waited {
                     tracing::debug!("no minibatch is ready: a consumer waits for producers");
                     self.waiting_since = Instant::now();
-                    // Armed before looking once more, so that no arrival is missed in between.
-                    self.arm();
-                    continue;
                 }
-            };
-            if waited {
-                tracing::debug!(waited = ?self.waiting_since.elapsed(), "the consumer goes on");
+                return Poll::Pending;
             }
-            return Poll::Ready(next);
+        };
+        if waited {
+            tracing::debug!(waited = ?self.waiting_since.elapsed(), "the consumer goes on");
         }
+        Poll::Ready(item)
     }
 
     /// As an iterator: an error that stays is the last item.
@@ -157,11 +150,6 @@ impl Minibatches {
         let next = ready!(self.poll(context));
         self.ended = matches!(&next, Some(Err(ReadError::Poisoned { .. } | ReadError::Aborted)));
         Poll::Ready(next)
-    }
-
-    fn arm(&mut self) {
-        self.arrival.set(self.shared.arrivals.clone().notified_owned());
-        self.arrival.as_mut().enable();
     }
 }
 

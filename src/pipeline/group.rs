@@ -4,16 +4,20 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Scope};
 
 use futures::FutureExt;
+use tokio::sync::Semaphore;
 
 use crate::error::{ClosedBy, WriteError};
+use crate::pipeline::config::Merge;
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::producer::Producer;
 use crate::pipeline::state::Shared;
+use crate::pipeline::wait::wait_for;
 use crate::pipeline::worker::message;
 use crate::rows::batch::{Refused, RefusedPass};
 
@@ -27,6 +31,9 @@ use crate::rows::batch::{Refused, RefusedPass};
 ///
 /// A producer that ends because the store was closed has ended well: its error may be [`WriteError::Closed`], or have it
 /// anywhere in its `source()` chain. So `?` on every write is right.
+///
+/// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) the closures start when the group is closed or dropped: by then all lanes
+/// are open, in the order in which the producers were spawned, so that runs repeat.
 ///
 /// Made by [`RingStore::producers`](crate::RingStore::producers).
 ///
@@ -55,6 +62,8 @@ use crate::rows::batch::{Refused, RefusedPass};
 pub struct ProducerGroup {
     own_lane: Arc<Producer>,
     ends: Arc<EndsStream>,
+    /// Closed when producers may start.
+    gate: Arc<Semaphore>,
 }
 
 /// Held by a group and by each of its running producers. Dropping the last one closes the store.
@@ -85,7 +94,11 @@ pub struct ProducerError {
 impl ProducerGroup {
     pub(crate) fn new(own_lane: Arc<Producer>) -> Self {
         let ends = EndsStream { shared: own_lane.shared().clone(), goes_on: AtomicBool::new(false) };
-        ProducerGroup { own_lane, ends: Arc::new(ends) }
+        let gate = Arc::new(Semaphore::new(0));
+        if own_lane.shared().config.merge != Merge::RoundRobin {
+            gate.close();
+        }
+        ProducerGroup { own_lane, ends: Arc::new(ends), gate }
     }
 
     /// Lets the other producers go on when one fails: its lane ends, the error is logged, and its join handle has it.
@@ -155,7 +168,11 @@ impl ProducerGroup {
         let task = running.lane.take().map(produce);
         Ok(async move {
             let outcome = match task {
-                Some(task) => AssertUnwindSafe(task).catch_unwind().await,
+                Some(task) => {
+                    // An error means that the gate is open.
+                    let _ = running.gate.acquire().await;
+                    AssertUnwindSafe(task).catch_unwind().await
+                }
                 None => Ok(Ok(())),
             };
             running.end(outcome)
@@ -167,7 +184,13 @@ impl ProducerGroup {
 
     fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
         let lane = Some(self.own_lane.open_another().map_err(SpawnError::Store)?);
-        Ok(Running { name: name.into(), lane, ends: self.ends.clone() })
+        Ok(Running { name: name.into(), lane, ends: self.ends.clone(), gate: self.gate.clone() })
+    }
+}
+
+impl Drop for ProducerGroup {
+    fn drop(&mut self) {
+        self.gate.close();
     }
 }
 
@@ -176,6 +199,7 @@ struct Running {
     name: String,
     lane: Option<Producer>,
     ends: Arc<EndsStream>,
+    gate: Arc<Semaphore>,
 }
 
 impl Running {
@@ -184,6 +208,8 @@ impl Running {
         produce: impl FnOnce(Producer) -> Result<(), E>,
     ) -> Result<(), Arc<ProducerError>> {
         let Some(lane) = self.lane.take() else { return Ok(()) };
+        // An error means that the gate is open.
+        let _ = wait_for(&mut pin!(self.gate.acquire()), None);
         self.end(catch_unwind(AssertUnwindSafe(|| produce(lane))))
     }
 

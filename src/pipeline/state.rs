@@ -10,10 +10,10 @@ use std::collections::VecDeque;
 use std::mem;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
 
 use crossbeam_channel::{Sender, bounded};
 use ndarray::ArrayD;
-use tokio::sync::Notify;
 
 use crate::error::{ClosedBy, IndexError, ReadError, WriteError};
 use crate::memory::frame::Frame;
@@ -37,8 +37,6 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     state: Mutex<State>,
     queue: Sender<Message>,
-    /// Notified when a minibatch is ready, or when none will come any more.
-    pub(crate) arrivals: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -53,6 +51,9 @@ pub(crate) struct State {
     served_rows: u64,
     minibatches_served: u64,
     consumers: usize,
+    next_consumer: u64,
+    /// Consumers that wait for a minibatch.
+    waiting: Vec<(u64, Waker)>,
     requests: Requests,
     flushes: Vec<(Unsettled, FlushReply)>,
     /// Rows that lost their counterparts, not yet reported by a flush.
@@ -99,6 +100,7 @@ pub(crate) enum Next {
 /// What the store knows of a consumer.
 #[derive(Debug, Default)]
 pub(crate) struct ConsumerState {
+    id: u64,
     /// It found no minibatch, and counts as waiting since.
     pub(crate) waiting: bool,
     /// It has got the error that the store was closed with.
@@ -119,13 +121,15 @@ impl Shared {
             served_rows: 0,
             minibatches_served: 0,
             consumers: 0,
+            next_consumer: 0,
+            waiting: Vec::new(),
             requests: Requests::default(),
             flushes: Vec::new(),
             unmatched: VecDeque::new(),
             look_sent: false,
             writer_waits_for: None,
         };
-        Shared { config, state: Mutex::new(state), queue, arrivals: Arc::default() }
+        Shared { config, state: Mutex::new(state), queue }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,7 +147,7 @@ impl Shared {
     /// # Panics
     /// Panics at the end if a waker did.
     pub(crate) fn run(&self, afterwards: &mut Afterwards) {
-        if let Err(panic) = afterwards.run(&self.arrivals) {
+        if let Err(panic) = afterwards.run() {
             resume_unwind(panic);
         }
     }
@@ -315,13 +319,14 @@ impl Shared {
     pub(crate) fn add_consumer(&self) -> ConsumerState {
         let mut state = self.lock();
         state.consumers += 1;
-        ConsumerState { late: state.status.is_aborted(), ..ConsumerState::default() }
+        state.next_consumer += 1;
+        ConsumerState { id: state.next_consumer, late: state.status.is_aborted(), ..ConsumerState::default() }
     }
 
     /// Counts a consumer out. Without any, no row could ever be served: the store closes.
     pub(crate) fn remove_consumer(&self, consumer: &mut ConsumerState) {
         self.change(|state, afterwards| {
-            state.set_waiting(consumer, false);
+            afterwards.dropped.extend(state.stop_waiting(consumer));
             state.consumers -= 1;
             if state.consumers == 0 {
                 self.end(state, ClosedBy::NoConsumers, afterwards);
@@ -337,22 +342,32 @@ impl Shared {
         });
     }
 
-    /// Takes the oldest ready minibatch.
-    pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState) -> Next {
-        let mut state = self.lock();
-        state.count_waits();
-        let next = state.next(consumer, self);
-        state.waits.consumer_waits(&mut consumer.waiting, matches!(next, Next::Nothing));
-        if matches!(next, Next::Minibatch(_)) {
-            self.announce_to_waiting(&mut state, WaitsFor::Room);
-        }
+    /// Takes the oldest minibatch out. If there is none, wakes `waker`, if given, when that may have changed.
+    pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState, waker: Option<Waker>) -> Next {
+        let mut dropped = None;
+        let next = {
+            let mut state = self.lock();
+            state.count_waits();
+            let next = state.next(consumer, self);
+            match (&next, waker) {
+                (Next::Nothing, Some(waker)) => dropped = state.wait(consumer, waker),
+                (Next::Nothing, None) => {}
+                (_, unused) => dropped = unused.or(state.stop_waiting(consumer)),
+            }
+            if matches!(next, Next::Minibatch(_)) {
+                self.announce_to_waiting(&mut state, WaitsFor::Room);
+            }
+            next
+        };
+        drop(dropped);
         next
     }
 
     /// The consumer waits no longer.
     pub(crate) fn stop_waiting(&self, consumer: &mut ConsumerState) {
         if consumer.waiting {
-            self.lock().set_waiting(consumer, false);
+            let dropped = self.lock().stop_waiting(consumer);
+            drop(dropped);
         }
     }
 
@@ -374,7 +389,9 @@ impl Shared {
         let asked = state.minibatches_served > 0 || state.waits.any_consumer();
         if state.consumers == 0 {
             drop(state);
-            tracing::warn!("a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left");
+            tracing::warn!(
+                "a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left"
+            );
         } else if !asked {
             drop(state);
             tracing::warn!("a producer has waited 10 s for room: no consumer has ever asked for a minibatch");
@@ -468,7 +485,7 @@ impl State {
         self.count_waits();
         ledger.open_rows -= rows;
         self.frames.push(frame, rows);
-        afterwards.arrival = true;
+        self.wake_consumers(afterwards);
     }
 
     /// Discards the oldest ready minibatch.
@@ -492,7 +509,7 @@ impl State {
             self.frames.discard_ready(&mut afterwards.parts);
             self.frames.dissolve(&mut afterwards.frames);
         }
-        afterwards.arrival = true;
+        self.wake_consumers(afterwards);
     }
 
     /// Takes all ready minibatches out, to be discarded. Returns how many rows they have.
@@ -513,14 +530,8 @@ impl State {
         self.count_waits();
         self.ended = true;
         self.frames.dissolve(&mut afterwards.frames);
-        afterwards.arrival = true;
+        self.wake_consumers(afterwards);
         self.answer_all(afterwards);
-        tracing::info!(
-            minibatches_served = self.minibatches_served,
-            waited_for_consumers = ?self.waits.for_consumers,
-            waited_for_producers = ?self.waits.for_producers,
-            "no more minibatches become ready"
-        );
     }
 
     // Both sides.
@@ -529,7 +540,7 @@ impl State {
     fn stop(&mut self, afterwards: &mut Afterwards) {
         self.count_waits();
         self.waits.rows_wait(false);
-        afterwards.arrival = true;
+        self.wake_consumers(afterwards);
         self.admission.wake_all(&mut afterwards.wakers);
         if !self.status.discards() {
             return;
@@ -585,9 +596,28 @@ impl State {
         }
     }
 
-    fn set_waiting(&mut self, consumer: &mut ConsumerState, waits: bool) {
+    /// The consumer waits. Returns the waker that it had before, to be dropped without the mutex.
+    fn wait(&mut self, consumer: &mut ConsumerState, waker: Waker) -> Option<Waker> {
         self.count_waits();
-        self.waits.consumer_waits(&mut consumer.waiting, waits);
+        self.waits.consumer_waits(&mut consumer.waiting, true);
+        if let Some((_, before)) = self.waiting.iter_mut().find(|(id, _)| *id == consumer.id) {
+            return Some(mem::replace(before, waker));
+        }
+        self.waiting.push((consumer.id, waker));
+        None
+    }
+
+    /// The consumer waits no longer. Returns its waker, to be dropped without the mutex.
+    fn stop_waiting(&mut self, consumer: &mut ConsumerState) -> Option<Waker> {
+        self.count_waits();
+        self.waits.consumer_waits(&mut consumer.waiting, false);
+        let place = self.waiting.iter().position(|(id, _)| *id == consumer.id)?;
+        Some(self.waiting.swap_remove(place).1)
+    }
+
+    /// A minibatch is ready, or none will come. Wakes all consumers that wait, since a woken one may have stopped polling.
+    fn wake_consumers(&mut self, afterwards: &mut Afterwards) {
+        afterwards.wakers.extend(self.waiting.drain(..).map(|(_, waker)| waker));
     }
 
     fn count_waits(&mut self) {

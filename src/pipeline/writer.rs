@@ -21,6 +21,7 @@ use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::{HandedOver, Message};
 use crate::pipeline::ready::ReadyFrame;
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
+use crate::pipeline::stats::Stats;
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
@@ -56,8 +57,8 @@ pub(crate) struct Writer {
     filled: Option<(Frame, usize)>,
     /// Whether a wait for consumers has been announced.
     waits_for_room: bool,
-    /// Whether lost rows have been warned of.
-    warned: bool,
+    /// Whether rows that lost their counterparts have been warned of: once.
+    warned: Warned,
     finished: Finished,
     /// Empty between steps; kept for its memory.
     afterwards: Afterwards,
@@ -71,6 +72,14 @@ enum Phase {
     Discarded,
 }
 
+#[derive(Debug, PartialEq)]
+enum Warned {
+    No,
+    /// To be warned of without the mutex.
+    Due(WriteError),
+    Yes,
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -79,6 +88,8 @@ enum Step {
     Wait(Option<WaitsFor>),
     /// Fill the spare frame with leftover rows.
     Gather,
+    /// Turn to the rows left in the ring.
+    ServeLeftover,
     /// Discard everything.
     Discard,
     Done,
@@ -105,11 +116,15 @@ impl Work for Writer {
                 Step::Again => {}
                 Step::Wait(waits_for) => self.wait(waits_for),
                 Step::Gather => self.gather(),
+                Step::ServeLeftover => self.serve_leftover(),
                 Step::Discard => {
                     self.discard();
                     return Exit::Done;
                 }
-                Step::Done => return Exit::Done,
+                Step::Done => {
+                    self.end();
+                    return Exit::Done;
+                }
             }
         }
     }
@@ -139,7 +154,7 @@ impl Writer {
             spare: None,
             filled: None,
             waits_for_room: false,
-            warned: false,
+            warned: Warned::No,
             finished: Finished::default(),
             afterwards: Afterwards::default(),
             shared,
@@ -206,14 +221,15 @@ impl Writer {
         let step = self.next_step(&mut state, &mut afterwards);
         state.report(&self.ledger, &mut afterwards);
         state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
-        if step == Step::Done {
-            state.end(&mut afterwards);
-        }
         let requests = state.take_requests();
         drop(state);
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
         self.announce_wait(step == Step::Wait(Some(WaitsFor::Room)));
+        if let Warned::Due(error) = &self.warned {
+            tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
+            self.warned = Warned::Yes;
+        }
         (step, requests)
     }
 
@@ -227,9 +243,8 @@ impl Writer {
                 let (present, missing) = (config.layout.name(present), config.layout.name(missing));
                 WriteError::Unmatched { present, missing, rows }
             });
-            if let (Some(error), false) = (&unmatched, *warned) {
-                tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
-                *warned = true;
+            if *warned == Warned::No {
+                *warned = unmatched.clone().map_or(Warned::No, Warned::Due);
             }
             state.admission.remove_lane(lane);
             state.unmatched.extend(unmatched);
@@ -269,13 +284,7 @@ impl Writer {
             Phase::Dealing(_) if self.lanes.next().is_some() => Step::Again,
             Phase::Dealing(_) if !self.finishing => Step::Wait(None),
             Phase::Dealing(_) if !self.lanes.is_empty() || !self.queue.is_empty() => Step::Again,
-            Phase::Dealing(_) => {
-                self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
-                    Phase::Dealing(ring) => Phase::Serving(ring.into_leftover()),
-                    other => other,
-                };
-                Step::Again
-            }
+            Phase::Dealing(_) => Step::ServeLeftover,
             Phase::Serving(leftover) => {
                 if leftover.len() < self.config.batch_size && self.config.drop_last {
                     self.ledger.drop_open(leftover.clear(), |dropped| &mut dropped.last);
@@ -342,6 +351,14 @@ impl Writer {
             self.queue.recv().ok()
         };
         message.into_iter().for_each(|message| self.take(message));
+    }
+
+    /// No more rows come: turns to those left in the ring.
+    fn serve_leftover(&mut self) {
+        self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
+            Phase::Dealing(ring) => Phase::Serving(ring.into_leftover()),
+            other => other,
+        };
     }
 
     /// Gathers the next minibatch of leftover rows.
@@ -481,6 +498,13 @@ impl Writer {
 
     /// Nothing more becomes ready.
     fn end(&self) {
+        let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
+        tracing::info!(
+            minibatches_served,
+            ?waited_for_consumers,
+            ?waited_for_producers,
+            "no more minibatches become ready"
+        );
         self.shared.change(State::end);
     }
 }

@@ -25,7 +25,7 @@ use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_ro
 /// ```
 pub struct Batch {
     pub(crate) rows: AnyRows,
-    /// Whether it was made from a `Vec`, which some callers take for several rows.
+    /// Whether it was made from a `Vec`, which is one row.
     pub(crate) from_vec: bool,
 }
 
@@ -37,7 +37,7 @@ impl Batch {
     /// Rows of `features` values each, one after the other.
     ///
     /// # Errors
-    /// [`ShapeError::Ragged`] where the values do not divide into rows.
+    /// [`ShapeError::Ragged`] if the values do not divide into rows.
     pub fn from_vec<T: Element>(values: Vec<T>, features: usize) -> Result<Self, ShapeError> {
         let rows = count_rows(values.len(), features)?;
         let array = Array2::from_shape_vec((rows, features), values)
@@ -45,9 +45,9 @@ impl Batch {
         Ok(Batch::new(Rows::Owned(array)))
     }
 
-    /// An array whose last axis is the features; the axes before it become rows.
+    /// An array whose last axis is the features. The axes before it become rows.
     ///
-    /// Copies only where the layout does not allow the axes to be merged.
+    /// Copies the values if the layout does not allow these axes to be merged.
     ///
     /// # Errors
     /// [`ShapeError::NoAxes`] for an array of rank 0.
@@ -60,14 +60,14 @@ impl Batch {
         Ok(Batch::new(Rows::Owned(array)))
     }
 
-    /// Rows in memory that somebody else owns (a pinned buffer, a tensor of another library), without a copy.
+    /// Rows in memory that another owner keeps (a pinned buffer, a tensor of another library), without a copy.
     ///
     /// The writer reads and drops the owner on its own thread. The owner must go on showing at least the values it shows now.
-    /// If it shows fewer, or panics, the store is poisoned. What the owner runs there must not wait for the store: no
-    /// `empty`, `get`, `extend_blocking`, and no waiting for a handle or a flush. Anything else of the store may be called.
+    /// If it shows fewer, or panics, the store is poisoned. The owner may call anything of the store that does not wait for
+    /// the writer. It must not call `empty`, `get` or `extend_blocking`, nor wait for a handle or a flush.
     ///
     /// # Errors
-    /// [`ShapeError::Ragged`] where the values do not divide into rows.
+    /// [`ShapeError::Ragged`] if the values do not divide into rows.
     pub fn from_owner<T, O>(owner: O, features: usize) -> Result<Self, ShapeError>
     where
         T: Element,
@@ -110,7 +110,7 @@ impl Batch {
         T::unwrap(&self.rows).map(Rows::view)
     }
 
-    /// The values as `f32`, `[rows, features]`: a copy, for stores that keep rows in a form of their own.
+    /// Copies the values as `f32`, `[rows, features]`, for stores that keep rows in another form.
     ///
     /// Integers are rounded to the nearest `f32`.
     #[must_use]
@@ -210,7 +210,7 @@ impl From<Refused> for WriteError {
     }
 }
 
-/// So that `?` takes a batch's error where a store's is returned. [`Refused::batch`] is empty then.
+/// Lets `?` turn a batch's error into a store's. [`Refused::batch`] is empty then.
 impl From<ShapeError> for Refused {
     fn from(error: ShapeError) -> Self {
         Refused { error: error.into(), batch: Array2::<f32>::zeros((0, 0)).into() }

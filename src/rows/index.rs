@@ -100,10 +100,10 @@ impl From<&[SliceInfoElem]> for Index {
 }
 
 impl Index {
-    /// Answers the index for a store of `rows` rows whose components have the given numbers of `features`.
+    /// Reads the values at the index from a store of `rows` rows, whose components have `features` features each.
     ///
-    /// `read(row, component, out)` writes a row's values to `out`, which has room for exactly its features. This is
-    /// all that a store needs to implement `get`.
+    /// `read(row, component, out)` writes a row's values to `out`, which has room for exactly its features. A store needs
+    /// nothing else to implement `get`.
     ///
     /// # Errors
     /// [`IndexError`] for an index past its axis, more than three axes, or components of different widths; and

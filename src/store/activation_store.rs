@@ -13,8 +13,8 @@ use crate::rows::index::Index;
 
 /// A store of activations: rows of one or more components.
 ///
-/// Object safe, so that a model's hook can take `&dyn ActivationStore`, whatever store that is; and shared, so that
-/// several hooks can write at once. Implement it for a store of your own:
+/// It is object safe, so a model's hook can take `&dyn ActivationStore`. It is shared, so several hooks can write at once.
+/// Implement it for a store of your own:
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -76,13 +76,13 @@ pub trait ActivationStore: Send + Sync {
     /// Takes a batch of rows of a component.
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back, with the reason; later failures come through the handle.
+    /// [`Refused`] gives the batch back, with the reason. Later failures come through the handle.
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused>;
 
     /// Takes one row of a component.
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and where `row` is not one row.
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     fn append(&self, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row)?, component)
     }
@@ -118,38 +118,36 @@ pub trait ActivationStore: Send + Sync {
     /// Rows stored of each component, in order.
     fn current_activations_stored_per_component(&self) -> Vec<usize>;
 
-    /// Rows that can be got: those stored of every component.
+    /// Rows that are stored of every component, and that [`get`](Self::get) can read.
     fn len(&self) -> usize {
         self.current_activations_stored_per_component().into_iter().min().unwrap_or(0)
     }
 
-    /// Whether no row can be got.
+    /// Whether no row is stored of every component.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values at an index, as `f32`; see [`Index`] for what it can say and [`Index::select`] for implementing this.
+    /// The values at an index, as `f32`. [`Index`] says what an index can be; [`Index::select`] helps to implement this.
     ///
     /// # Errors
     /// [`IndexError`] for an index past the end, with the length it is past.
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError>;
 
-    /// Puts the rows in a random order, where the store has an order. Does nothing by default.
+    /// Puts the rows in a random order, if the store has an order. Does nothing by default.
     fn shuffle(&self) {}
 }
 
-/// What works on every store and no store can override.
+/// Methods that every store has and none can override.
 pub trait ActivationStoreExt: ActivationStore {
-    /// Writes `data.n_batches` batches of uniform `[0, 1)` rows to each of the first `data.n_components` components,
-    /// waiting for each write.
-    ///
-    /// The same numbers each time.
+    /// Writes `data.n_batches` batches of uniform `[0, 1)` rows to each of the first `data.n_components` components, and
+    /// waits for each write. Each call writes the same numbers.
     ///
     /// # Errors
     /// The first failure to write, such as [`StoreFullError`](crate::StoreFullError).
     ///
     /// # Blocking
-    /// Blocks while the store has no room. Do not call it where nobody drains a bounded store that is too small.
+    /// Blocks while the store has no room: for ever, if a bounded store is too small and no consumer drains it.
     fn fill_with_test_data(&self, data: TestData) -> Result<(), WriteError> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
         for _ in 0..data.n_batches {

@@ -31,9 +31,10 @@ use crate::store::activation_store::ActivationStore;
 
 /// A bounded store that is filled and drained at the same time.
 ///
-/// Hooks call [`extend`](Self::extend) and go on; a background writer deals the rows to the open frames of a ring;
-/// the training loop drains shuffled [`minibatches`](Self::minibatches). Cloning gives another handle to the same store.
-/// Dropping the last handle that can write (clones and [`Producer`]s) closes it: consumers get what is left.
+/// Hooks call [`extend`](Self::extend), or [`extend_pass`](Self::extend_pass) with several components, and go on. A
+/// background writer deals the rows to the open frames of a ring. The training loop drains shuffled
+/// [`minibatches`](Self::minibatches). Cloning gives another handle to the same store. Dropping the last handle that can write
+/// (clones and [`Producer`]s) closes it: consumers get what is left.
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -124,9 +125,9 @@ impl RingStore {
     /// A forward pass with several components is written more safely as a whole: [`extend_pass`](Self::extend_pass), or
     /// [`begin_pass`](Self::begin_pass) for hooks that fire one by one. With `extend`, mind two things:
     ///
-    /// - After a refusal in the middle of a pass, rows of some components are in and those of others are not. Write the
-    ///   missing rows later. Or end the lane: its rows without counterparts are dropped, and another lane starts even.
-    ///   Going on with the next pass instead would pair the rows of two passes.
+    /// - After a refusal in the middle of a pass, the store has rows of some components and lacks the same rows of the others.
+    ///   Write the missing rows later. Or end the lane: its rows without counterparts are dropped, and another lane starts
+    ///   even. If you go on with the next pass instead, the rows of two passes are paired.
     /// - Two threads must not share a lane component by component. Clones of a store share one: if two threads each write
     ///   `"a"`, then `"b"`, the order may be a1, a2, b2, b1, and rows of different tokens are paired without an error. Give each thread a
     ///   [`producer`](Self::producer), or write whole passes.
@@ -171,7 +172,7 @@ impl RingStore {
     /// Hands over one row of a component; see [`extend`](Self::extend).
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] where `row` is not one row.
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().append(row, component)
     }
@@ -275,11 +276,11 @@ impl RingStore {
 
     /// Opens a lane of its own.
     ///
-    /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) lanes take turns in the order in which they were opened: open them here, in order, and
-    /// send the producers to their threads, rather than opening each in its thread.
+    /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) lanes take turns in the order in which they were opened. Open all
+    /// producers on one thread, in order, and then send them to their threads.
     ///
     /// # Errors
-    /// If the store is closed or poisoned.
+    /// [`WriteError`] if the store is closed or poisoned.
     pub fn producer(&self) -> Result<Producer, WriteError> {
         self.lane().open_another()
     }
@@ -429,7 +430,7 @@ impl RingStore {
         self.shared().close(Some(Arc::from(error.into())));
     }
 
-    /// Takes no more rows and discards those there are, counting them as dropped; consumers get the end.
+    /// Takes no more rows, and discards the rows in the store, counting them as dropped. Consumers get the end.
     ///
     /// Pending handles fail with [`WriteError::Closed`]. A consumer made after the abort gets
     /// [`ReadError::Aborted`](crate::ReadError::Aborted).
@@ -443,7 +444,7 @@ impl RingStore {
     /// aligned. The next minibatches start from an empty ring.
     ///
     /// # Blocking
-    /// Blocks until the writer has done it: as long as it takes to deal the rows it is at, at most 4,096.
+    /// Blocks until the writer has done it, which first deals the rows it is at, at most 4,096.
     pub fn empty(&self) {
         self.shared().empty();
     }
@@ -491,14 +492,14 @@ impl RingStore {
     }
 
     /// The values at an index, as `f32`: first the rows of ready minibatches, in the order in which they will be
-    /// served, then those of open frames, frame by frame. Rows move as others come and go.
+    /// served, then the rows of open frames, frame by frame. Rows move as others come and go.
     ///
     /// # Errors
     /// [`IndexError`] for an index past the end, components of integers or of different widths, or a store that has ended.
     ///
     /// # Blocking
-    /// Blocks until the writer answers: as long as it takes to deal the rows it is at. Writer and consumers wait while it
-    /// copies the values.
+    /// Blocks until the writer answers, which first deals the rows it is at, at most 4,096. The writer and the consumers wait
+    /// while it copies the values.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
         self.shared().get(index.into())
     }

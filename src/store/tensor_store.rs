@@ -31,8 +31,8 @@ use crate::store::activation_store::ActivationStore;
 
 /// A store that holds up to `max_items` rows of each component, to be looped over for several epochs.
 ///
-/// Writes are done by a background writer; every read first waits for the writes handed over before it, so they are
-/// always seen. Cloning gives another handle to the same store.
+/// A background writer does the writes. Every read first waits for the writes handed over before it, so it sees them.
+/// Cloning gives another handle to the same store.
 ///
 /// ```
 /// use activation_store::TensorStore;
@@ -427,7 +427,7 @@ impl TensorStore {
     /// Hands over one row of a component; see [`extend`](Self::extend).
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] where `row` is not one row.
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row.into())?, component)
     }
@@ -476,7 +476,7 @@ impl TensorStore {
     pub fn empty(&self) {
         let (done, emptied) = bounded(1);
         let sent = {
-            // In line with the writes, so that nobody waits for the writer with this lock held.
+            // In line with the writes, so that no thread waits for the writer with this lock held.
             let mut handed = lock(&self.tensor.handed);
             handed.fill(0);
             self.queue.send(Message::Empty(done))

@@ -1,10 +1,12 @@
 //! Hooks: from sequences to rows of the residual stream.
 
+use std::iter;
+
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
 use crate::model::Bert;
-use crate::tokens::{Sequence, Tokenizer};
+use crate::tokens::{Padded, Sequence, Tokenizer};
 
 /// Sequences in one forward pass. More do not make the model faster on a CPU, and fewer keep its tensors in cache.
 const SEQUENCES: usize = 8;
@@ -18,32 +20,32 @@ pub(crate) struct Hooked {
 }
 
 impl Hooked {
-    /// Runs `sequences` through the model, over and over, until `rows` tokens have passed.
-    ///
-    /// `sink` is called from the hook with a component and its rows, `[row, width]` in one vector. Special tokens and
-    /// padding are not among them. Every component gets the same tokens in the same order.
-    pub(crate) fn capture(
-        &self,
-        sequences: &[Sequence],
-        rows: usize,
-        sink: &mut dyn FnMut(usize, Vec<f32>) -> Result<()>,
-    ) -> Result<()> {
+    /// The inputs of the forward passes over `sequences`, which are read over and over until `rows` tokens have passed.
+    pub(crate) fn inputs(&self, sequences: &[Sequence], rows: usize) -> impl Iterator<Item = Result<Padded>> {
         let mut missing = rows;
         let mut sequences = sequences.iter().cycle();
-        while missing > 0 {
-            let batch: Vec<_> = sequences.by_ref().take(SEQUENCES).collect();
-            let mut padded = self.tokenizer.pad(&batch)?;
-            padded.tokens.truncate(missing);
-            let rows = Tensor::new(padded.tokens.as_slice(), &Device::Cpu)?;
-            self.model.forward(&padded.ids, &padded.mask, &mut |layer, residual| {
-                if let Some(component) = self.layers.iter().position(|&hooked| hooked == layer) {
-                    let captured = residual.flatten(0, 1)?.index_select(&rows, 0)?;
-                    sink(component, captured.flatten_all()?.to_vec1()?)?;
-                }
-                Ok(())
-            })?;
-            missing -= padded.tokens.len();
-        }
+        iter::from_fn(move || {
+            (missing > 0).then(|| {
+                let mut padded = self.tokenizer.pad(&sequences.by_ref().take(SEQUENCES).collect::<Vec<_>>())?;
+                padded.tokens.truncate(missing);
+                missing -= padded.tokens.len();
+                Ok(padded)
+            })
+        })
+    }
+
+    /// Runs one forward pass. Each hook calls `sink` with its component and the rows, `[row, width]` in one vector.
+    ///
+    /// Special tokens and padding are not among the rows. Every component gets the same tokens in the same order.
+    pub(crate) fn forward(&self, inputs: &Padded, sink: &mut dyn FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+        let rows = Tensor::new(inputs.tokens.as_slice(), &Device::Cpu)?;
+        self.model.forward(&inputs.ids, &inputs.mask, &mut |layer, residual| {
+            if let Some(component) = self.layers.iter().position(|&hooked| hooked == layer) {
+                let captured = residual.flatten(0, 1)?.index_select(&rows, 0)?;
+                sink(component, captured.flatten_all()?.to_vec1()?)?;
+            }
+            Ok(())
+        })?;
         Ok(())
     }
 }

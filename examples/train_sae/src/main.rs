@@ -1,7 +1,8 @@
 //! Trains one sparse autoencoder per hooked layer of a real transformer while the transformer is being captured.
 //!
-//! Two threads run all-MiniLM-L6-v2 over English text. Hooks hand the residual stream at two layers to a [`RingStore`];
-//! an asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the same time.
+//! Two threads run all-MiniLM-L6-v2 over English text. Hooks gather the residual stream at two layers, pass by pass, for a
+//! [`RingStore`]. An asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the
+//! same time.
 
 mod capture;
 mod dataset;
@@ -19,13 +20,12 @@ mod trainer;
 mod training;
 
 use std::fs;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
 use activation_store::{Batch, Merge, Producer, RingStore};
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use ndarray::Array2;
 use tokio::sync::oneshot;
@@ -131,10 +131,12 @@ fn main() -> Result<()> {
 fn held_out(hooked: &Hooked, dataset: &Dataset) -> Result<Vec<Component>> {
     let (rows, width) = (dataset.held_out_rows(), hooked.model.width());
     let mut captured = vec![Vec::with_capacity(rows * width); hooked.layers.len()];
-    hooked.capture(&dataset.held_out, rows, &mut |component, rows| {
-        captured[component].extend(rows);
-        Ok(())
-    })?;
+    for inputs in hooked.inputs(&dataset.held_out, rows) {
+        hooked.forward(&inputs?, &mut |component, rows| {
+            captured[component].extend(rows);
+            Ok(())
+        })?;
+    }
     let component = |(layer, numbers): (&usize, Vec<f32>)| {
         Ok(Component::new(format!("layer.{layer}"), Array2::from_shape_vec((rows, width), numbers)?))
     };
@@ -161,61 +163,51 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
         steps: args.rows.div_ceil(args.batch_size),
         seed: args.seed,
     };
+    let (monitor, minibatches) = (store.monitor(), store.minibatches());
     let progress = Progress::new(args.rows, args.window);
     let start = Instant::now();
     let (stop, stopped) = oneshot::channel();
-    let watcher = runtime.spawn(watch(store.clone(), start, progress.clone(), stopped));
+    let watcher = runtime.spawn(watch(monitor.clone(), start, progress.clone(), stopped));
 
+    let shares = &dataset.shares;
+    let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
+    // All lanes are opened before the first row comes: their order is the order in which they take turns.
+    let lanes = shares.iter().map(|_| store.producer()).collect::<Result<Vec<_>, _>>()?;
     thread::scope(|scope| {
-        let minibatches = store.minibatches();
-        let capture = scope.spawn(|| capture_all(hooked, &dataset.shares, args.rows, &store));
-        let trained = runtime.block_on(train(minibatches, components, plan, start, &progress));
-        let captured = capture.join().unwrap_or_else(|panic| resume_unwind(panic));
-        // A training that fails closes the store, and that the capture fails then too is of no interest. A capture that
-        // fails just ends the training.
-        trained.and(captured)
+        for (index, (lane, share)) in lanes.into_iter().zip(shares).enumerate() {
+            // The rows that do not divide evenly go to the first threads.
+            let rows = args.rows / shares.len() + usize::from(index < args.rows % shares.len());
+            let store = store.clone();
+            scope.spawn(move || {
+                if let Err(error) = capture(hooked, share, rows, cores, &lane) {
+                    // The training loop gets the rows captured so far, then the error. If training has failed, it has
+                    // closed the store, and this error is discarded.
+                    store.close_with(error);
+                }
+            });
+        }
+        // The threads keep the store open. The last one to end closes it.
+        drop(store);
+        runtime.block_on(train(minibatches, components, plan, start, &progress))
     })?;
     let elapsed = start.elapsed();
     drop(stop);
     let fill = runtime.block_on(watcher)?;
     progress.finish();
-    Ok(Run { elapsed, fill, window: args.window, latents: args.latents, stats: store.stats() })
+    Ok(Run { elapsed, fill, window: args.window, latents: args.latents, stats: monitor.stats() })
 }
 
-/// Runs one thread per share, and closes the store when all have ended.
-fn capture_all(hooked: &Hooked, shares: &[Vec<Sequence>], rows: usize, store: &RingStore) -> Result<()> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
-    // All lanes are opened before the first row comes: their order is the order in which they take turns.
-    let lanes = shares.iter().map(|_| store.producer()).collect::<Result<Vec<_>, _>>()?;
-    let result = thread::scope(|scope| {
-        let captures: Vec<_> = lanes
-            .into_iter()
-            .zip(shares)
-            .enumerate()
-            .map(|(index, (lane, share))| {
-                // The rows that do not divide evenly go to the first threads.
-                let rows = rows / shares.len() + usize::from(index < rows % shares.len());
-                scope.spawn(move || {
-                    // Candle computes in the pool it is called from: each thread has one of its own.
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-                    pool.install(|| capture_one(hooked, share, rows, &lane))
-                })
-            })
-            .collect();
-        captures.into_iter().try_for_each(|capture| capture.join().map_err(|_| anyhow!("a capture thread panicked"))?)
-    });
-    match &result {
-        Ok(()) => store.close(),
-        // What is in the ring is of no use any more, and the training loop is not to wait for the rest.
-        Err(_) => store.abort(),
-    }
-    result
-}
-
-/// One capture thread: the hooks extend its lane, and wait while the store is full.
-fn capture_one(hooked: &Hooked, share: &[Sequence], rows: usize, lane: &Producer) -> Result<()> {
+/// One capture thread: writes each forward pass to its lane as a whole, and waits while the store is full.
+fn capture(hooked: &Hooked, share: &[Sequence], rows: usize, cores: usize, lane: &Producer) -> Result<()> {
+    // Candle computes in the pool it is called from: each thread has one of its own.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
     let width = hooked.model.width();
-    hooked.capture(share, rows, &mut |component, rows| {
-        Ok(lane.extend_blocking(Batch::from_vec(rows, width)?, component)?)
+    pool.install(|| {
+        for inputs in hooked.inputs(share, rows) {
+            let mut pass = lane.begin_pass();
+            hooked.forward(&inputs?, &mut |component, rows| Ok(pass.put(component, Batch::from_vec(rows, width)?)?))?;
+            pass.commit_blocking()?;
+        }
+        Ok(())
     })
 }

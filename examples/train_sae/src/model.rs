@@ -177,7 +177,7 @@ impl Linear {
         })
     }
 
-    /// One layer whose outputs are those of `parts`, side by side.
+    /// One layer that gives the outputs of all `parts`, side by side.
     fn stack(parts: &[Self]) -> Result<Self> {
         let weights: Vec<_> = parts.iter().map(|part| &part.weight).collect();
         let biases: Vec<_> = parts.iter().map(|part| &part.bias).collect();

@@ -39,24 +39,18 @@ impl Run {
     }
 
     fn print_flow(&self) -> Result<()> {
-        println!();
         for component in &self.stats.components {
             let (accepted, served) = (component.accepted, component.served);
             ensure!(accepted == served, "{}: {accepted} rows accepted, but {served} served", component.name);
-            println!("{}: {accepted} rows accepted = {served} rows served", component.name);
         }
         let rows: u64 = self.stats.components.iter().map(|component| component.accepted).sum();
         let seconds = self.elapsed.as_secs_f64();
+        println!();
+        println!("{}", self.stats);
         println!(
-            "{} minibatches in {seconds:.1} s: {:.0} tokens/s, {:.0} rows/s over all components",
-            self.stats.minibatches_served,
+            "{seconds:.1} s: {:.0} tokens/s, {:.0} rows/s over all components",
             rows as f64 / self.stats.components.len() as f64 / seconds,
             rows as f64 / seconds,
-        );
-        println!(
-            "capture waited {:.1} s for training, training waited {:.1} s for capture",
-            self.stats.waited_for_consumers.as_secs_f64(),
-            self.stats.waited_for_producers.as_secs_f64(),
         );
         Ok(())
     }

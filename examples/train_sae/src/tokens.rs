@@ -22,7 +22,7 @@ impl Tokenizer {
         let file = dir.join("tokenizer.json");
         let mut inner = tokenizers::Tokenizer::from_file(&file)
             .map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
-        // Both are done here, and otherwise than the file says.
+        // Both are done here, and unlike the file says.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
         let special =

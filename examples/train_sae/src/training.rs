@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use activation_store::{Minibatches, RingStore, Stats};
+use activation_store::{Minibatches, Monitor};
 use anyhow::{Context as _, Result};
 use ndarray::Array2;
 use tokio::sync::oneshot;
@@ -86,7 +86,7 @@ impl Component {
     }
 }
 
-/// Trains on every minibatch until the stream ends.
+/// Trains on every minibatch until the stream ends. If the capture has failed, the stream ends with its error.
 pub(crate) async fn train(
     mut minibatches: Minibatches,
     components: &mut [Component],
@@ -94,8 +94,7 @@ pub(crate) async fn train(
     start: Instant,
     progress: &Progress,
 ) -> Result<()> {
-    while let Some(minibatch) = minibatches.next().await {
-        let minibatch = minibatch?;
+    while let Some(minibatch) = minibatches.try_next().await? {
         // The step is all computation: the runtime may move its other tasks to another thread meanwhile.
         tokio::task::block_in_place(|| -> Result<()> {
             for (index, component) in components.iter_mut().enumerate() {
@@ -111,19 +110,47 @@ pub(crate) async fn train(
 
 /// Looks at the store now and then, until `stop` or its sender is dropped. Returns the rows in the ring over time.
 pub(crate) async fn watch(
-    store: RingStore,
+    monitor: Monitor,
     start: Instant,
     progress: Progress,
     mut stop: oneshot::Receiver<()>,
 ) -> Vec<(f64, f64)> {
     let mut fill = Vec::new();
     loop {
-        let stats: Stats = store.stats();
+        let stats = monitor.stats();
         progress.store(&stats);
         let resident = stats.components.first().map_or(0, |component| component.resident);
         fill.push((start.elapsed().as_secs_f64(), resident as f64));
         if timeout(Duration::from_millis(100), &mut stop).await.is_ok() {
             return fill;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use activation_store::RingStore;
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_capture_that_fails_ends_the_training_with_its_error_after_the_last_row() {
+        let rows = |count: usize| Array2::from_shape_fn((count, 6), |(row, x)| (row * 7 % 13 + x) as f32);
+        let store = RingStore::builder().component("a", 6).batch_size(8).window(16).build().unwrap();
+        let minibatches = store.minibatches();
+        let capture = std::thread::spawn(move || {
+            store.extend_blocking(rows(20), "a").unwrap();
+            store.close_with(anyhow!("the text is no UTF-8"));
+        });
+        let mut components = [Component::new("a".to_owned(), rows(8))];
+        let plan = Plan { latents: 12, k: 3, rate: 0.01, steps: 3, seed: 0 };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let progress = Progress::new(20, 16);
+        let trained = train(minibatches, &mut components, plan, Instant::now(), &progress);
+        let error = runtime.block_on(trained).unwrap_err();
+        capture.join().unwrap();
+        assert!(error.to_string().contains("the text is no UTF-8"), "{error}");
+        assert_eq!(components[0].losses.len(), 3); // 8, 8 and 4 rows
     }
 }
