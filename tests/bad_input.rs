@@ -242,3 +242,160 @@ fn element_types_have_names() {
     let error = "f64".parse::<DType>().unwrap_err();
     assert_eq!(error.to_string(), "unknown dtype \"f64\"; use one of f32, f16, bf16, u32, i64");
 }
+
+/// A `Vec` is one row, which is wrong where it holds one value for each of several.
+#[test]
+fn a_list_of_ids_that_is_taken_for_one_row_is_told_how_to_be_several() {
+    watchdog(|| {
+        let store = ring().build().unwrap();
+        let ids = || vec![5_u32, 6, 7];
+        let hint = "a Vec is one row; use Batch::from_vec(values, 1) for several";
+        for refused in [
+            store.extend(ids(), "token").unwrap_err(),
+            store.append(ids(), "token").unwrap_err(),
+            store.begin_pass().put("token", ids()).unwrap_err(),
+            tensor().extend(ids(), "token").unwrap_err(),
+        ] {
+            let text = refused.to_string();
+            assert!(text.contains("1 (\"token\") takes rows of 1 features, but the batch has 3 in one row"), "{text}");
+            assert!(text.contains(hint), "{text}");
+        }
+        let refused = store.extend_pass([("mlp", Batch::from(rows(0..3, 4))), ("token", ids().into())]).unwrap_err();
+        assert!(refused.to_string().contains(hint), "{refused}");
+        let two = store.extend(vec![0.0_f32; 8], "mlp").unwrap_err();
+        assert!(two.to_string().contains("use Batch::from_vec(values, 4) for several"), "{two}");
+        // No hint where it would not help.
+        for refused in [
+            store.extend(vec![0.0_f32; 7], "mlp").unwrap_err(),
+            store.extend(rows(0..1, 8), "mlp").unwrap_err(),
+            store.extend(Batch::from_vec(ids(), 3).unwrap(), "token").unwrap_err(),
+        ] {
+            assert!(!refused.to_string().contains("from_vec"), "{refused}");
+        }
+        // As the hint says.
+        drop(store.extend(Batch::from_vec(ids(), 1).unwrap(), "token").unwrap());
+        drop(store.extend(rows(0..3, 4), "mlp").unwrap());
+        store.close();
+        let minibatch = store.minibatches().next_timeout(LIMIT).unwrap().unwrap();
+        let mut tokens: Vec<u32> = minibatch.view("token").unwrap().iter().copied().collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, ids());
+    });
+}
+
+/// `?` takes the error of making a batch where the error of a store is returned.
+#[test]
+fn a_shape_error_becomes_a_stores_error() {
+    fn hook(store: &RingStore, values: Vec<f32>) -> Result<(), Refused> {
+        drop(store.extend(Batch::from_vec(values, 4)?, "mlp")?);
+        Ok(())
+    }
+    fn wait(store: &RingStore, values: Vec<f32>) -> Result<usize, WriteError> {
+        Ok(store.extend(Batch::from_vec(values, 4)?, "mlp")?.wait()?.rows)
+    }
+    watchdog(|| {
+        let store = ring().build().unwrap();
+        hook(&store, vec![1.0; 8]).unwrap();
+        assert_eq!(wait(&store, vec![1.0; 12]), Ok(3));
+        let expected = WriteError::Shape(ShapeError::Ragged { len: 7, features: 4 });
+        let refused = hook(&store, vec![1.0; 7]).unwrap_err();
+        assert_eq!(refused.error, expected);
+        assert_eq!(refused.to_string(), "7 values do not divide into rows of 4 features");
+        assert_eq!(refused.into_batch().rows(), 0);
+        assert_eq!(wait(&store, vec![1.0; 7]), Err(expected));
+    });
+}
+
+#[test]
+fn a_full_store_says_in_numbers_what_it_had_no_room_for() {
+    watchdog(|| {
+        let store = ring().queue_rows(20).merge(activation_store::Merge::RoundRobin).build().unwrap();
+        // The lane whose turn it is has no rows, so those of the other stay in the queue.
+        let (_first, lane) = (store.producer().unwrap(), store.producer().unwrap());
+        drop(lane.extend(rows(0..15, 4), "mlp").unwrap());
+        drop(lane.extend(Array2::<u32>::zeros((18, 1)), "token").unwrap());
+        drop(lane.extend(rows(15..18, 4), "mlp").unwrap());
+        let WriteError::Full(full) = lane.try_extend(Array2::<u32>::zeros((3, 1)), "token").unwrap_err().error else {
+            panic!("there is room");
+        };
+        let no_room = full.no_room.as_ref().unwrap();
+        assert_eq!((no_room.component.index, &*no_room.component.name), (1, "token"));
+        assert_eq!((no_room.rows, no_room.held, no_room.bound), (3, 18, 20));
+        assert!(full.to_string().ends_with("wait for the consumers, or raise queue_rows"), "{full}");
+        // A pass needs room for all of its components.
+        let pass = [("mlp", Batch::from(rows(18..21, 4))), ("token", Array2::<u32>::zeros((3, 1)).into())];
+        let refused = lane.try_extend_pass(pass).unwrap_err();
+        assert!(
+            matches!(&refused.error, WriteError::Full(full) if full.no_room.as_ref().unwrap().component.index == 0)
+        );
+        let store = tensor();
+        drop(store.extend(rows(0..95, 4), "mlp").unwrap());
+        let WriteError::Full(full) = store.extend(rows(0..6, 4), "mlp").unwrap_err().error else {
+            panic!("there is room");
+        };
+        let no_room = full.no_room.as_ref().unwrap();
+        assert_eq!((no_room.component.index, no_room.rows, no_room.held, no_room.bound), (0, 6, 95, 100));
+        assert_eq!(
+            full.to_string(),
+            "Activation store is full: component 0 (\"mlp\") holds 95 of 100 rows, so 6 more do not fit"
+        );
+        assert_eq!(activation_store::StoreFullError::new("mine").no_room, None);
+    });
+}
+
+#[test]
+fn components_go_by_number_or_by_name_in_any_form() {
+    watchdog(|| {
+        let store = ring().build().unwrap();
+        let components = store.components().to_vec();
+        let name: String = "mlp".to_owned();
+        drop(store.extend(rows(0..2, 4), 0).unwrap());
+        drop(store.extend(rows(2..4, 4), "mlp").unwrap());
+        drop(store.extend(rows(4..6, 4), &name).unwrap());
+        drop(store.extend(rows(6..8, 4), &components[0].name).unwrap());
+        drop(store.extend(rows(8..10, 4), &components[0]).unwrap());
+        drop(store.extend(Array2::<u32>::zeros((10, 1)), &components[1]).unwrap());
+        let pass = components.iter().zip([Batch::from(rows(10..12, 4)), Array2::<u32>::zeros((2, 1)).into()]);
+        drop(store.extend_pass(pass).unwrap());
+        store.close();
+        for minibatch in store.minibatches().blocking() {
+            let minibatch = minibatch.unwrap();
+            for component in minibatch.components() {
+                let bytes = minibatch.bytes(component).unwrap();
+                assert_eq!(bytes, minibatch.bytes(&component.name).unwrap());
+                assert_eq!(bytes.len(), minibatch.rows() * component.features * component.dtype.size());
+            }
+            let first = &minibatch.components()[0];
+            assert_eq!(minibatch.view::<f32>(&first.name).unwrap(), minibatch.view::<f32>(0).unwrap());
+        }
+        // A component of another store goes by its name.
+        let other = RingStore::builder().component("attn", 4).batch_size(1).window(1).build().unwrap();
+        let unknown = other.extend(rows(0..1, 4), &components[0]).unwrap_err().to_string();
+        assert!(unknown.contains("mlp") && unknown.contains("this store has 0 (\"attn\")"), "{unknown}");
+    });
+}
+
+#[test]
+fn positions_of_several_texts_are_rows() {
+    watchdog(|| {
+        let store = ring().build().unwrap();
+        let values: Vec<f32> = (0..24).map(|value| value as f32).collect();
+        let texts = Array3::from_shape_vec((2, 3, 4), values.clone()).unwrap();
+        let batch = Batch::from(texts.clone());
+        assert_eq!((batch.rows(), batch.features()), (6, 4));
+        assert_eq!(batch.to_f32().into_raw_vec_and_offset().0, values);
+        // Also where the two axes are not one in memory.
+        let mut swapped =
+            Array3::from_shape_fn((3, 2, 4), |(position, text, feature)| texts[[text, position, feature]]);
+        swapped.swap_axes(0, 1);
+        assert_eq!(Batch::from(swapped).to_f32(), batch.to_f32());
+        assert_eq!(Batch::from(Array3::<f32>::zeros((2, 0, 4))).rows(), 0);
+        drop(store.extend(texts, "mlp").unwrap());
+        drop(store.extend(Array3::<u32>::zeros((2, 3, 1)), "token").unwrap());
+        let refused = store.extend(Array3::<f32>::zeros((2, 3, 5)), "mlp").unwrap_err();
+        assert_eq!(refused.into_batch().rows(), 6);
+        store.close();
+        let minibatch = store.minibatches().next_timeout(LIMIT).unwrap().unwrap();
+        assert_eq!(minibatch.rows(), 6);
+    });
+}

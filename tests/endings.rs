@@ -382,7 +382,7 @@ fn assert_failed(errors: &[ReadError], text: &str) {
     assert_eq!(failure.to_string(), text);
     assert_eq!(errors[0].to_string(), text);
     assert!(failure.downcast_ref::<Failure>().is_some());
-    // The chain of causes is there.
+    // The whole chain of causes is there.
     assert_eq!(errors[0].source().unwrap().to_string(), "the disk is full");
 }
 
@@ -608,4 +608,51 @@ fn a_batch_that_comes_back_can_be_handed_to_another_store() {
         open.close();
         assert_exactly(0..9, &train(&mut open.minibatches()).unwrap());
     });
+}
+
+/// Lanes open, write and end while the store is aborted; under `RoundRobin` each has a bound of its own.
+#[test]
+fn an_abort_while_lanes_come_and_go_leaves_the_counters_right() {
+    for merge in [Merge::Arrival, Merge::RoundRobin] {
+        watchdog(move || {
+            for round in 0..60 {
+                let store = builder().merge(merge).build().unwrap();
+                let mut minibatches = store.minibatches();
+                let silent = store.producer().unwrap();
+                let queued = store.producer().unwrap();
+                drop(queued.extend_pass([("a", rows(0..100, 2)), ("b", rows(0..100, 1))]).unwrap());
+                let monitor = store.monitor();
+                thread::scope(|scope| {
+                    for _ in 0..2 {
+                        scope.spawn(|| {
+                            while let Ok(lane) = store.producer() {
+                                let _ = lane.extend(rows(0..5, 2), "a").map(drop);
+                                let _ = lane.reserve("b", 3).unwrap().wait_timeout(Duration::ZERO).map(drop);
+                                let _ = lane.extend(rows(0..3, 1), "b").map(drop);
+                            }
+                        });
+                    }
+                    scope.spawn(|| {
+                        while !monitor.is_closed() {
+                            let stats = monitor.stats();
+                            assert!(stats.components.iter().all(|component| component.queued < 1 << 32), "{stats:?}");
+                            assert_adds_up(&stats);
+                        }
+                    });
+                    (0..round % 40).for_each(|_| thread::yield_now());
+                    store.abort();
+                });
+                assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
+                let stats = monitor.stats();
+                assert_adds_up(&stats);
+                assert!(
+                    stats.components.iter().all(|component| component.queued + component.resident == 0),
+                    "{stats:?}"
+                );
+                // The writer ends without a panic.
+                drop((queued, silent));
+                assert!(matches!(store.flush().wait(), Err(WriteError::Closed(ClosedBy::Abort))));
+            }
+        });
+    }
 }

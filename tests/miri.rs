@@ -165,3 +165,87 @@ fn inside_a_runtime_that_shuts_down() {
     store.close();
     assert_exactly(0..9, &drain(&mut store.minibatches()));
 }
+
+#[test]
+fn passes_in_every_form() {
+    let pass = |ids: std::ops::Range<usize>| [("id", Batch::from(id_rows(ids.clone()))), ("a", rows(ids, 3).into())];
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    let lanes = [store.producer().unwrap(), store.producer().unwrap()];
+    drop(store);
+    let served = thread::scope(|scope| {
+        for (lane, producer) in lanes.into_iter().enumerate() {
+            scope.spawn(move || {
+                let at = lane * 20;
+                producer.extend_pass_blocking(pass(at..at + 5)).unwrap();
+                let mut gathered = producer.begin_pass();
+                pass(at + 5..at + 9).into_iter().for_each(|(component, batch)| gathered.put(component, batch).unwrap());
+                assert!(gathered.put("a", rows(0..4, 3)).is_err());
+                let _ = gathered.commit().unwrap().wait().unwrap();
+                let _ = producer.extend_pass(pass(at + 9..at + 14)).unwrap().wait().unwrap();
+                drop(producer.begin_pass().put("a", rows(0..4, 3)));
+            });
+        }
+        drain(&mut minibatches).concat()
+    });
+    let mut served = served;
+    served.sort_unstable();
+    assert_eq!(served, (0..14).chain(20..34).collect::<Vec<_>>());
+}
+
+#[test]
+fn room_is_reserved_used_given_up_and_given_back() {
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    drop(store.extend_pass([("a", Batch::from(rows(0..24, 3))), ("id", id_rows(0..24).into())]).unwrap());
+    let waiting = thread::spawn({
+        let lane = store.producer().unwrap();
+        move || {
+            let mut permit = block_on(lane.reserve("a", 6).unwrap()).unwrap();
+            drop(permit.extend(rows(24..26, 3)).unwrap());
+            drop(permit.extend(rows(26..28, 3)).unwrap());
+            drop(permit);
+            drop(lane.extend(id_rows(24..28), "id").unwrap());
+            lane.reserve_pass(2).wait().map(drop)
+        }
+    });
+    let mut given_up = store.reserve_pass(8);
+    let _ = given_up.wait_timeout(std::time::Duration::ZERO).map(drop);
+    drop(given_up);
+    let mut served: Vec<_> = (0..4).map(|_| ids(&minibatches.next_timeout(LIMIT).unwrap().unwrap(), 0)).collect();
+    waiting.join().unwrap().unwrap();
+    store.close();
+    served.extend(drain(&mut minibatches));
+    assert_exactly(0..28, &served);
+}
+
+#[test]
+fn a_store_is_closed_with_an_error_while_callers_wait() {
+    let store = builder().build().unwrap();
+    let consumers = [store.minibatches(), store.minibatches()];
+    let reading = consumers.map(|mut minibatches| {
+        thread::spawn(move || {
+            let items: Vec<_> = minibatches.blocking().collect();
+            let errors: Vec<String> =
+                items.iter().filter_map(|item| item.as_ref().err().map(ToString::to_string)).collect();
+            (items.iter().flatten().map(|minibatch| minibatch.rows()).sum::<usize>(), errors)
+        })
+    });
+    let writing = thread::spawn({
+        let store = store.clone();
+        move || {
+            let pass = || [("a", Batch::from(rows(0..5, 3))), ("id", id_rows(0..5).into())];
+            let taken = (0..6).take_while(|_| store.extend_pass_blocking(pass()).is_ok()).count();
+            5 * taken
+        }
+    });
+    while store.stats().minibatches_served == 0 {
+        thread::yield_now();
+    }
+    store.close_with("the model failed");
+    let taken = writing.join().unwrap();
+    let read = reading.map(|reading| reading.join().unwrap());
+    assert_eq!(read.iter().map(|(rows, _)| rows).sum::<usize>(), taken);
+    assert!(read.iter().all(|(_, errors)| errors == &["the model failed"]));
+    assert_adds_up(&store.stats());
+}

@@ -302,23 +302,60 @@ impl Drop for AlwaysPanics {
     }
 }
 
-/// Both batches of a row are done with in the same step.
+fn two_bombs() -> [(&'static str, Batch); 2] {
+    ["a", "b"].map(|component| (component, Batch::from_owner(AlwaysPanics(vec![0.5; 16]), 2).unwrap()))
+}
+
+/// Both batches of a row are done with in the same step. A second panic while the first unwinds would end the process.
 #[test]
 fn two_components_that_panic_on_drop_at_once_poison_once() {
-    watchdog(|| {
-        let store = pair().build().unwrap();
-        let both = ["a", "b"].map(|component| {
-            let owner = AlwaysPanics(vec![0.5; 16]);
-            store.extend(Batch::from_owner(owner, 2).unwrap(), component).unwrap()
+    type Write = fn(&RingStore);
+    let writes: [Write; 3] = [
+        |store| two_bombs().into_iter().for_each(|(component, batch)| drop(store.extend(batch, component).unwrap())),
+        |store| drop(store.extend_pass(two_bombs()).unwrap()),
+        // Later rows of the same pass are given up with the store.
+        |store| (0..3).for_each(|_| drop(store.extend_pass(two_bombs()).map_err(std::mem::forget))),
+    ];
+    for write in writes {
+        watchdog(move || {
+            let store = pair().build().unwrap();
+            write(&store);
+            while !store.is_closed() {
+                thread::yield_now();
+            }
+            assert_poisoned(&store.extend(rows(0..8, 2), "a").unwrap_err().error, Kind::Drop);
         });
-        for handle in both {
-            let _ = handle.wait();
+    }
+}
+
+/// The rows wait in the queue, or for another component, when the store gives them up.
+#[test]
+fn passes_that_panic_on_drop_when_they_are_given_up_hurt_no_caller() {
+    for end in [RingStore::abort, RingStore::empty, |store: &RingStore| drop(store.minibatches())] {
+        for full in [false, true] {
+            watchdog(move || {
+                let store = pair().max_skew(1000).build().unwrap();
+                if full {
+                    drop(store.extend_pass([("a", rows(0..200, 2)), ("b", rows(0..200, 2))]).unwrap());
+                    drop(store.extend_pass(two_bombs()).unwrap());
+                }
+                let lane = store.producer().unwrap();
+                let [(a, first), (_, second)] = two_bombs();
+                drop(lane.extend(first, a).unwrap());
+                drop(lane.extend(second, a).unwrap());
+                let handle = store.extend_pass([("a", rows(0..200, 2)), ("b", rows(0..200, 2))]).unwrap();
+                let flush = store.flush();
+                end(&store);
+                // Answered one way or the other, as is every later call.
+                let _ = (handle.wait(), flush.wait());
+                while !store.is_closed() {
+                    thread::yield_now();
+                }
+                assert!(store.extend(rows(0..8, 2), "a").is_err());
+                common::assert_adds_up(&store.stats());
+            });
         }
-        while !store.is_closed() {
-            thread::yield_now();
-        }
-        assert_poisoned(&store.extend(rows(0..8, 2), "a").unwrap_err().error, Kind::Drop);
-    });
+    }
 }
 
 #[test]

@@ -269,3 +269,27 @@ fn the_blocking_consumer_works_inside_a_runtime() {
         });
     });
 }
+
+/// Stacks so large that the operating system refuses every thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_runtime_that_cannot_start_a_thread_is_an_error_not_a_panic() {
+    use activation_store::BuildError;
+    watchdog(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().thread_stack_size(1 << 46).build().unwrap();
+        let refused = |built: Result<(), BuildError>| {
+            let error = built.unwrap_err();
+            assert!(matches!(error, BuildError::Thread { .. }), "{error:?}");
+            assert!(error.to_string().starts_with("the writer's thread could not be started: "), "{error}");
+        };
+        for _ in 0..10 {
+            refused(builder().runtime(runtime.handle().clone()).build().map(drop));
+            let tensor = TensorStore::builder().component("a", 3).max_items(20);
+            refused(tensor.runtime(runtime.handle().clone()).build().map(drop));
+        }
+        // Without the runtime it works.
+        let store = builder().build().unwrap();
+        let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
+        assert_exactly(0..20, &common::finish(&store));
+    });
+}

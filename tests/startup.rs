@@ -5,12 +5,11 @@
 
 mod common;
 
-use std::fs;
 use std::sync::mpsc;
 use std::thread;
 
 use activation_store::{RingStore, RingStoreBuilder};
-use common::{assert_exactly, drain, rows, watchdog};
+use common::{assert_exactly, bytes, drain, resident, rows, watchdog};
 use tokio::runtime::{Builder, Runtime};
 
 const FEATURES: usize = 256;
@@ -18,18 +17,6 @@ const WINDOW: usize = 2 << 30;
 
 fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", FEATURES).batch_size(4096).memory(WINDOW).seed(1)
-}
-
-/// A line of a file that counts kibibytes, in bytes.
-fn bytes(file: &str, key: &str) -> usize {
-    let text = fs::read_to_string(file).unwrap();
-    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-}
-
-/// The memory that this process has.
-fn resident() -> usize {
-    bytes("/proc/self/status", "VmRSS:")
 }
 
 fn wait_until(condition: impl Fn() -> bool) {

@@ -249,3 +249,152 @@ fn waits_are_counted_on_the_side_that_waits() {
         assert!(stats.waited_for_producers >= before, "{stats:?}");
     });
 }
+
+/// A future of the next minibatch that is dropped waits no longer, although the consumer stays.
+#[test]
+fn a_dropped_future_of_the_next_minibatch_no_longer_counts_as_waiting() {
+    let moment = Duration::from_millis(20);
+    watchdog(move || {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        for with_try in [false, true] {
+            let before = store.stats().waited_for_producers;
+            let asked = Instant::now();
+            let mut context = Context::from_waker(Waker::noop());
+            if with_try {
+                let mut next = minibatches.try_next();
+                assert!(next.poll_unpin(&mut context).is_pending());
+                while asked.elapsed() < moment {
+                    thread::yield_now();
+                }
+            } else {
+                let mut next = minibatches.next();
+                assert!(next.poll_unpin(&mut context).is_pending());
+                while asked.elapsed() < moment {
+                    thread::yield_now();
+                }
+            }
+            let waited = store.stats().waited_for_producers;
+            assert!(waited - before >= moment);
+            let dropped = Instant::now();
+            while dropped.elapsed() < moment {
+                thread::yield_now();
+            }
+            assert_eq!(store.stats().waited_for_producers, waited, "nobody waits");
+        }
+        // Asked again, it waits again, and is woken.
+        let reading = thread::spawn(move || minibatches.blocking().next().unwrap().unwrap().rows());
+        drop(store.extend_pass([("a", rows(0..100, 2)), ("b", rows(0..100, 1))]).unwrap());
+        assert_eq!(reading.join().unwrap(), 10);
+    });
+}
+
+/// What is left of a store that is closed waits for its consumers, but no producer does.
+#[test]
+fn no_producer_waits_for_consumers_once_the_store_is_closed() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        drop(store.extend_pass([("a", rows(0..200, 2)), ("b", rows(0..200, 1))]).unwrap());
+        while store.stats().waited_for_consumers == Duration::ZERO {
+            thread::yield_now();
+        }
+        store.close();
+        let waited = store.stats().waited_for_consumers;
+        // The writer goes on, and waits for room again and again.
+        for _ in 0..10 {
+            drop(minibatches.next_timeout(LIMIT).unwrap().unwrap());
+            let since = Instant::now();
+            while store.stats().frames_ready < 2 || since.elapsed() < Duration::from_millis(1) {
+                thread::yield_now();
+            }
+            assert_eq!(store.stats().waited_for_consumers, waited);
+        }
+        drain(&mut minibatches);
+        assert_eq!(store.stats().waited_for_consumers, waited);
+    });
+}
+
+#[test]
+fn counts_are_shown_in_one_line() {
+    use activation_store::{ComponentStats, Stats};
+    watchdog(|| {
+        let store = builder().drop_last(true).build().unwrap();
+        drop(store.extend_pass([("a", rows(0..25, 2)), ("b", rows(0..25, 1))]).unwrap());
+        store.flush().wait().unwrap();
+        let waits = "; producers waited 0.0 s for consumers, consumers 0.0 s for producers";
+        let line = |stats: &Stats| {
+            // Times are not for tests.
+            let stats = Stats::clone(stats);
+            stats.to_string().split("; producers waited").next().unwrap().to_owned()
+        };
+        assert_eq!(line(&store.stats()), "25 rows taken, 0 served in 0 minibatches, 25 in the ring, 0 queued");
+        store.close();
+        drain(&mut store.minibatches());
+        let mut stats = store.stats();
+        assert_eq!(line(&stats), "25 rows taken, 20 served in 2 minibatches, 0 in the ring, 0 queued, 5 dropped");
+        (stats.waited_for_consumers, stats.waited_for_producers) = (Duration::ZERO, Duration::from_millis(40));
+        assert!(stats.to_string().ends_with(waits), "{stats}");
+        stats.waited_for_producers = Duration::from_millis(1540);
+        assert!(stats.to_string().ends_with("consumers 1.5 s for producers"), "{stats}");
+        // Of components that differ for the moment, the one that is furthest counts.
+        let ComponentStats { accepted, .. } = &mut stats.components[1];
+        *accepted = 31;
+        assert!(stats.to_string().starts_with("31 rows taken, 20 served"), "{stats}");
+    });
+}
+
+#[test]
+fn a_monitor_looks_and_holds_nothing_open() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let monitor = store.monitor();
+        let another = monitor.clone();
+        assert_eq!((monitor.batch_size(), monitor.window()), (10, 40));
+        assert_eq!(monitor.components(), store.components());
+        drop(store.extend_pass([("a", rows(0..25, 2)), ("b", rows(0..25, 1))]).unwrap());
+        store.flush().wait().unwrap();
+        assert_eq!(monitor.stats().components, store.stats().components);
+        assert!(!monitor.is_closed());
+        // It is no handle that can write, so the stream ends without it.
+        let mut minibatches = store.minibatches();
+        drop(store);
+        assert!(monitor.is_closed());
+        assert_eq!(drain(&mut minibatches).concat().len(), 25);
+        // Nor is it a consumer.
+        let store = builder().build().unwrap();
+        let monitor = store.monitor();
+        drop(store.minibatches());
+        assert!(monitor.is_closed());
+        assert!(store.extend(rows(0..1, 2), 0).unwrap_err().error.is_closed());
+        // The numbers stay when all else is gone.
+        drop((minibatches, store));
+        assert_eq!(another.stats().components[0].served, 25);
+        assert!(format!("{another:?}").contains("served: 25"));
+    });
+}
+
+/// A trainer that has a consumer, and no handle of the store, can look and end the store.
+#[test]
+fn a_consumer_looks_and_ends_the_store() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        drop(store.extend_pass([("a", rows(0..25, 2)), ("b", rows(0..25, 1))]).unwrap());
+        minibatches.close();
+        assert!(store.is_closed());
+        assert_eq!(drain(&mut minibatches).concat().len(), 25);
+        assert_eq!(minibatches.stats(), store.stats());
+        assert_eq!(minibatches.stats().minibatches_served, 3);
+
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let handle = store.extend_pass([("a", rows(0..500, 2)), ("b", rows(0..500, 1))]).unwrap();
+        minibatches.abort();
+        assert_eq!(handle.wait().unwrap_err().to_string(), "the store was aborted");
+        assert!(drain(&mut minibatches).is_empty());
+        let stats = minibatches.stats();
+        assert_adds_up(&stats);
+        assert_eq!((stats.components[0].resident, stats.components[0].served), (0, 0));
+    });
+}

@@ -3,50 +3,17 @@
 
 mod common;
 
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use activation_store::RingStore;
+use common::messages::Messages;
 use common::{LIMIT, drain, rows, watchdog};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
-
-/// Keeps the messages, from DEBUG on.
-#[derive(Clone, Default)]
-struct Messages(Arc<Mutex<Vec<String>>>);
-
-impl Visit for Messages {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            self.0.lock().unwrap().push(format!("{value:?}"));
-        }
-    }
-}
-
-impl Subscriber for Messages {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("activation_store") && *metadata.level() <= Level::DEBUG
-    }
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
-    }
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
 
 #[test]
 fn each_side_says_that_it_waits_and_that_it_goes_on() {
-    let messages = Messages::default();
-    tracing::subscriber::set_global_default(messages.clone()).unwrap();
-    let count = |text: &str| messages.0.lock().unwrap().iter().filter(|message| message.contains(text)).count();
+    let messages = Messages::of_process();
+    let count = |text| messages.count(text);
     let store = RingStore::builder().component("a", 1).batch_size(10).window(10).ready_frames(1).build().unwrap();
     let mut minibatches = store.minibatches();
 
@@ -58,7 +25,7 @@ fn each_side_says_that_it_waits_and_that_it_goes_on() {
     watchdog({
         let messages = messages.clone();
         move || {
-            while !messages.0.lock().unwrap().iter().any(|message| message.contains("producers wait for consumers")) {
+            while messages.count("producers wait for consumers") == 0 {
                 thread::yield_now();
             }
         }

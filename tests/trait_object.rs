@@ -129,3 +129,54 @@ fn filling_a_store_that_is_too_small_says_so() {
         assert!(store.fill_with_test_data(TestData { input_features: 5, ..data }).is_err());
     });
 }
+
+/// Two lists, of which each takes so many rows.
+struct TwoLists(Mutex<[usize; 2]>, usize);
+
+impl ActivationStore for TwoLists {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        let mut rows = self.0.lock().unwrap();
+        if rows[component] + batch.rows() > self.1 {
+            return Err(Refused { error: StoreFullError::new("the list is long enough").into(), batch });
+        }
+        let written = Written { rows: batch.rows(), first_row: rows[component] as u64 };
+        rows[component] += batch.rows();
+        Ok(WriteHandle::ready(Ok(written)))
+    }
+
+    fn empty(&self) {
+        *self.0.lock().unwrap() = [0; 2];
+    }
+
+    fn n_components(&self) -> usize {
+        2
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        self.0.lock().unwrap().to_vec()
+    }
+
+    fn get(&self, _: Index) -> Result<ArrayD<f32>, IndexError> {
+        Err(IndexError::Ended)
+    }
+}
+
+/// A store that does not say how it takes a pass takes one component after the other.
+#[test]
+fn a_store_takes_passes_component_by_component_unless_it_says_how() {
+    let pass = |n| vec![(1, Batch::from(rows(0..n, 3))), (0, rows(0..n, 4).into())];
+    let store: Arc<dyn ActivationStore> = Arc::new(TwoLists(Mutex::new([5, 0]), 20));
+    let written = store.extend_pass(pass(10)).unwrap().wait().unwrap();
+    assert_eq!((written.rows, written.first_row), (10, 0), "as the first");
+    assert_eq!(store.current_activations_stored_per_component(), [15, 10]);
+    // The first component is taken, and the rest comes back.
+    let refused = store.extend_pass(pass(6)).unwrap_err();
+    assert_eq!(refused.to_string(), "the list is long enough");
+    assert_eq!(refused.batches.len(), 1);
+    assert_eq!(refused.batches[0].to_f32(), rows(0..6, 4));
+    assert_eq!(store.current_activations_stored_per_component(), [15, 16]);
+    // The first is refused: all comes back, in order.
+    let refused = store.extend_pass(pass(5)).unwrap_err();
+    assert_eq!(refused.batches.iter().map(Batch::features).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(store.extend_pass(Vec::new()).unwrap().wait().unwrap().rows, 0);
+}

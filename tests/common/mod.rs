@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub(crate) mod messages;
+
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -125,4 +127,17 @@ impl Random {
         self.0 ^= self.0 >> 27;
         ((self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize) % bound
     }
+}
+
+/// A line of a Linux file that counts kibibytes, in bytes.
+pub(crate) fn bytes(file: &str, key: &str) -> usize {
+    let text = std::fs::read_to_string(file).expect("a file of /proc");
+    let line = text.lines().find(|line| line.starts_with(key)).expect("such a line");
+    let kibibytes: Option<usize> = line.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    kibibytes.expect("a number") << 10
+}
+
+/// The memory that this process has.
+pub(crate) fn resident() -> usize {
+    bytes("/proc/self/status", "VmRSS:")
 }
