@@ -259,17 +259,18 @@ fn a_dropped_future_of_the_next_minibatch_no_longer_counts_as_waiting() {
         let mut minibatches = store.minibatches();
         for with_try in [false, true] {
             let before = store.stats().waited_for_producers;
-            let asked = Instant::now();
             let mut context = Context::from_waker(Waker::noop());
             if with_try {
                 let mut next = minibatches.try_next();
                 assert!(next.poll_unpin(&mut context).is_pending());
+                let asked = Instant::now();
                 while asked.elapsed() < moment {
                     thread::yield_now();
                 }
             } else {
                 let mut next = minibatches.next();
                 assert!(next.poll_unpin(&mut context).is_pending());
+                let asked = Instant::now();
                 while asked.elapsed() < moment {
                     thread::yield_now();
                 }
@@ -280,7 +281,7 @@ fn a_dropped_future_of_the_next_minibatch_no_longer_counts_as_waiting() {
             while dropped.elapsed() < moment {
                 thread::yield_now();
             }
-            assert_eq!(store.stats().waited_for_producers, waited, "nobody waits");
+            assert_eq!(store.stats().waited_for_producers, waited, "no consumer waits");
         }
         // Asked again, it waits again, and is woken.
         let reading = thread::spawn(move || minibatches.blocking().next().unwrap().unwrap().rows());
