@@ -113,16 +113,19 @@ impl Part {
 
     /// All components, `[row, component, feature]`. All must be alike: of so many features, and of type `T`.
     pub(crate) fn stacked<T: Element>(&self, features: usize) -> ArrayView3<'_, T> {
-        let none = || ArrayView3::from_shape((0, 0, 0), &[]).expect("no values need no memory");
-        let Some(layout) = self.frame().map(Frame::layout) else { return none() };
+        let Some(frame) = self.frame() else {
+            return ArrayView3::from_shape((0, 0, 0), &[]).expect("no values need no memory");
+        };
+        let layout = frame.layout();
         let components = layout.n_components();
         let alike = layout.components().iter().all(|other| (other.features, other.dtype) == (features, T::DTYPE));
         assert!(alike, "stacked components are alike");
         let block = layout.bytes() / components / size_of::<T>();
         let shape = (self.rows, components, features).strides((features, block, 1));
+        let (start, _) = self.span(layout, 0);
         // SAFETY: the view reaches the rows of this part in every block, which `component` shows is sound, and nothing else:
         // blocks are equally far apart, since all components are alike. Blocks, and rows of `T`, are aligned for `T`.
-        unsafe { ArrayView3::from_shape_ptr(shape, self.component(0).as_ptr().cast()) }
+        unsafe { ArrayView3::from_shape_ptr(shape, frame.start().add(start).as_ptr().cast()) }
     }
 }
 
