@@ -12,10 +12,10 @@ const ROWS: usize = 4096;
 
 fn copying(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("deal and copy");
-    for features in [64, 768] {
+    for features in [64, 384, 768, 4096] {
         let width = features * size_of::<f32>();
         let rows = vec![1_u8; ROWS * width];
-        let frames = (256 << 20) / rows.len();
+        let frames = (512 << 20) / rows.len();
         let mut memory = vec![1_u8; frames * rows.len() + 64];
         let start = memory.as_ptr().align_offset(64);
         let mut dealing = Dealing::new(frames, ROWS);
@@ -34,7 +34,7 @@ fn copying(criterion: &mut Criterion) {
 fn dealing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("deal");
     group.throughput(Throughput::Elements(ROWS as u64));
-    for frames in [16, 512] {
+    for frames in [1, 2, 4, 8, 16, 64, 512, 2048] {
         let mut dealing = Dealing::new(frames, ROWS);
         group.bench_function(format!("{ROWS} rows to {frames} frames"), |bencher| {
             bencher.iter(|| black_box(dealing.deal(ROWS)));

@@ -2,7 +2,8 @@
 #![allow(missing_docs, missing_debug_implementations)]
 
 use crate::memory::copy::{RowCopier, Slots};
-use crate::ring::deal::{Dealer, Place};
+use crate::ring::deal::Dealer;
+use crate::ring::slots::Place;
 
 /// Deals rows to frames, without any memory to copy them to.
 pub struct Dealing {

@@ -48,6 +48,7 @@ pub use crate::{
         reserve::{Permit, Reserve},
         stats::{ComponentStats, Dropped, Stats},
     },
+    ring::deal::DEALING_VERSION,
     rows::{
         batch::{Batch, Refused, RefusedPass},
         element::{DType, Element, UnknownDType},

@@ -352,9 +352,9 @@ fn at_most(limit: usize, what: &'static str, value: usize) -> Result<(), BuildEr
 mod tests {
     use super::*;
 
-    /// Ten open frames of 8 rows, of 4 × 4 bytes each, two ready and one more: 1664 bytes.
+    /// Ten open frames of 128 rows, of 4 × 4 bytes each, two ready and one more: 26,624 bytes.
     fn config(change: impl Fn(RingStoreBuilder) -> RingStoreBuilder) -> Config {
-        let builder = RingStoreBuilder::default().component("a", 4).batch_size(8).window(80);
+        let builder = RingStoreBuilder::default().component("a", 4).batch_size(128).window(1280);
         change(builder).check().unwrap()
     }
 
@@ -362,21 +362,21 @@ mod tests {
     fn a_store_may_take_nine_tenths_of_what_is_available() {
         let config = config(|builder| builder);
         assert_eq!(config.check_memory(None), Ok(()));
-        assert_eq!(config.check_memory(Some(1848)), Ok(()));
-        let refused = BuildError::Memory { window: 80, needed: 1664, available: 1663, largest_window: 72 };
-        assert_eq!(config.check_memory(Some(1847)), Err(refused));
+        assert_eq!(config.check_memory(Some(29_582)), Ok(()));
+        let refused = BuildError::Memory { window: 1280, needed: 26_624, available: 26_623, largest_window: 1152 };
+        assert_eq!(config.check_memory(Some(29_581)), Err(refused));
     }
 
     #[test]
     fn the_largest_window_that_fits_does_and_a_larger_one_does_not() {
-        for available in (0..4000).step_by(7) {
-            let largest = match config(|builder| builder.window(8000)).check_memory(Some(available)) {
+        for available in (0..64_000).step_by(113) {
+            let largest = match config(|builder| builder.window(128_000)).check_memory(Some(available)) {
                 Err(BuildError::Memory { largest_window, .. }) => largest_window,
                 other => panic!("{other:?}"),
             };
             let fits = |rows| config(|builder| builder.window(rows)).check_memory(Some(available)).is_ok();
             assert!(largest == 0 || fits(largest), "{largest} rows in {available} bytes");
-            assert!(!fits(largest + 8), "{largest} rows in {available} bytes");
+            assert!(!fits(largest + 128), "{largest} rows in {available} bytes");
         }
     }
 

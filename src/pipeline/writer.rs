@@ -378,7 +378,7 @@ impl Writer {
     fn fulfil(&mut self, requests: Requests) {
         self.receive();
         if !requests.empties.is_empty() {
-            self.empty();
+            self.empty(requests.empties.len() as u64);
             for reply in requests.empties {
                 // The caller waits.
                 let _ = reply.send(());
@@ -390,10 +390,10 @@ impl Writer {
     }
 
     /// Discards everything that has been handed over. Its writes have succeeded: they came before.
-    fn empty(&mut self) {
+    fn empty(&mut self, times: u64) {
         self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
         let rows = match &mut self.ring {
-            Phase::Dealing(ring) => ring.clear(),
+            Phase::Dealing(ring) => ring.clear(times),
             Phase::Serving(leftover) => leftover.clear(),
             Phase::Discarded => 0,
         };

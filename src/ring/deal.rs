@@ -19,174 +19,248 @@
 //! Among many frames even eight places each are too many for narrow rows. Then eight rows in sequence go to one stripe
 //! before the next stripe has its turn, which for frames so large leaves an eighth as evenly spread as can be told.
 
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use crate::ring::random::{Streams, shuffle};
+use crate::ring::slots::{Place, Slots};
 
-/// Contiguous parts that a frame is filled along.
-const STRIPES: usize = 8;
+/// The version of the order in which rows are dealt: the same configuration, seed and rows give the same minibatches,
+/// bit for bit, in every release of this crate that has the same dealing version.
+pub const DEALING_VERSION: u32 = 1;
 
-/// From so many frames, and slots of a frame, on, a stripe takes several rows at a time. The rows that a frame takes in
-/// sequence are then further apart than most texts are long, and an eighth of it has at least 64 such groups.
-const MANY_FRAMES: usize = 512;
-const MANY_SLOTS: usize = 4096;
-const GROUP: usize = 8;
-
-/// Rows of a frame, a multiple of `batch_size`.
-pub(crate) fn frame_rows(batch_size: usize, _window: usize) -> usize {
-    batch_size
+/// Rows of a frame, a multiple of `batch_size`: one minibatch, or so many small ones that a frame has [`SHARED`] rows, as long
+/// as there are at least four frames.
+///
+/// A frame's slots are filled in random order, so the minibatches that share it are random parts of it.
+pub(crate) fn frame_rows(batch_size: usize, window: usize) -> usize {
+    let most = window / FEWEST_FRAMES / batch_size;
+    batch_size * SHARED.div_ceil(batch_size).min(most).max(1)
 }
 
-/// Where a row goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) frame: u32,
-    pub(crate) slot: u32,
+/// Rows of a frame that several minibatches share, at least.
+const SHARED: usize = 64;
+
+/// Minibatches share a frame only where the window has so many frames.
+const FEWEST_FRAMES: usize = 4;
+
+/// How far a ring has dealt: with the seed, all there is to know about what comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// How often the ring was emptied.
+    pub(crate) emptied: u64,
+    /// Rows dealt since.
+    pub(crate) dealt: u64,
 }
+
+/// Places that are planned at once, or one run if that has more.
+const PLAN: usize = 64;
 
 /// Deals rows to frames.
 #[derive(Debug)]
 pub(crate) struct Dealer {
-    slots: usize,
-    order: Order,
-    /// Rows in each open frame.
+    seed: u64,
+    position: Position,
+    streams: Streams,
+    runs: Runs,
+    /// The places of the next rows, whole runs, and how many of them have been given out.
+    planned: Vec<Place>,
+    done: usize,
+    /// Which of them complete their frame, the first one last. All are in the last run.
+    completing: Vec<usize>,
+    /// Rows in each open frame once all that is planned is dealt.
     filled: Vec<u32>,
-    /// The frames of the current run, in dealing order, and how many of them were dealt to.
-    run: Vec<u32>,
-    dealt: usize,
-    /// Short runs still to come.
-    starting: usize,
-    rng: Xoshiro256PlusPlus,
+    /// The next run to plan, and the first that may complete a frame.
+    run: u64,
+    first_full: u64,
+    slots: Slots,
 }
 
 impl Dealer {
     /// Deals to `frames` frames of `slots` slots; both at least 1.
     pub(crate) fn new(frames: usize, slots: usize, seed: u64) -> Self {
-        Dealer {
-            slots,
-            order: Order::new(frames, slots),
+        let mut dealer = Dealer {
+            seed,
+            position: Position::default(),
+            streams: Streams::new(seed, 0),
+            runs: Runs { frames: frames as u64, slots: slots as u64 },
+            planned: Vec::with_capacity(frames + PLAN),
+            done: 0,
+            completing: Vec::new(),
             filled: vec![0; frames],
-            run: Vec::with_capacity(frames),
-            dealt: 0,
-            starting: slots,
-            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            run: 0,
+            first_full: 0,
+            slots: Slots::new(frames, slots),
+        };
+        dealer.go_to(Position::default());
+        dealer
+    }
+
+    /// Where dealing stands.
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Deals on from `position`, as if all rows before it had been dealt.
+    pub(crate) fn go_to(&mut self, position: Position) {
+        self.position = position;
+        self.streams = Streams::new(self.seed, position.emptied);
+        self.run = self.runs.containing(position.dealt);
+        let done = position.dealt - self.runs.rows_before(self.run);
+        for frame in 0..self.filled.len() {
+            let given = self.runs.given(frame, self.run);
+            self.filled[frame] = (given % self.runs.slots) as u32;
+            self.start_fill(frame, given / self.runs.slots);
         }
+        self.foresee();
+        self.plan();
+        self.done = done as usize;
+        self.completing.retain(|&i| i >= self.done);
     }
 
     /// Appends places for up to `rows` rows to `places`, and stops behind a row that completes a frame.
     ///
-    /// Returns that frame, which counts as empty from then on: whoever owns the memory must replace it before dealing on.
+    /// Returns that frame, which counts as empty from then on: the owner of the memory must replace it before dealing on.
     pub(crate) fn deal(&mut self, rows: usize, places: &mut Vec<Place>) -> Option<usize> {
         let mut left = rows;
         while left > 0 {
-            if self.dealt == self.run.len() {
-                self.next_run();
+            while self.done == self.planned.len() {
+                self.plan();
             }
-            let rest = &self.run[self.dealt..];
-            for &frame in &rest[..left.min(rest.len())] {
-                self.dealt += 1;
-                left -= 1;
-                let filled = &mut self.filled[frame as usize];
-                places.push(Place { frame, slot: self.order.slot(*filled as usize) as u32 });
-                *filled += 1;
-                if *filled as usize == self.slots {
-                    *filled = 0;
-                    return Some(frame as usize);
-                }
+            let stop = self.completing.last().map_or(self.planned.len(), |&i| i + 1);
+            let some = &self.planned[self.done..stop.min(self.done + left)];
+            places.extend_from_slice(some);
+            self.done += some.len();
+            left -= some.len();
+            self.position.dealt += some.len() as u64;
+            if let Some(i) = self.completing.pop_if(|i| *i < self.done) {
+                return Some(self.planned[i].frame as usize);
             }
         }
         None
     }
 
-    fn next_run(&mut self) {
-        let frames = self.filled.len();
-        self.run.clear();
-        self.dealt = 0;
-        while self.run.is_empty() {
-            if self.starting == 0 {
-                self.run.extend(0..frames as u32);
-            } else {
-                let step = self.slots - self.starting;
-                let takes_part = |&m: &u32| (step + 1) * m as usize / frames > step * m as usize / frames;
-                self.run.extend((0..frames as u32).filter(takes_part));
-                self.starting -= 1;
+    /// Plans the next runs, but none behind a frame that is completed.
+    fn plan(&mut self) {
+        if self.run > self.first_full {
+            self.start_full_ones_again();
+        }
+        self.planned.clear();
+        self.completing.clear();
+        self.done = 0;
+        while self.planned.len() < PLAN && self.run <= self.first_full {
+            self.plan_run();
+        }
+    }
+
+    fn plan_run(&mut self) {
+        let before = self.planned.len();
+        if self.run < self.runs.slots {
+            for frame in 0..self.filled.len() {
+                if self.runs.given(frame, self.run + 1) > self.runs.given(frame, self.run) {
+                    self.planned.push(self.place(frame, self.filled[frame]));
+                    self.filled[frame] += 1;
+                }
+            }
+        } else {
+            self.slots.next(&self.filled, &mut self.planned);
+            self.filled.iter_mut().for_each(|filled| *filled += 1);
+        }
+        shuffle(&mut self.planned[before..], &mut self.streams.run(self.run));
+        if self.run == self.first_full {
+            let full = |i: &usize| u64::from(self.filled[self.planned[*i].frame as usize]) == self.runs.slots;
+            self.completing.extend((before..self.planned.len()).rev().filter(full));
+        }
+        self.run += 1;
+    }
+
+    fn start_full_ones_again(&mut self) {
+        for frame in 0..self.filled.len() {
+            if u64::from(self.filled[frame]) == self.runs.slots {
+                self.filled[frame] = 0;
+                self.start_fill(frame, self.runs.given(frame, self.run) / self.runs.slots);
             }
         }
-        shuffle(&mut self.run, &mut self.rng);
+        self.foresee();
+    }
+
+    fn start_fill(&mut self, frame: usize, fill: u64) {
+        let number = fill * self.runs.frames + frame as u64;
+        self.slots.shuffle(frame, &mut self.streams.fill(number));
+    }
+
+    /// Finds the first run that may complete a frame.
+    fn foresee(&mut self) {
+        let most = self.filled.iter().max().map_or(0, |&most| most.into());
+        self.first_full = self.run + self.runs.slots - 1 - most;
+    }
+
+    /// How many rows each open frame holds.
+    pub(crate) fn filled(&self) -> Vec<u32> {
+        let mut filled = self.filled.clone();
+        for place in &self.planned[self.done..] {
+            filled[place.frame as usize] -= 1;
+        }
+        // Completed frames are open no more.
+        filled.iter().map(|&filled| filled % self.runs.slots as u32).collect()
     }
 
     /// How many rows the open frames hold.
     pub(crate) fn resident(&self) -> usize {
-        self.filled.iter().map(|&filled| filled as usize).sum()
+        self.filled().iter().map(|&filled| filled as usize).sum()
     }
 
     /// The place of a frame's `i`-th row.
-    pub(crate) fn place(&self, frame: usize, i: usize) -> Place {
-        Place { frame: frame as u32, slot: self.order.slot(i) as u32 }
-    }
-
-    /// How many rows each open frame holds.
-    pub(crate) fn filled(&self) -> &[u32] {
-        &self.filled
+    pub(crate) fn place(&self, frame: usize, i: u32) -> Place {
+        Place { frame: frame as u32, slot: self.slots.slot(frame, i) }
     }
 
     /// The places of the rows in the open frames, frame by frame, each frame's in the order in which they came.
     fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
-        let frames = self.filled.iter().enumerate();
-        frames.flat_map(move |(frame, &filled)| (0..filled as usize).map(move |i| self.place(frame, i)))
+        let frames = self.filled().into_iter().enumerate();
+        frames.flat_map(move |(frame, filled)| (0..filled).map(move |i| self.place(frame, i)))
     }
 
-    /// The places of the rows in the open frames in random order, the dealer's last act.
-    pub(crate) fn shuffle_leftover(&mut self) -> Vec<Place> {
-        let mut rest: Vec<Place> = self.occupied().collect();
-        rest.shuffle(&mut self.rng);
-        rest
-    }
-
-    /// Starts again with empty frames, as at first but with other random numbers.
-    pub(crate) fn restart(&mut self) {
-        self.filled.fill(0);
-        self.run.clear();
-        self.dealt = 0;
-        self.starting = self.slots;
+    /// The places of the rows in the open frames in random order.
+    pub(crate) fn shuffle_leftover(&self) -> Vec<Place> {
+        let mut places: Vec<Place> = self.occupied().collect();
+        shuffle(&mut places, &mut self.streams.leftover(self.position.dealt));
+        places
     }
 }
 
-/// The order in which a frame's slots are filled.
+/// How many rows runs have: all that does not depend on the seed.
 #[derive(Clone, Copy, Debug)]
-struct Order {
-    /// Slots of a stripe; the first `longer` stripes have one more.
-    stripe: usize,
-    longer: usize,
-    /// Whether a stripe takes `GROUP` rows at a time; then no stripe is longer.
-    grouped: bool,
+struct Runs {
+    frames: u64,
+    slots: u64,
 }
 
-impl Order {
-    fn new(frames: usize, slots: usize) -> Self {
-        let grouped = frames >= MANY_FRAMES && slots >= MANY_SLOTS && slots.is_multiple_of(GROUP * STRIPES);
-        Order { stripe: slots / STRIPES, longer: slots % STRIPES, grouped }
+impl Runs {
+    /// Rows that a frame is given in the first `runs` runs.
+    fn given(self, frame: usize, runs: u64) -> u64 {
+        runs.min(self.slots) * frame as u64 / self.frames + runs.saturating_sub(self.slots)
     }
 
-    /// The slot of a frame's `i`-th row.
-    fn slot(self, i: usize) -> usize {
-        let start = |stripe: usize| stripe * self.stripe + stripe.min(self.longer);
-        if self.grouped {
-            let turn = i / GROUP;
-            start(turn % STRIPES) + turn / STRIPES * GROUP + i % GROUP
-        } else {
-            start(i % STRIPES) + i / STRIPES
+    /// Rows of the first `runs` runs: what all frames are given.
+    fn rows_before(self, runs: u64) -> u64 {
+        // The floors of `short * frame / frames`, summed over the frames.
+        let short = runs.min(self.slots);
+        let at_start = (short * (self.frames - 1) + gcd(short, self.frames) - self.frames) / 2;
+        at_start + (runs - short) * self.frames
+    }
+
+    /// The run that the next row is part of once `rows` are dealt.
+    fn containing(self, rows: u64) -> u64 {
+        let at_start = self.rows_before(self.slots);
+        if rows >= at_start {
+            return self.slots + (rows - at_start) / self.frames;
         }
+        // Short runs have half as many rows as there are other frames, on average. The estimate is at most one too low.
+        let estimate = 2 * rows / (self.frames - 1);
+        estimate + u64::from(self.rows_before(estimate + 1) <= rows)
     }
 }
 
-/// Fisher and Yates's shuffle in less than half the time of `rand`'s, which narrow rows notice: one multiplication a
-/// draw and no rejection, which makes a draw's probability wrong by at most M / 2^64.
-fn shuffle(run: &mut [u32], rng: &mut impl Rng) {
-    for i in (1..run.len()).rev() {
-        let scaled = u128::from(rng.next_u64()) * (i as u128 + 1);
-        run.swap(i, (scaled >> 64) as usize);
-    }
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]

@@ -4,5 +4,7 @@
 //! full goes out; an empty one takes its place.
 
 pub(crate) mod deal;
+pub(crate) mod random;
 #[allow(clippy::module_inception, reason = "the ring is the main type of its folder")]
 pub(crate) mod ring;
+pub(crate) mod slots;

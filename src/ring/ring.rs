@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::memory::convert::RowReader;
 use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::frame::Frame;
-use crate::ring::deal::{Dealer, Place};
+use crate::ring::deal::{Dealer, Position};
+use crate::ring::slots::Place;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
 
@@ -89,22 +90,23 @@ impl Ring {
     pub(crate) fn rows(&self) -> Rows<'_> {
         let mut end = if self.full.is_some() { self.layout.rows() } else { 0 };
         let mut ends = vec![end];
-        ends.extend(self.dealer.filled().iter().map(|&filled| {
-            end += filled as usize;
+        ends.extend(self.dealer.filled().iter().map(|filled| {
+            end += *filled as usize;
             end
         }));
         Rows { ring: self, ends }
     }
 
-    /// Discards all rows and starts again. Returns how many they were.
-    pub(crate) fn clear(&mut self) -> usize {
+    /// Discards all rows and starts again, as if emptied so many times. Returns how many rows they were.
+    pub(crate) fn clear(&mut self, times: u64) -> usize {
         let rows = self.dealer.resident() + if self.full.take().is_some() { self.layout.rows() } else { 0 };
-        self.dealer.restart();
+        let emptied = self.dealer.position().emptied + times;
+        self.dealer.go_to(Position { emptied, dealt: 0 });
         rows
     }
 
     /// Ends dealing: the rows still in the ring, to be served in random order.
-    pub(crate) fn into_leftover(mut self) -> Leftover {
+    pub(crate) fn into_leftover(self) -> Leftover {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
         Leftover { places: self.dealer.shuffle_leftover(), served: 0, open: self.open }
     }
@@ -145,7 +147,7 @@ impl Rows<'_> {
         let part = self.ends.partition_point(|&end| end <= n);
         let (frame, slot) = match (part.checked_sub(1), self.ring.full) {
             (None, full) => (full.unwrap_or(0), n),
-            (Some(frame), _) => (frame, self.ring.dealer.place(frame, n - self.ends[frame]).slot as usize),
+            (Some(frame), _) => (frame, self.ring.dealer.place(frame, (n - self.ends[frame]) as u32).slot as usize),
         };
         self.ring.open[frame].row(component, slot)
     }

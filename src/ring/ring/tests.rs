@@ -68,13 +68,12 @@ const FEW: bool = cfg!(miri);
 enum Action {
     /// Offer rows.
     Deal(usize),
-    /// Discard all.
-    Clear,
+    /// Discard all, as if so often.
+    Clear(u64),
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let action =
-        prop_oneof![20 => (1_usize..if FEW { 20 } else { 300 }).prop_map(Action::Deal), 1 => Just(Action::Clear)];
+    let action = prop_oneof![20 => (1_usize..if FEW { 20 } else { 300 }).prop_map(Action::Deal), 1 => (1_u64..3).prop_map(Action::Clear)];
     prop::collection::vec(action, 1..if FEW { 5 } else { 20 })
 }
 
@@ -99,8 +98,8 @@ proptest! {
         let (mut next, mut inside, mut out) = (0, std::collections::HashSet::new(), Vec::new());
         for action in actions {
             match action {
-                Action::Clear => {
-                    prop_assert_eq!(ring.clear(), inside.len());
+                Action::Clear(times) => {
+                    prop_assert_eq!(ring.clear(times), inside.len());
                     inside.clear();
                 }
                 Action::Deal(rows) => {
