@@ -438,3 +438,22 @@ fn batches_without_rows_are_answered_at_once_and_do_not_pile_up() {
         assert_eq!(served, 100);
     });
 }
+
+/// More rows than there are numbers for: whatever is asked, the counts hold.
+#[test]
+fn any_number_of_rows_may_be_asked_for() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let lane = store.producer().unwrap();
+        // Nothing is queued, so there is room.
+        let permit = lane.reserve(0, usize::MAX).unwrap().wait().unwrap();
+        assert!(lane.try_extend(rows(0..1, 2), 0).unwrap_err().error.is_full());
+        drop(lane.extend(rows(0..5, 2), 0).unwrap());
+        assert!(lane.try_extend(rows(5..6, 2), 0).unwrap_err().error.is_full());
+        let mut waiting = wait_for(&lane, usize::MAX);
+        drop(permit);
+        store.flush().wait().unwrap();
+        assert_eq!(waiting.permit().unwrap().rows(), usize::MAX);
+        assert_exactly(0..5, &finish(&store));
+    });
+}

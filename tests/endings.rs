@@ -656,3 +656,24 @@ fn an_abort_while_lanes_come_and_go_leaves_the_counters_right() {
         });
     }
 }
+
+/// A run that has ended in order stays so, whatever becomes of its consumers.
+#[test]
+fn dropping_the_consumers_of_a_drained_store_changes_nothing() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        drop(store.extend(rows(0..9, 2), "a").unwrap());
+        drop(store.extend(rows(0..5, 1), "b").unwrap());
+        store.close_with(Failure::new("the model failed"));
+        let (rows, errors) = items(store.minibatches(), 0);
+        assert_eq!(rows, 5);
+        assert_failed(&errors, "the model failed");
+        // The only consumer is gone by now.
+        let (rows, errors) = items(store.minibatches(), 0);
+        assert_eq!(rows, 0);
+        assert_failed(&errors, "the model failed");
+        assert_eq!(store.extend(common::rows(9..10, 2), "a").unwrap_err().error, WriteError::Closed(ClosedBy::Close));
+        assert!(matches!(store.flush().wait().unwrap_err(), WriteError::Unmatched { rows: 4, .. }));
+        store.flush().wait().unwrap();
+    });
+}

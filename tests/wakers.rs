@@ -66,6 +66,27 @@ fn assert_poisoned(store: &RingStore) {
 }
 
 #[test]
+fn a_consumers_waker_that_panics_leaves_no_other_asleep() {
+    for panics in 0..5 {
+        watchdog(move || {
+            let store = builder().build().unwrap();
+            let woken = Arc::new(Counts::default());
+            let mut consumers: Vec<_> = (0..5).map(|_| store.minibatches()).collect();
+            for (i, consumer) in consumers.iter_mut().enumerate() {
+                let waker = if i == panics { Waker::from(Arc::new(Panics)) } else { Waker::from(woken.clone()) };
+                assert!(!poll_next(consumer, &waker));
+            }
+            drop(store.extend_pass(pass(200)).unwrap());
+            assert_poisoned(&store);
+            woken.until(4);
+            for mut consumer in consumers {
+                assert!(consumer.next_timeout(LIMIT).unwrap_err().is_poisoned());
+            }
+        });
+    }
+}
+
+#[test]
 fn a_writers_waker_that_panics_leaves_no_other_asleep() {
     for panics in 0..4 {
         watchdog(move || {

@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::task::{Context, Wake, Waker};
 use std::thread;
+use std::time::Duration;
 
 use activation_store::{Merge, Minibatches, RingStore, RingStoreBuilder};
 use common::{LIMIT, Random, rows, watchdog};
@@ -95,6 +97,54 @@ fn a_flush_is_answered_while_the_writer_serves_the_rest() {
             store.flush().wait().unwrap();
         }
     });
+}
+
+/// No row is queued that could push it out.
+#[test]
+fn a_full_frame_is_handed_over_once_a_minibatch_is_taken() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        // One minibatch is ready, and one is full.
+        let _ = store.extend(rows(0..20, 1), 0).unwrap().wait().unwrap();
+        for _ in 0..2 {
+            drop(minibatches.next_timeout(LIMIT / 2).expect("a minibatch is ready"));
+        }
+        // To wait for a consumer without a row to deal is not to wait for consumers.
+        assert_eq!(store.stats().waited_for_consumers, Duration::ZERO);
+    });
+}
+
+/// It waits because the queue is full, and another thread takes the rest of its pass.
+#[test]
+fn a_caller_is_woken_once_the_counterparts_of_its_rows_are_taken() {
+    watchdog(|| {
+        for waits_behind_another in [false, true] {
+            let store = builder().component("b", 1).queue_rows(20).build().unwrap();
+            let lane = store.producer().unwrap();
+            drop(store.extend_pass([("a", rows(0..200, 1)), ("b", rows(0..200, 1))]).unwrap());
+            let mut first = Box::pin(store.reserve_pass(1));
+            if waits_behind_another {
+                assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(woken.clone());
+            let mut waiting = Box::pin(lane.reserve("a", 5).unwrap());
+            assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            drop(lane.extend(rows(0..5, 1), "b").unwrap());
+            assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+            assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+        }
+    });
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// The runtime has no thread to spare, so the writer cannot tell anybody.
