@@ -115,16 +115,25 @@ impl Admission {
     /// room: that would leave the others without counterparts.
     fn has_counterparts(&self, lane: u64, demand: Demand) -> bool {
         let (Some(lane), Some(component)) = (self.lanes.get(&lane), demand.component) else { return false };
-        lane.handed.iter().any(|&taken| taken >= lane.handed[component] + demand.rows as u64)
+        lane.has_counterparts(component, demand.rows)
     }
 
     /// Counts rows as handed over.
-    pub(crate) fn count_in(&mut self, lane: u64, demand: Demand) {
+    pub(crate) fn count_in(&mut self, lane: u64, demand: Demand, wakers: &mut Vec<Waker>) {
         if let Some(bound) = self.bound_of(lane) {
             bound.enter(demand);
         }
         if let Some(lane) = self.lanes.get_mut(&lane) {
             demand.components(lane.handed.len()).for_each(|component| lane.handed[component] += demand.rows as u64);
+        }
+        // Rows of a component may be the counterparts that a caller in line waits for no longer.
+        if demand.component.is_some() {
+            let Admission { lanes, bound, .. } = self;
+            let Some(of_lane) = lanes.get_mut(&lane) else { return };
+            let LaneRows { handed, bound: own, .. } = of_lane;
+            let Some(bound) = own.as_mut().or(bound.as_mut()) else { return };
+            let may = |waiting: Demand| waiting.component.is_some_and(|c| has_counterparts(handed, c, waiting.rows));
+            wakers.extend(bound.take_some(lane, may));
         }
     }
 
@@ -190,7 +199,7 @@ impl Admission {
         waker: Waker,
     ) -> (Option<u64>, Option<Waker>) {
         let Some(bound) = self.bound_of(lane) else { return (None, Some(waker)) };
-        let (ticket, before) = bound.queue_up(ticket, demand, waker);
+        let (ticket, before) = bound.queue_up(lane, ticket, demand, waker);
         (Some(ticket), before)
     }
 
@@ -237,7 +246,16 @@ impl Admission {
     }
 }
 
+/// Whether another component is that many rows ahead.
+fn has_counterparts(handed: &[u64], component: usize, rows: usize) -> bool {
+    handed.iter().any(|taken| taken.saturating_sub(handed[component]) >= rows as u64)
+}
+
 impl LaneRows {
+    fn has_counterparts(&self, component: usize, rows: usize) -> bool {
+        has_counterparts(&self.handed, component, rows)
+    }
+
     /// The component with the fewest rows, and the one with the most.
     fn extremes(&self) -> (usize, usize) {
         let components = 0..self.handed.len();

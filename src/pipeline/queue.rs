@@ -80,6 +80,7 @@ pub(crate) struct QueueBound {
 #[derive(Debug)]
 struct Waiting {
     ticket: u64,
+    lane: u64,
     demand: Demand,
     /// `None` once woken.
     waker: Option<Waker>,
@@ -105,7 +106,7 @@ impl QueueBound {
     }
 
     fn held(&self, component: usize) -> usize {
-        self.queued[component] + self.reserved[component]
+        self.queued[component].saturating_add(self.reserved[component])
     }
 
     /// The component, and the rows it holds, that leave no room. A batch larger than the bound fits when nothing else is
@@ -151,13 +152,19 @@ impl QueueBound {
     }
 
     /// Puts a caller in line, or keeps its place. Returns its ticket, and the waker that it had before.
-    pub(crate) fn queue_up(&mut self, ticket: Option<u64>, demand: Demand, waker: Waker) -> (u64, Option<Waker>) {
+    pub(crate) fn queue_up(
+        &mut self,
+        lane: u64,
+        ticket: Option<u64>,
+        demand: Demand,
+        waker: Waker,
+    ) -> (u64, Option<Waker>) {
         if let Some(place) = self.line.iter_mut().find(|waiting| Some(waiting.ticket) == ticket) {
             return (place.ticket, place.waker.replace(waker));
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.line.push_back(Waiting { ticket, demand, waker: Some(waker) });
+        self.line.push_back(Waiting { ticket, lane, demand, waker: Some(waker) });
         (ticket, None)
     }
 
@@ -174,6 +181,12 @@ impl QueueBound {
             return None;
         }
         self.line.front_mut()?.waker.take()
+    }
+
+    /// The callers of a lane that `may` go on whatever their place.
+    pub(crate) fn take_some(&mut self, lane: u64, may: impl Fn(Demand) -> bool) -> impl Iterator<Item = Waker> {
+        let of_lane = self.line.iter_mut().filter(move |waiting| waiting.lane == lane && may(waiting.demand));
+        of_lane.filter_map(|waiting| waiting.waker.take())
     }
 
     /// Every caller in line, to be told of an end.

@@ -66,8 +66,10 @@ pub(crate) struct State {
 /// What ends the writer's wait, apart from batches and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitsFor {
-    /// A consumer takes a ready minibatch.
+    /// A consumer takes a ready minibatch, so that rows can be dealt.
     Room,
+    /// A consumer takes a ready minibatch, so that the full frame becomes ready. No row waits.
+    Turn,
     /// A consumer drops a minibatch.
     Frame,
 }
@@ -227,7 +229,10 @@ impl Shared {
         }
         // The writer receives for as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
-        state.admission.count_in(lane, demand);
+        let mut wakers = Vec::new();
+        state.admission.count_in(lane, demand, &mut wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
         Ok(handle)
     }
 
@@ -293,6 +298,10 @@ impl Shared {
     }
 
     fn end(&self, state: &mut State, by: ClosedBy, afterwards: &mut Afterwards) {
+        // Nothing is left that a consumer could have taken: the store has ended well.
+        if by == ClosedBy::NoConsumers && state.ended && state.frames.ready() == 0 {
+            return;
+        }
         if state.status.close(by) {
             state.stop(afterwards);
             self.announce(state);
@@ -355,7 +364,8 @@ impl Shared {
                 (_, unused) => dropped = unused.or(state.stop_waiting(consumer)),
             }
             if matches!(next, Next::Minibatch(_)) {
-                self.announce_to_waiting(&mut state, WaitsFor::Room);
+                let _ = self.announce_to_waiting(&mut state, WaitsFor::Room)
+                    || self.announce_to_waiting(&mut state, WaitsFor::Turn);
             }
             next
         };

@@ -52,7 +52,7 @@ pub(crate) fn start<W: Work>(
     }));
     if let Err(panic) = spawned {
         let error = no_thread(message(&*panic));
-        mem::forget(panic);
+        discard(panic);
         return Err(error);
     }
     // Dropped, with the guard, when the runtime shuts down, which is before it waits for blocking tasks.
@@ -123,7 +123,6 @@ fn drive<W: Work>(mut work: W) -> Option<W> {
             // What the work still holds may panic again when dropped, and so may the panic's own payload.
             let mut panics = Panics(Some(panic));
             panics.catch(|| drop(work));
-            mem::forget(panics);
             None
         }
     }
@@ -142,15 +141,27 @@ impl Panics {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(foreign)) {
             match &self.0 {
                 None => self.0 = Some(panic),
-                // Its destructor may panic, too.
-                Some(_) => mem::forget(panic),
+                Some(_) => discard(panic),
             }
         }
     }
 
     /// The first panic, if any piece panicked.
-    pub(crate) fn first(self) -> Result<(), Panic> {
-        self.0.map_or(Ok(()), Err)
+    pub(crate) fn first(mut self) -> Result<(), Panic> {
+        self.0.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(discard);
+    }
+}
+
+/// Drops what a panic carries. A payload of the user's own, whose destructor may panic, too, is leaked.
+fn discard(panic: Panic) {
+    if !panic.is::<String>() && !panic.is::<&str>() {
+        mem::forget(panic);
     }
 }
 

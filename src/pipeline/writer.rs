@@ -135,7 +135,6 @@ impl Work for Writer {
         panics.catch(|| self.shared.poison(cause));
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
         panics.catch(|| self.end());
-        std::mem::forget(panics);
     }
 }
 
@@ -278,7 +277,7 @@ impl Writer {
                     state.discard_oldest(&mut self.ledger, afterwards);
                     Step::Again
                 } else {
-                    Step::Wait(self.finishing.then_some(WaitsFor::Room))
+                    Step::Wait(Some(WaitsFor::Turn))
                 }
             }
             Phase::Dealing(_) if self.lanes.next().is_some() => Step::Again,

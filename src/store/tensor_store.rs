@@ -152,7 +152,6 @@ impl Work for TensorWriter {
             panics.catch(|| drop(batch));
             panics.catch(|| refuse(reply));
         }
-        std::mem::forget(panics);
     }
 }
 
