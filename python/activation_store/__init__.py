@@ -6,6 +6,7 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 """
 
 from ._native import ComponentStats, Dropped, Stats, __version__
+from .activations import Activations, activations
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
@@ -16,6 +17,7 @@ from .tensor_store import TensorActivationStore
 
 __all__ = [
     "ActivationStore",
+    "Activations",
     "Capture",
     "ComponentStats",
     "Dropped",
@@ -28,5 +30,6 @@ __all__ = [
     "TensorActivationStore",
     "Written",
     "__version__",
+    "activations",
     "capture",
 ]
