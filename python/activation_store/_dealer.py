@@ -12,10 +12,12 @@ class Dealer:
     """Deals the batches to the replicas by index: batch k goes to replica k modulo their number.
 
     It asks the loader for a batch only when a replica needs one, on that replica's thread, and keeps at most one for each of the
-    others.
+    others. Where the rows of the replicas are merged in turn, a replica may have to run several batches before the ring takes those of
+    the next, which waits for it meanwhile: then it keeps as many as that takes, and the ring's bounds are what bounds them.
     """
 
-    def __init__(self, batches: Iterable[Any], replicas: int) -> None:
+    def __init__(self, batches: Iterable[Any], replicas: int, *, in_turn: bool = False) -> None:
+        self._in_turn = in_turn
         self._batches: Iterable[Any] | None = batches
         self._iterator: Iterator[Any] | None = None
         self._kept: list[deque[Any]] = [deque() for _ in range(replicas)]
@@ -57,7 +59,7 @@ class Dealer:
             self._changed.notify_all()
 
     def _may_load(self) -> bool:
-        return not self._is_loading and not self._kept[self._next % len(self._kept)]
+        return not self._is_loading and (self._in_turn or not self._kept[self._next % len(self._kept)])
 
     def _load(self) -> None:
         """Takes the next batch from the loader. The lock is free meanwhile."""

@@ -175,7 +175,7 @@ def activations(
     opening = Opening(builder(dtype, sizes), len(models))
     replicas = [_replica(each, modules, opening, number, mask, point) for number, each in enumerate(models)]
     line = Progress(batches) if progress else NoProgress()
-    run = Run(replicas, Dealer(batches, len(models)), opening, line)
+    run = Run(replicas, Dealer(batches, len(models), in_turn=settings.get("merge") == "round_robin"), opening, line)
     result: Activations[Any] = Activations(run)
     if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
         warn("another activations(...) was running this model; it has been ended, and this one takes its place")
