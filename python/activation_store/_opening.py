@@ -59,6 +59,7 @@ class Opening:
                 raise StoreClosedError("the run has ended, so its store takes no more rows")
             if self._store is None:
                 self._store = store = self._build(layout)
+                store._parties.expect_reader()  # noqa: SLF001
                 self._lanes = [store.producer() for _ in range(self._n_lanes)]
                 self._consumer = store._consumer()  # noqa: SLF001
                 if self._has_ended:  # by the garbage collector, meanwhile

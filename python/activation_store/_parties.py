@@ -20,9 +20,13 @@ class Parties:
 
     def __init__(self) -> None:
         self._writers, self._readers = _Threads(), _Threads()
-        self._has_said = False
+        self._expects_reader = self._has_said = False
         self.note_writer = self._writers.note
         self.note_reader = self._readers.note
+
+    def expect_reader(self) -> None:
+        """A consumer is there, although it may not have asked yet."""
+        self._expects_reader = True
 
     def writer_waits(self, what: str) -> Notice:
         """The notice of a call of this name that waits for room on this thread."""
@@ -42,6 +46,8 @@ class Parties:
 
     def _missing_reader(self) -> str | None:
         if not self._readers.known:
+            if self._expects_reader:
+                return None
             return (
                 "no consumer has ever asked for a minibatch, so the store is full and stays full. Fill and iterate at the same time, "
                 "on two threads"

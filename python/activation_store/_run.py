@@ -86,8 +86,8 @@ class Run:
         with self._lock:
             self._at_work -= 1
             is_last = not self._at_work
-        if is_last:
-            self._progress.close(self.opening)
         if error is not None or is_last:
             self._dealer.stop()
             self.opening.end(error)
+        if is_last:
+            self._progress.close(self.opening)

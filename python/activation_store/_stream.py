@@ -33,7 +33,9 @@ class Stream:
             raise
 
     async def anext(self) -> Any:
-        await asyncio.wrap_future(self._run.opening.decided)
+        decided = self._run.opening.decided
+        if not decided.done():
+            await asyncio.wrap_future(decided)
         try:
             consumer = self._run.opening.consumer()
             if consumer is None:

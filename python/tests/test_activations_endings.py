@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import traceback
+import warnings
 
 import numpy as np
 import pytest
@@ -201,6 +202,16 @@ def test_progress_needs_tqdm(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="needs tqdm"):
         activations(rows_of, endless(), progress=True, **SETTINGS)
+
+
+def test_a_loop_that_begins_late_is_no_wait_that_nothing_ends(monkeypatch):
+    monkeypatch.setattr("activation_store._parties.AFTER", 0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *said: pytest.fail(str(said))
+        batches = activations(rows_of, [numbered(8, 4)] * 20, **SETTINGS)
+        assert not threading.Event().wait(0.5)  # several times as long as it takes to say so
+        assert sum(map(len, batches)) == 160
 
 
 PIPELINE = """
