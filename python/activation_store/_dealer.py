@@ -11,9 +11,10 @@ from typing import Any
 class Dealer:
     """Deals the batches to the replicas by index: batch k goes to replica k modulo their number.
 
-    It asks the loader for a batch only when a replica needs one, on that replica's thread, and keeps at most one for each of the
-    others. Where the rows of the replicas are merged in turn, a replica may have to run several batches before the ring takes those of
-    the next, which waits for it meanwhile: then it keeps as many as that takes, and the ring's bounds are what bounds them.
+    It asks the loader for a batch only when a replica needs one, on that replica's thread. It keeps at most one for each
+    of the others. Where the replicas' rows are merged in turn, a replica may have to run several batches before the
+    ring takes rows of the next replica, which waits meanwhile. Then the dealer keeps as many batches as that takes: the
+    ring bounds how far a replica runs ahead.
     """
 
     def __init__(self, batches: Iterable[Any], replicas: int, *, in_turn: bool = False) -> None:

@@ -118,7 +118,7 @@ class _OwnCapture(Capture):
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """How a batch is given to the model: a mapping by name; a tuple, or what a DataLoader makes of one, one by one; else as it is."""
+    """The arguments that a batch is: a mapping's by name; a tuple's, or a list's of tensors, in order; else one."""
     if isinstance(batch, Mapping):
         return (), batch
     if isinstance(batch, tuple) or (isinstance(batch, list) and batch and all(is_tensor(item) for item in batch)):

@@ -21,7 +21,7 @@ BOUND = 5.0
 
 
 class Run:
-    """Runs every replica on a daemon thread, and ends them. The iterator over it refers to it, never the other way round."""
+    """Runs every replica on a daemon thread, and ends them. It never refers to the iterator that serves it."""
 
     def __init__(self, replicas: Sequence[Replica], dealer: Dealer, opening: Opening, progress: Progress | NoProgress) -> None:
         self.opening = opening
@@ -47,7 +47,7 @@ class Run:
         return not self.opening.has_ended and any(replica.model is model for replica in self._replicas for model in models)
 
     def stop(self) -> None:
-        """Discards what was captured and ends the threads with their forward passes. Does no harm twice, or on any thread."""
+        """Discards what was captured and ends the threads with their forward passes. Any thread may call it, also twice."""
         if os.getpid() != self._process:
             return  # a forked child has no such threads
         self._is_stopping = True
@@ -56,7 +56,7 @@ class Run:
         self.settle()
 
     def settle(self) -> None:
-        """Waits, for a bounded time, until the threads of a run that has ended are gone, and lets go of everything."""
+        """Waits, for a bounded time, until the threads of a run that has ended are gone. Lets go of everything."""
         end = time.monotonic() + BOUND
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():

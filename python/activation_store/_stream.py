@@ -13,7 +13,7 @@ _SLICE = 0.05
 
 
 class Stream:
-    """Serves the minibatches of a run. Refers to nothing of the iterator, so a traceback from here does not keep the run going."""
+    """Serves the minibatches of a run. Never refers to the iterator, so a traceback from here does not keep the run going."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

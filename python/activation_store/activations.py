@@ -119,29 +119,33 @@ def activations(
 ) -> Activations[Any]:
     """Runs a model over batches, on a thread of its own, and gives what some modules put out as shuffled minibatches.
 
-        >>> for batch in activations(model, token_batches, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
+        >>> for batch in activations(model, text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
         ...     train(batch["layer.2"], batch["layer.4"])
 
-    The model runs at once, under `no_grad`, while the loop trains, and waits while the ring is full. Whether it is in
-    `train()` or `eval()` mode is up to you: the mode belongs to the model, and a loop that changed it would change it for everybody
-    who uses the model. `no_grad` belongs to the thread, and so do `autocast` and the current CUDA device: yours do not reach the
-    model's thread (give a function that sets them, see below).
+    The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. Call
+    `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
+    every other use of the model. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do
+    not reach the model's thread (set them in a function of your own, see below).
 
-    An error of the model, of a hook or of `batches` is raised in the loop with its own traceback, after the minibatches that were
-    captured before it. The run ends when the loop is left in whatever way, for nothing refers to the iterator then; where a name
-    does, with `close()` or at the end of `with activations(...) as batches:`; when another run of the same model begins, which
-    takes its place and warns; and with the process. Ending it discards what was captured, waits for the forward pass under way (for up
-    to 5 s) and takes the hooks off. Only passes of its own thread are captured, so you may evaluate the model meanwhile.
+    The loop raises an error of the model, of a hook or of `batches` with its own traceback, after the minibatches
+    that were captured before it.
+
+    The run ends when the last reference to the iterator goes: you leave the loop, and no name refers to the iterator.
+    It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
+    begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
+    up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
+    captured, so you may evaluate the model meanwhile.
 
     Args:
-        model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to replica k modulo
-            their number, so that runs repeat bit for bit with `merge="round_robin"`. Or a function of your own, or a list of
-            them, that gives a batch's rows by name: `f(batch) -> {"layer.2": rows}`, `[..., features]`; then `modules`, `mask` and
-            `point` are left out.
-        batches: What the model is called with: a tensor is its one argument, a mapping its arguments by name, a tuple (or a list of tensors, as
-            a `DataLoader` makes them) its arguments in order, anything else its one argument. Nothing is moved to a device.
-        modules: The modules to capture: a path as in `model.named_modules()`, a list of paths, or a mapping from paths to the
-            names that the minibatches get. See `capture` for `":input"`.
+        model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
+            replica k modulo their number, so that runs repeat bit for bit with `merge="round_robin"`. Or a function
+            of your own, or a list of them, that gives a batch's rows by name: `f(batch) -> {"layer.2": rows}`, of
+            shape `[..., features]`. Leave out `modules`, `mask` and `point` then.
+        batches: What the model is called with: a tensor is its one argument, a mapping its arguments by name, a tuple
+            (or a list of tensors, as a `DataLoader` makes them) its arguments in order, anything else its one
+            argument. Nothing is moved to a device.
+        modules: The modules to capture: a path as in `model.named_modules()`, a list of paths, or a mapping from
+            paths to the names that the minibatches get. See `capture` for `":input"`.
         batch_size: Rows of a minibatch.
         window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
         mask: Which rows to keep; see `capture`.
@@ -154,11 +158,13 @@ def activations(
             `allow_overcommit`.
 
     Returns:
-        An iterator, also for `async for`. A minibatch is a tensor `[batch, features]` if there is one component, else a dict of
-        them by name. (To a type checker a list or a mapping of modules gives a dict; for one module give its path alone.)
+        An iterator, also for `async for`. A minibatch is a tensor `[batch, features]` if there is one component, else
+        a dict of them by name. (To a type checker a list or a mapping of modules gives a dict; for one module give
+        its path alone.)
 
     Raises:
-        ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the loop raises.
+        ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the
+            loop raises.
         TypeError: If there is no such setting, or the model is neither a module nor a function.
         ImportError: If `progress` is set and tqdm is not installed.
     """

@@ -164,6 +164,23 @@ class GivesInt(torch.nn.Module):
         return 3
 
 
+def test_a_wrapper_that_runs_its_copies_on_other_threads_is_refused(model):
+    class Threaded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            outputs = []
+            thread = threading.Thread(target=lambda: outputs.append(self.model(x)))
+            thread.start()
+            thread.join()
+            return outputs[0]
+
+    with pytest.raises(ValueError, match="did not run 'model.first' at all"):
+        list(activations(Threaded(), endless(), "model.first", **SETTINGS))
+
+
 def test_what_is_wrong_with_the_modules_is_said_at_the_call(model):
     for modules, error, message in [
         ("third", ValueError, "no module 'third'"),

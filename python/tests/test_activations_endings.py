@@ -308,7 +308,8 @@ next(batches)
 
 def test_the_process_ends_with_a_trainer_on_a_thread_of_its_own():
     result = pipeline("threading.Thread(target=train, args=('raise',)).start()", "fast")
-    assert (result.returncode, result.stderr.count("Error")) == (0, 1), result
+    assert (result.returncode, result.stderr.count("Traceback")) == (0, 1), result
+    assert result.stderr.strip().split("\n")[-1] == "KeyError: 'the trainer failed'", result
 
 
 def test_a_forked_child_leaves_the_run_alone():
