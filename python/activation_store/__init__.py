@@ -1,11 +1,14 @@
 """A store between a transformer's hooks and SAE training: capture and train at the same time.
 
+`activations` runs a torch model on a thread of its own and gives what its modules put out, as shuffled minibatches, in one loop.
+
 `RingStore` is extended by hooks and drained, as shuffled minibatches, by a training loop, at once. `TensorActivationStore`
 is filled, shuffled and indexed. Both are an `ActivationStore`, with the interface of the `sparse_autoencoder` library's.
-`capture` hooks a torch model up to either.
+`capture` hooks a torch model that you run yourself up to either.
 """
 
 from ._native import ComponentStats, Dropped, Stats, __version__
+from .activations import Activations, activations
 from .base_store import ActivationStore
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
@@ -16,6 +19,7 @@ from .tensor_store import TensorActivationStore
 
 __all__ = [
     "ActivationStore",
+    "Activations",
     "Capture",
     "ComponentStats",
     "Dropped",
@@ -28,5 +32,6 @@ __all__ = [
     "TensorActivationStore",
     "Written",
     "__version__",
+    "activations",
     "capture",
 ]

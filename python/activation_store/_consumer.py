@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from . import _native
+from . import _native, _parties
 from ._batches import Batch
 from ._failure import Failure
+from ._parties import Parties
 from ._returned import Returned
 from ._watch import watcher
 from .errors import ClosedWithError
@@ -25,11 +26,17 @@ class Consumer:
     """
 
     def __init__(
-        self, native: _native.Consumer, returned: Returned, failure: Failure, out: Callable[[_native.Minibatch], Batch]
+        self,
+        native: _native.Consumer,
+        returned: Returned,
+        failure: Failure,
+        parties: Parties,
+        out: Callable[[_native.Minibatch], Batch],
     ) -> None:
         self._native = native
         self._returned = returned
         self._failure = failure
+        self._parties = parties
         self._out = out
         self._has_failed = False
         """Whether the stream has ended with an error that is still to be raised."""
@@ -71,8 +78,10 @@ class Consumer:
             TimeoutError: If none is ready in time.
             BaseException: The error that the store was closed with, once, after the last minibatch.
         """
+        self._parties.note_reader()
         end = None if timeout is None else time.monotonic() + timeout
         left = timeout
+        noticed: float | None = None
         while True:
             returned = self._returned.pop()
             if returned is not None:
@@ -89,9 +98,21 @@ class Consumer:
                     left = max(0.0, end - time.monotonic())
                     if left == 0:
                         raise TimeoutError(f"no minibatch was ready within {timeout} s") from None
+                else:
+                    noticed = self._notice(noticed)
             else:
                 if minibatch is not None or not self._returned:
                     return minibatch
+
+    def _notice(self, since: float | None) -> float:
+        """Says what is missing if this thread has waited long since then. Returns the moment to count from."""
+        now = time.monotonic()
+        if since is None:
+            return now
+        if now - since < _parties.AFTER:
+            return since
+        self._parties.look_for_writer("a loop over the store")
+        return now
 
     async def _arrival(self) -> _native.Minibatch | None:
         """Awaits the next minibatch; None at the end. Cancelling it loses none."""
@@ -112,6 +133,14 @@ class Consumer:
             except RuntimeError:  # the loop has been closed
                 self._returned.put(minibatch)
 
+        reminder: asyncio.TimerHandle
+
+        def notice() -> None:
+            nonlocal reminder
+            self._parties.look_for_writer("a loop over the store", is_task=True)
+            reminder = loop.call_later(_parties.AFTER, notice)
+
+        reminder = loop.call_later(_parties.AFTER, notice)
         task = watcher().watch_next(self._native, callback)
         with self._returned.given_to(callback):
             try:
@@ -121,6 +150,7 @@ class Consumer:
                     self._returned.put(arrived.result())
                 raise
             finally:
+                reminder.cancel()
                 watcher().forget(task)
 
     def __reduce__(self) -> Any:

@@ -74,7 +74,7 @@ def _rows_of(array: Any) -> RowView:
 
 
 def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
-    dtype = _element(array.dtype)
+    dtype = element(array.dtype)
     leading, rows, features = _shape(array.shape)
     if array.size == 0:
         return RowView(np.empty((rows, features * SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
@@ -88,7 +88,7 @@ def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
 
 
 def _rows_of_tensor(tensor: torch.Tensor) -> RowView:
-    dtype = _element(tensor.dtype)
+    dtype = element(tensor.dtype)
     if tensor.layout is not torch.strided:
         raise TypeError(f"rows come as a dense tensor; this one is {tensor.layout}: use .to_dense()")
     if tensor.is_meta:
@@ -132,7 +132,12 @@ def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     return leading, rows, features
 
 
-def _element(dtype: object) -> str:
+def element(dtype: object) -> str:
+    """The store's name of an array's dtype.
+
+    Raises:
+        TypeError: If no store holds such elements.
+    """
     try:
         return dtype_name(dtype)
     except ValueError:

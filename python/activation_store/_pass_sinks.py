@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _native
 from ._incoming import incoming
 from ._masks import mask_bytes, select
 from ._native import IfFull
-from ._producer_side import on_event_loop
 from ._torch import torch
 from .errors import StoreFullError
 from .producer import Producer
@@ -24,22 +21,48 @@ if TYPE_CHECKING:
     from .base_store import ActivationStore
 
 
-def sink_into(store: ActivationStore | Producer, wait: bool | None) -> RingSink | OtherSink:
+class Sink(Protocol):
+    """Takes the rows of forward passes."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more rows are taken."""
+
+    def number(self, component: int | str, /) -> int:
+        """The number of a component."""
+
+    def note_writer(self) -> None:
+        """This thread is going to write."""
+
+    def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> Any:
+        """Rows of one component that nothing changes any more."""
+
+    def write(self, staged: list[tuple[int, Any]]) -> None:
+        """Writes the rows of one pass."""
+
+    def close(self) -> None:
+        """No more passes come."""
+
+
+def sink_into(store: ActivationStore | Producer | Sink, wait: bool) -> Sink:
     """Where the passes go that are captured into `store`."""
-    return RingSink(store, wait) if isinstance(store, RingStore | Producer) else OtherSink(store)
+    if isinstance(store, RingStore | Producer):
+        return RingSink(store, wait)
+    return OtherSink(store) if hasattr(store, "extend") else store
 
 
 class RingSink:
     """Writes to a ring: each pass on a lane that no other thread uses meanwhile."""
 
-    def __init__(self, store: RingStore | Producer, wait: bool | None) -> None:
+    def __init__(self, store: RingStore | Producer, wait: bool) -> None:
         self._store = store
         self._lane = store._lane  # noqa: SLF001
         self._free: deque[_native.Lane] = deque()
         """Lanes that were opened for passes and are between two of them."""
         self._wait = wait
-        self._has_warned = False
+        self._parties = store._parties  # noqa: SLF001
         self.number = self._lane.find
+        self.note_writer = self._parties.note_writer
 
     @property
     def closed(self) -> bool:
@@ -81,19 +104,8 @@ class RingSink:
             raise
 
     def _hand_in(self, write: Callable[..., _native.WriteOutcome]) -> None:
-        """Calls `write(if_full, timeout)` so that it waits for room as it is to."""
-        wait = self._wait
-        if wait is None and on_event_loop():
-            try:
-                write(IfFull.WAIT, 0)
-                return
-            except TimeoutError:
-                wait = False
-                if not self._has_warned:
-                    self._has_warned = True
-                    warn("this thread runs an event loop (a Jupyter cell does), so capture does not wait for the trainer, and rows pile up; "
-                         "use capture(..., wait=True), or capture on another thread")  # fmt: skip
-        write(IfFull.LINE_UP if wait is False else IfFull.WAIT)
+        """Calls `write(if_full, timeout, notice)`, so that it waits for room if it is to."""
+        write(IfFull.LINE_UP if self._wait is False else IfFull.WAIT, None, self._parties.writer_waits("a captured pass"))
 
     def _take(self) -> _native.Lane:
         if isinstance(self._store, Producer):
@@ -127,12 +139,7 @@ class OtherSink:
         return component % self._store.n_components
 
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> torch.Tensor:
-        """Rows that nobody will change, `[rows, features]`."""
-        rows, mask = select(rows, mask)
-        flat = rows.reshape(-1, rows.shape[-1])
-        if mask is not None:
-            return flat[torch.from_numpy(mask_bytes(mask, tuple(rows.shape[:-1]))) != 0]
-        return flat.clone() if hold else flat
+        return kept_rows(rows, mask, hold)
 
     def write(self, staged: list[tuple[int, torch.Tensor]]) -> None:
         """Writes the rows of one pass, not mixed with another thread's."""
@@ -140,15 +147,21 @@ class OtherSink:
             for component, rows in staged:
                 self._store.extend(rows, component)
 
+    def note_writer(self) -> None:
+        """Such a store does not ask."""
+
     def close(self) -> None:
         """Nothing to do."""
 
 
+def kept_rows(rows: torch.Tensor, mask: Any, hold: bool) -> torch.Tensor:
+    """Rows that the mask keeps, `[rows, features]`. With `hold`, a copy: what follows in the forward pass may change them."""
+    rows, mask = select(rows, mask)
+    flat = rows.reshape(-1, rows.shape[-1])
+    if mask is not None:
+        return flat[torch.from_numpy(mask_bytes(mask, tuple(rows.shape[:-1]))) != 0]
+    return flat.clone() if hold else flat
+
+
 class PassRejected(Exception):
     """The ring is full, and was made to say so. Nothing of the pass was written."""
-
-
-def warn(message: str) -> None:
-    """Warns, also where warnings are errors: those must not get into the forward pass."""
-    with contextlib.suppress(Warning):
-        warnings.warn(message, RuntimeWarning, stacklevel=4)

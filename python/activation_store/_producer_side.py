@@ -9,6 +9,7 @@ from typing import Any
 from . import _native
 from ._incoming import incoming, incoming_row
 from ._native import IfFull
+from ._parties import Parties
 from .future import Future
 
 
@@ -16,6 +17,7 @@ class ProducerSide:
     """Hands rows over, on one lane."""
 
     _lane: _native.Lane
+    _parties: Parties
 
     def extend(
         self,
@@ -54,7 +56,8 @@ class ProducerSide:
             TypeError: If it is no array, or its elements do not fit the component's.
             IndexError: If there is no such component.
         """
-        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout))
+        notice = self._parties.writer_waits("`extend`")
+        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout, notice))
 
     def extend_pass(
         self,
@@ -85,7 +88,8 @@ class ProducerSide:
                 written one by one to this lane and are uneven.
             TimeoutError, StoreFullError, StoreClosedError, TypeError, IndexError: As `extend`.
         """
-        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout))
+        notice = self._parties.writer_waits("`extend_pass`")
+        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout, notice))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
@@ -93,7 +97,8 @@ class ProducerSide:
         Raises:
             ValueError: If it is not one row; else as `extend`.
         """
-        return Future(self._lane.extend(component_idx, incoming_row(item), if_full_here(timeout), timeout))
+        notice = self._parties.writer_waits("`append`")
+        return Future(self._lane.extend(component_idx, incoming_row(item), if_full_here(timeout), timeout, notice))
 
     def try_extend(self, batch: Any, component_idx: int | str = 0, *, mask: Any = None, copy: bool = True) -> Future:
         """Hands over rows if the queue has room for them. Never waits.
@@ -101,6 +106,7 @@ class ProducerSide:
         Raises:
             StoreFullError: If it has no room. Nothing was written.
         """
+        self._parties.note_writer()
         return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
 
     def try_extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True) -> Future:
@@ -109,6 +115,7 @@ class ProducerSide:
         Raises:
             StoreFullError: If it has no room. Nothing was written.
         """
+        self._parties.note_writer()
         return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), IfFull.REFUSE))
 
 

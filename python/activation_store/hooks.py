@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from . import _live_captures
 from ._hook_points import HookPoint, hook_points
 from ._pass_mask import Mask, PassMask
-from ._pass_sinks import PassRejected, sink_into, warn
+from ._pass_sinks import PassRejected, Sink, sink_into
 from ._torch import HAS_TORCH, torch
+from ._warnings import warn
 from .errors import StoreClosedError
 from .producer import Producer
 from .ring_store import RingStore
@@ -29,7 +30,7 @@ def capture(
     *,
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
-    wait: bool | None = None,
+    wait: bool = True,
 ) -> Capture:
     """Stores what a model's modules put out, while the context lasts.
 
@@ -70,8 +71,8 @@ def capture(
             (`"attention_mask"`); or a function of the model's positional and keyword arguments, `mask(args, kwargs)`. A
             call that leaves out an argument which the model's `forward` names keeps all rows.
         point: Whether to take the modules' `"output"` or their `"input"`.
-        wait: Whether a pass waits while the store's queue is full. By default it does, except on a thread that runs an
-            event loop (a cell of a Jupyter notebook does): there it only warns, once, that rows pile up.
+        wait: Whether a pass waits while the store's queue is full, also on a thread that runs an event loop (a cell of a
+            Jupyter notebook does), which stands still meanwhile: train on another thread. False lets rows pile up in memory.
 
     Raises:
         ValueError: If the model has no such module, not all components are captured, or a module is captured twice.
@@ -90,11 +91,11 @@ class Capture:
         self,
         model: torch.nn.Module,
         components: Mapping[str, int | str],
-        store: ActivationStore | Producer,
+        store: ActivationStore | Producer | Sink,
         *,
         mask: Mask = None,
         point: Literal["output", "input"] = "output",
-        wait: bool | None = None,
+        wait: bool = True,
     ) -> None:
         if not HAS_TORCH:
             raise ValueError("capture needs torch; install it")
@@ -128,6 +129,7 @@ class Capture:
         if self._hooks:
             raise ValueError("this capture has been entered already; make another with capture()")
         _live_captures.add(self)
+        self._sink.note_writer()
         try:
             self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for number, point in enumerate(self._points):
@@ -180,7 +182,7 @@ class Capture:
 
     def _begin(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """A forward pass begins on this thread."""
-        if self._has_stopped or _is_recomputing():
+        if self._has_stopped or self._is_foreign() or _is_recomputing():
             return
         self._drop_part()
         try:
@@ -192,7 +194,7 @@ class Capture:
 
     def _end(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         """A forward pass has ended, or failed."""
-        if _is_recomputing() or not self._thread.inside:
+        if self._is_foreign() or _is_recomputing() or not self._thread.inside:
             return
         self._thread.inside = False
         taken = self._thread.taken
@@ -211,7 +213,7 @@ class Capture:
         return lambda activations: self._take(number, point, activations)
 
     def _take(self, number: int, point: HookPoint, activations: Any) -> None:
-        if self._has_stopped or _is_recomputing():
+        if self._has_stopped or self._is_foreign() or _is_recomputing():
             return
         taken = self._thread.taken
         try:
@@ -255,7 +257,19 @@ class Capture:
             if self._error is not None:
                 return
             self._error, self._has_stopped = error, True
+        self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
         warn(f"capturing has stopped, and the `with` block will raise: {type(error).__name__}: {error}")
+
+    @property
+    def own_thread(self) -> int | None:
+        """The thread whose passes alone are captured; None if those of all threads are."""
+        return None
+
+    def _is_foreign(self) -> bool:
+        """Whether passes of this thread are not captured."""
+        return self.own_thread is not None and self.own_thread != threading.get_ident()
 
 
 class _ThreadState(threading.local):

@@ -6,14 +6,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import _native
+from ._parties import Parties
 from ._producer_side import ProducerSide
 
 
 class Producer(ProducerSide):
     """A lane of its own into a `RingStore`; see `RingStore.producer`. Closing it, or letting go of it, ends the lane."""
 
-    def __init__(self, lane: _native.Lane) -> None:
+    def __init__(self, lane: _native.Lane, parties: Parties) -> None:
         self._lane = lane
+        self._parties = parties
 
     def close(self) -> None:
         """Ends the lane: it takes no more rows."""

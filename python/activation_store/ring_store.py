@@ -14,6 +14,7 @@ from ._components import components_of
 from ._consumer import Consumer
 from ._failure import Failure
 from ._indexing import get
+from ._parties import Parties
 from ._producer_side import ProducerSide
 from ._returned import Returned
 from ._torch import IterableDataset
@@ -116,7 +117,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             allow_overcommit=allow_overcommit,
         )
         self._lane = self._ring.own_lane()
-        self._returned, self._failure = Returned(), Failure()
+        self._returned, self._failure, self._parties = Returned(), Failure(), Parties()
         self._own = self._consumer()
 
     def producer(self) -> Producer:
@@ -127,7 +128,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         Raises:
             StoreClosedError: If the store is closed.
         """
-        return Producer(self._ring.open_lane())
+        return Producer(self._ring.open_lane(), self._parties)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._consumer()
@@ -154,7 +155,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     def _consumer(self) -> Consumer:
         # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
         out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked)
-        return Consumer(self._ring.consumer(), self._returned, self._failure, out)
+        return Consumer(self._ring.consumer(), self._returned, self._failure, self._parties, out)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -164,7 +165,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             ValueError: If rows were dropped since the last flush because the same rows of another component never came; once
                 for each lane that lost rows.
         """
-        self._ring.flush(timeout)
+        self._ring.flush(timeout, self._parties.flush_waits())
 
     def close(self, error: BaseException | None = None) -> None:
         """Takes no more rows; iterating gives what is left, then ends. Returns at once.

@@ -16,7 +16,7 @@ use crate::errors::OrRaise;
 use crate::process::Home;
 use crate::rows::{Incoming, Rows};
 use crate::uncopied::Uncopied;
-use crate::wait::{Deadline, wait};
+use crate::wait::{Deadline, Notice, wait_and_notice};
 use crate::write::WriteOutcome;
 
 /// So many pieces are copied before the next look for signals.
@@ -50,7 +50,7 @@ impl Lane {
     }
 
     /// Hands rows in, and copies them first if they are not copied yet.
-    #[pyo3(signature = (component, rows, if_full, timeout=None))]
+    #[pyo3(signature = (component, rows, if_full, timeout=None, notice=None))]
     fn extend(
         &self,
         py: Python<'_>,
@@ -58,12 +58,13 @@ impl Lane {
         rows: &Rows,
         if_full: IfFull,
         timeout: Option<f64>,
+        notice: Option<Notice<'_>>,
     ) -> PyResult<WriteOutcome> {
         let end = self.end.get()?;
         let component = component.find(&self.intake.components)?;
         check(&self.intake.components, component, rows).or_raise()?;
         let reserve = end.reserve(component, rows.len()).or_raise()?;
-        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout)? {
+        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout, notice)? {
             Some(mut room) => match rows.take()? {
                 Incoming::Batch(batch) => room.extend(batch).or_raise()?,
                 Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
@@ -77,20 +78,21 @@ impl Lane {
     }
 
     /// Hands in the rows of all components that one forward pass gave: all of them, or none.
-    #[pyo3(signature = (pass_, if_full, timeout=None))]
+    #[pyo3(signature = (pass_, if_full, timeout=None, notice=None))]
     fn extend_pass(
         &self,
         py: Python<'_>,
         pass_: Vec<(Key, Py<Rows>)>,
         if_full: IfFull,
         timeout: Option<f64>,
+        notice: Option<Notice<'_>>,
     ) -> PyResult<WriteOutcome> {
         let end = self.end.get()?;
         let components = &self.intake.components;
         let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
         let pass = pass_.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
         let rows = check_pass(components, &pass).or_raise()?;
-        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout)?;
+        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
         let batch = |(component, rows): (usize, Py<Rows>)| {
             Ok((component, rows.get().take()?.into_batch(py, &self.intake.depot)?))
         };
@@ -244,12 +246,13 @@ impl Intake {
         rows: usize,
         if_full: IfFull,
         timeout: Option<f64>,
+        notice: Option<Notice<'_>>,
     ) -> PyResult<Option<Permit>> {
         let deadline = Deadline::new(timeout)?;
         if !self.waits || if_full != IfFull::Wait {
             return Ok(None);
         }
-        let room = wait(py, &deadline, |slice| reserve.wait_timeout(slice))?;
+        let room = wait_and_notice(py, &deadline, notice, |slice| reserve.wait_timeout(slice))?;
         room.ok_or_else(|| no_room(rows, timeout))?.or_raise().map(Some)
     }
 

@@ -17,7 +17,7 @@ use crate::lane::{End, Intake, Lane};
 use crate::process::Home;
 use crate::stats::Stats;
 use crate::uncopied::PIECE;
-use crate::wait::{Deadline, wait};
+use crate::wait::{Deadline, Notice, wait_and_notice};
 
 /// What a ring keeps while its Python object lives.
 struct Inside {
@@ -111,10 +111,10 @@ impl Ring {
     }
 
     /// Waits until everything handed over before is in the ring.
-    #[pyo3(signature = (timeout=None))]
-    fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+    #[pyo3(signature = (timeout=None, notice=None))]
+    fn flush(&self, py: Python<'_>, timeout: Option<f64>, notice: Option<Notice<'_>>) -> PyResult<()> {
         let mut flush = self.inside.get()?.store.flush();
-        match wait(py, &Deadline::new(timeout)?, |slice| flush.wait_timeout(slice))? {
+        match wait_and_notice(py, &Deadline::new(timeout)?, notice, |slice| flush.wait_timeout(slice))? {
             Some(done) => done.or_raise(),
             None => {
                 let limit = timeout.unwrap_or_default();

@@ -35,14 +35,34 @@ impl Deadline {
 pub(crate) fn wait<R: Send>(
     py: Python<'_>,
     deadline: &Deadline,
+    step: impl FnMut(Duration) -> Option<R> + Send,
+) -> PyResult<Option<R>> {
+    wait_and_notice(py, deadline, None, step)
+}
+
+/// What a wait calls, again and again, after so many seconds: it says what is missing.
+pub(crate) type Notice<'py> = (f64, Bound<'py, PyAny>);
+
+/// As `wait`. Where there is no deadline it calls the notice, and raises what that raises.
+pub(crate) fn wait_and_notice<R: Send>(
+    py: Python<'_>,
+    deadline: &Deadline,
+    notice: Option<Notice<'_>>,
     mut step: impl FnMut(Duration) -> Option<R> + Send,
 ) -> PyResult<Option<R>> {
+    let mut noticed = Instant::now();
     loop {
         let slice = deadline.slice();
         if let Some(result) = py.detach(|| step(slice)) {
             return Ok(Some(result));
         }
         py.check_signals()?;
+        if let Some((seconds, notice)) = notice.as_ref().filter(|_| deadline.0.is_none())
+            && noticed.elapsed().as_secs_f64() >= *seconds
+        {
+            noticed = Instant::now();
+            notice.call0()?;
+        }
         if deadline.is_over() {
             return Ok(None);
         }

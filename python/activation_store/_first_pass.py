@@ -1,0 +1,66 @@
+"""Where the rows of a thread go that does not know the ring yet: its first pass opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ._dtypes import dtype_name
+from ._incoming import element, incoming
+from ._opening import Layout, Opening
+from ._pass_sinks import RingSink, kept_rows
+
+if TYPE_CHECKING:
+    from ._torch import torch
+
+
+class FirstPass:
+    """Keeps the rows of the thread's first pass, opens the ring with them, and is a `RingSink` from then on."""
+
+    def __init__(self, opening: Opening, number: int, names: list[str]) -> None:
+        self._opening = opening
+        self._number = number
+        self._names = names
+        self._ring: RingSink | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more rows are taken."""
+        return self._opening.has_ended
+
+    def number(self, component: int | str) -> int:
+        """The component's number: its place among the names."""
+        return self._names.index(str(component))
+
+    def note_writer(self) -> None:
+        """The ring is told when it is open."""
+
+    def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> Any:
+        """Copies the rows: what follows in the forward pass may change them."""
+        return kept_rows(rows, mask, hold) if self._ring is None else self._ring.stage(rows, component, mask, hold)
+
+    def write(self, staged: list[tuple[int, Any]]) -> None:
+        """Writes the rows of one pass."""
+        if self._ring is None:
+            by_name = {self._names[number]: rows for number, rows in staged}
+            self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
+            staged = [(number, incoming(rows)) for number, rows in staged]
+        self._ring.write(staged)
+
+    def close(self) -> None:
+        """The run ends the lane."""
+
+
+def layout_of(rows: Mapping[str, Any]) -> Layout:
+    """The widths and dtypes of a pass.
+
+    Raises:
+        TypeError: If something in it is no array, or holds elements that no store holds.
+    """
+    return {str(name): _layout(name, array) for name, array in rows.items()}
+
+
+def _layout(name: str, array: Any) -> tuple[int, str]:
+    if not getattr(array, "shape", ()):
+        raise TypeError(f"{name!r} is {type(array).__name__}; rows come as an array or tensor, [..., features]")
+    return int(array.shape[-1]), dtype_name(element(array.dtype))

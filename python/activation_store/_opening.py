@@ -1,0 +1,140 @@
+"""The ring of a run, opened with the first pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ._failure import Failure
+from .errors import StoreClosedError
+
+if TYPE_CHECKING:
+    from . import _native
+    from ._consumer import Consumer
+    from .producer import Producer
+    from .ring_store import RingStore
+
+Layout: TypeAlias = "Mapping[str, tuple[int, str]]"
+"""The width and the dtype of every component, by name."""
+
+
+class Opening:
+    """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
+
+    def __init__(self, build: Callable[[Layout], RingStore], lanes: int) -> None:
+        self._build = build
+        self._n_lanes = lanes
+        # The garbage collector may end a run on a thread that holds the lock.
+        self._lock = threading.RLock()
+        self._store: RingStore | None = None
+        self._lanes: list[Producer] = []
+        self._consumer: Consumer | None = None
+        self._failure = Failure()
+        self._is_to_raise = self._has_ended = False
+        self._last_stats: _native.Stats | None = None
+        self._decided: Future[None] = Future()
+        """Done when the ring is open, or will never be."""
+        self._decided.set_running_or_notify_cancel()  # so that a cancelled task cannot cancel it
+
+    @property
+    def decided(self) -> Future[None]:
+        """Done when the ring is open, or will never be. Nothing cancels it."""
+        return self._decided
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more passes are taken."""
+        return self._has_ended
+
+    def lane(self, number: int, layout: Layout) -> Producer:
+        """A replica's lane. The first call opens the ring and the lanes of all replicas, so that their order repeats.
+
+        Raises:
+            StoreClosedError: If the run has ended.
+        """
+        with self._lock:
+            if self._has_ended:
+                raise StoreClosedError("the run has ended, so its store takes no more rows")
+            if self._store is None:
+                self._store = store = self._build(layout)
+                store._parties.expect_reader()  # noqa: SLF001
+                self._lanes = [store.producer() for _ in range(self._n_lanes)]
+                self._consumer = store._consumer()  # noqa: SLF001
+                if self._has_ended:  # by the garbage collector, meanwhile
+                    store.abort()
+                self._decide()
+            return self._lanes[number]
+
+    def end_lane(self, number: int) -> None:
+        """Ends a replica's lane, so that the others need not wait for its turn."""
+        with self._lock:
+            if self._lanes:
+                self._lanes[number].close()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Takes no more passes; what was captured is served, then the error is raised."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close(error)
+            elif error is not None and not self._has_ended:
+                self._failure.note(error)
+                self._is_to_raise = True
+            self._has_ended = True
+            self._decide()
+
+    def abort(self) -> None:
+        """Takes no more passes and discards those there are."""
+        with self._lock:
+            self._has_ended, self._is_to_raise = True, False
+            if self._store is not None:
+                self._store.abort()
+            self._decide()
+
+    def release(self) -> None:
+        """Lets go of the ring's memory."""
+        with self._lock:
+            self._last_stats = self.stats()
+            self._store = self._consumer = None
+            self._lanes = []
+
+    def consumer(self) -> Consumer | None:
+        """What serves the minibatches, once it is decided; None if there are none.
+
+        Raises:
+            BaseException: The error that ended the run before its first pass, once.
+        """
+        with self._lock:
+            if self._is_to_raise:
+                self._is_to_raise = False
+                raise self._failure.error()
+            return self._consumer
+
+    def stats(self) -> _native.Stats | None:
+        """The ring's counts, the last ones if it is gone; None before the first pass."""
+        with self._lock:
+            return self._last_stats if self._store is None else self._store.stats()
+
+    @property
+    def window(self) -> int:
+        """Rows of the ring; 0 while it is not open."""
+        store = self._store
+        return 0 if store is None else store.window
+
+    def _decide(self) -> None:
+        if not self._decided.done():
+            self._decided.set_result(None)
+
+
+def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], RingStore]:
+    """What builds the ring. `dtype`, if there is one, goes for all components of floats."""
+    from .ring_store import RingStore
+
+    def build(layout: Layout) -> RingStore:
+        components = {
+            name: (features, found if dtype is None or found in ("u32", "i64") else dtype) for name, (features, found) in layout.items()
+        }
+        return RingStore(components, **settings)
+
+    return build

@@ -1,0 +1,126 @@
+"""What runs the batches: a copy of a model, or a function of the user's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ._first_pass import FirstPass, layout_of
+from ._opening import Opening
+from ._pass_mask import Mask
+from ._torch import is_tensor, torch
+from .errors import StoreClosedError, StoreFullError
+from .hooks import Capture
+
+
+class Replica(Protocol):
+    """Runs batches on one thread and hands their rows in. Its context lasts as long as the thread runs."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+    @property
+    def model(self) -> Any:
+        """The model, None for a function."""
+
+    def run(self, batch: Any) -> bool:
+        """Runs a batch and hands its rows in. False if no more rows are taken."""
+
+    def remove(self) -> None:
+        """Takes the hooks off the model, if there are any."""
+
+
+class ModelReplica:
+    """A model, of which some modules are captured."""
+
+    def __init__(
+        self, model: torch.nn.Module, modules: Mapping[str, str], opening: Opening, number: int, mask: Mask, point: Any
+    ) -> None:
+        self.model = model
+        names = list(modules.values())
+        if len(set(names)) != len(names):
+            raise ValueError(f"two modules have one name in {names}; give each a name of its own")
+        self._capture = _OwnCapture(model, modules, FirstPass(opening, number, names), mask=mask, point=point)
+
+    def __enter__(self) -> Self:
+        self._capture.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._capture.__exit__(kind, error, traceback)
+
+    def run(self, batch: Any) -> bool:
+        args, kwargs = _arguments(batch)
+        self.model(*args, **kwargs)
+        if self._capture.error is not None:
+            raise self._capture.error
+        return not self._capture.stopped
+
+    def remove(self) -> None:
+        self._capture._remove()  # noqa: SLF001
+
+
+class FunctionReplica:
+    """A function that gives the rows of a batch, by component."""
+
+    model = None
+
+    def __init__(self, function: Callable[[Any], Mapping[str, Any]], opening: Opening, number: int) -> None:
+        self._function = function
+        self._opening = opening
+        self._number = number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Has no hooks to take off."""
+
+    def run(self, batch: Any) -> bool:
+        rows = self._function(batch)
+        if not isinstance(rows, Mapping):
+            raise TypeError(f"the function gives {type(rows).__name__}; it must give the rows by name, such as {{'layer.2': rows}}")
+        try:
+            self._opening.lane(self._number, layout_of(rows)).extend_pass({str(name): batch for name, batch in rows.items()})
+        except StoreFullError:
+            pass  # the store rejects: nothing of this pass is stored
+        except StoreClosedError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Has none."""
+
+
+class _OwnCapture(Capture):
+    """Captures the passes of the thread that enters it. That thread raises the error itself, after the pass."""
+
+    _thread_id: int | None = None
+
+    def __enter__(self) -> Self:
+        self._thread_id = threading.get_ident()
+        return super().__enter__()
+
+    @property
+    def own_thread(self) -> int | None:
+        return self._thread_id
+
+    def _warn(self, error: Exception) -> None:
+        """The training loop raises it."""
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The arguments that a batch is: a mapping's by name; a tuple's, or a list's of tensors, in order; else one."""
+    if isinstance(batch, Mapping):
+        return (), batch
+    if isinstance(batch, tuple) or (isinstance(batch, list) and batch and all(is_tensor(item) for item in batch)):
+        return tuple(batch), {}
+    return (batch,), {}

@@ -1,0 +1,262 @@
+"""From a model to minibatches, in one loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
+
+from . import _live_runs
+from ._dealer import Dealer
+from ._dtypes import dtype_name
+from ._opening import Opening, builder
+from ._pass_mask import Mask
+from ._progress import NoProgress, Progress
+from ._replicas import FunctionReplica, ModelReplica, Replica
+from ._run import Run
+from ._stream import Stream
+from ._torch import HAS_TORCH, torch
+from ._warnings import warn
+from .ring_store import RingStore
+
+if TYPE_CHECKING:
+    from . import _native
+
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class RingSettings(TypedDict, total=False):
+    """The settings of `RingStore` that `activations` hands on."""
+
+    seed: int
+    ready_frames: int
+    queue_rows: int | None
+    drop_last: bool
+    when_full: Literal["wait", "reject", "drop_oldest"]
+    merge: Literal["arrival", "round_robin"]
+    allow_overcommit: bool
+
+
+@overload
+def activations(
+    model: torch.nn.Module | Sequence[torch.nn.Module],
+    batches: Iterable[Any],
+    modules: str | tuple[str],
+    *,
+    batch_size: int = ...,
+    window: int = ...,
+    mask: Mask = ...,
+    point: Literal["output", "input"] = ...,
+    dtype: object = ...,
+    progress: bool = ...,
+    **settings: Unpack[RingSettings],
+) -> Activations[torch.Tensor]: ...
+
+
+@overload
+def activations(
+    model: torch.nn.Module | Sequence[torch.nn.Module],
+    batches: Iterable[Any],
+    modules: Mapping[str, str] | list[str] | tuple[str, str, *tuple[str, ...]],
+    *,
+    batch_size: int = ...,
+    window: int = ...,
+    mask: Mask = ...,
+    point: Literal["output", "input"] = ...,
+    dtype: object = ...,
+    progress: bool = ...,
+    **settings: Unpack[RingSettings],
+) -> Activations[dict[str, torch.Tensor]]: ...
+
+
+@overload
+def activations(
+    model: Callable[[BatchT], Mapping[str, Any]] | Sequence[Callable[[BatchT], Mapping[str, Any]]],
+    batches: Iterable[BatchT],
+    *,
+    batch_size: int = ...,
+    window: int = ...,
+    dtype: object = ...,
+    progress: bool = ...,
+    **settings: Unpack[RingSettings],
+) -> Activations[Any]: ...
+
+
+@overload
+def activations(
+    model: Any,
+    batches: Iterable[Any],
+    modules: str | Mapping[str, str] | Sequence[str] | None = ...,
+    *,
+    batch_size: int = ...,
+    window: int = ...,
+    mask: Mask = ...,
+    point: Literal["output", "input"] = ...,
+    dtype: object = ...,
+    progress: bool = ...,
+    output: Literal["torch", "numpy"] | None = ...,
+    stacked: bool = ...,
+    **settings: Unpack[RingSettings],
+) -> Activations[Any]: ...
+
+
+def activations(
+    model: Any,
+    batches: Iterable[Any],
+    modules: str | Mapping[str, str] | Sequence[str] | None = None,
+    *,
+    batch_size: int = 4096,
+    window: int = 262_144,
+    mask: Mask = None,
+    point: Literal["output", "input"] = "output",
+    dtype: object = None,
+    progress: bool = False,
+    output: Literal["torch", "numpy"] | None = None,
+    stacked: bool = False,
+    **settings: Unpack[RingSettings],
+) -> Activations[Any]:
+    """Runs a model over batches, on a thread of its own, and gives what some modules put out as shuffled minibatches.
+
+        >>> for batch in activations(model, text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
+        ...     train(batch["layer.2"], batch["layer.4"])
+
+    The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. Call
+    `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
+    every other use of the model. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do
+    not reach the model's thread (set them in a function of your own, see below).
+
+    The loop raises an error of the model, of a hook or of `batches` with its own traceback, after the minibatches
+    that were captured before it.
+
+    The run ends when the last reference to the iterator goes: you leave the loop, and no name refers to the iterator.
+    It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
+    begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
+    up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
+    captured, so you may evaluate the model meanwhile.
+
+    Args:
+        model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
+            replica k modulo their number, so that runs repeat bit for bit with `merge="round_robin"`. Or a function
+            of your own, or a list of them, that gives a batch's rows by name: `f(batch) -> {"layer.2": rows}`, of
+            shape `[..., features]`. Leave out `modules`, `mask` and `point` then.
+        batches: What the model is called with: a tensor is its one argument, a mapping its arguments by name, a tuple
+            (or a list of tensors, as a `DataLoader` makes them) its arguments in order, anything else its one
+            argument. Nothing is moved to a device.
+        modules: The modules to capture: a path as in `model.named_modules()`, a list of paths, or a mapping from
+            paths to the names that the minibatches get. See `capture` for `":input"`.
+        batch_size: Rows of a minibatch.
+        window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
+        mask: Which rows to keep; see `capture`.
+        point: Whether to take the modules' `"output"` or their `"input"`.
+        dtype: Element type of the components of floats. Default: that of the activations.
+        progress: Whether to show a line of `tqdm`: forward passes, rows per second, how full the ring is, who waits.
+        output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
+        stacked: Several components as one `[batch, component, feature]` array, instead of a dict by name.
+        settings: Others of `RingStore`'s: `seed`, `ready_frames`, `queue_rows`, `drop_last`, `when_full`, `merge`,
+            `allow_overcommit`.
+
+    Returns:
+        An iterator, also for `async for`. A minibatch is a tensor `[batch, features]` if there is one component, else
+        a dict of them by name. (To a type checker a list or a mapping of modules gives a dict; for one module give
+        its path alone.)
+
+    Raises:
+        ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the
+            loop raises.
+        TypeError: If there is no such setting, or the model is neither a module nor a function.
+        ImportError: If `progress` is set and tqdm is not installed.
+    """
+    unknown = sorted(settings.keys() - RingSettings.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"there is no setting {', '.join(map(repr, unknown))}; use one of {', '.join(RingSettings.__annotations__)}")
+    if dtype is not None:
+        dtype_name(dtype)
+    sizes = {**settings, "batch_size": batch_size, "window": window, "output": output, "stacked": stacked}
+    RingStore(1, **cast("Any", sizes)).abort()  # checks them now, not in the first pass
+    models = list(model) if isinstance(model, list | tuple) else [model]
+    if not models:
+        raise ValueError("there is no model; give one, or a list of at least one")
+    opening = Opening(builder(dtype, sizes), len(models))
+    replicas = [_replica(each, modules, opening, number, mask, point) for number, each in enumerate(models)]
+    line = Progress(batches) if progress else NoProgress()
+    run = Run(replicas, Dealer(batches, len(models), in_turn=settings.get("merge") == "round_robin"), opening, line)
+    result: Activations[Any] = Activations(run)
+    if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
+        warn("another activations(...) was running this model; it has been ended, and this one takes its place")
+    run.start()
+    return result
+
+
+class Activations(Generic[BatchT_co]):
+    """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._stream = Stream(run)
+        # Called when the last reference to this goes, and at exit.
+        weakref.finalize(self, run.stop)
+
+    def __iter__(self) -> Iterator[BatchT_co]:
+        return self
+
+    def __next__(self) -> BatchT_co:
+        stream = self._stream
+        del self  # so that the traceback of Ctrl-C does not refer to it, and the run ends
+        return cast("BatchT_co", stream.next(None))
+
+    def next(self, timeout: float | None = None) -> BatchT_co:
+        """The next minibatch.
+
+        Raises:
+            TimeoutError: If none was ready in time.
+            StopIteration: If the run has ended and everything is served.
+            BaseException: The error of the model, a hook or the loader, once, after the last minibatch.
+        """
+        stream = self._stream
+        del self
+        return cast("BatchT_co", stream.next(timeout))
+
+    def __aiter__(self) -> AsyncIterator[BatchT_co]:
+        return self
+
+    async def __anext__(self) -> BatchT_co:
+        stream = self._stream
+        del self
+        return cast("BatchT_co", await stream.anext())
+
+    def close(self) -> None:
+        """Ends the run: waits for the forward pass under way, takes the hooks off, and discards what was captured."""
+        self._run.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def stats(self) -> _native.Stats | None:
+        """The ring's counts; None before the first pass."""
+        return self._run.opening.stats()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a run of a model cannot be pickled: its threads belong to this process")
+
+
+def _replica(model: Any, modules: Any, opening: Opening, number: int, mask: Mask, point: Any) -> Replica:
+    if HAS_TORCH and isinstance(model, torch.nn.Module):
+        if modules is None:
+            raise TypeError("name the modules to capture: a path, a list of paths, or a mapping from paths to names")
+        if isinstance(modules, str):
+            modules = [modules]
+        if not isinstance(modules, Mapping):
+            modules = {path: path for path in modules}
+        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, mask, point)
+    if not callable(model):
+        raise TypeError(f"the model is {type(model).__name__}; give a torch module, a function, or a list of them")
+    if modules is not None or mask is not None or point != "output":
+        raise TypeError("modules, mask and point are for a torch module; a function gives the rows to keep, by name")
+    return FunctionReplica(model, opening, number)
