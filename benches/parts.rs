@@ -1,4 +1,4 @@
-//! The parts on their own, for everyday work: `cargo bench --bench parts`.
+//! The parts on their own, for everyday work: `cargo bench --features bench --bench parts`.
 #![allow(missing_docs)] // What `criterion_group` defines has none.
 
 use std::hint::black_box;

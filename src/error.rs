@@ -210,6 +210,14 @@ pub enum WriteError {
         /// How many rows.
         rows: u64,
     },
+    /// A permit was used for what it does not hold room for.
+    #[error("this permit holds room for {holds}; call {call}, or reserve the other kind")]
+    Permit {
+        /// What it holds room for.
+        holds: &'static str,
+        /// The method that uses it.
+        call: &'static str,
+    },
     /// The values do not have the shape of a batch.
     #[error(transparent)]
     Shape(#[from] ShapeError),

@@ -17,6 +17,7 @@
 //! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
 //! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) have their own pages.
 
+#[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support;
 mod error;

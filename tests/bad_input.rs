@@ -399,3 +399,28 @@ fn positions_of_several_texts_are_rows() {
         assert_eq!(minibatch.rows(), 6);
     });
 }
+
+/// Also where the memory that is available now would not do.
+#[test]
+fn more_memory_than_there_is_may_be_asked_for() {
+    let builder = || RingStore::builder().component("a", 1024).batch_size(4096).memory(1 << 45);
+    assert!(matches!(builder().build().map(drop), Err(BuildError::Memory { .. } | BuildError::Allocation { .. })));
+    // The operating system may refuse it all the same.
+    match builder().allow_overcommit(true).build() {
+        Ok(store) => store.abort(),
+        Err(error) => assert!(matches!(error, BuildError::Allocation { .. }), "{error}"),
+    }
+}
+
+#[test]
+fn a_permit_is_used_for_what_it_holds() {
+    let store = RingStore::builder().component("a", 2).component("b", 2).batch_size(8).window(64).build().unwrap();
+    let rows = || Array2::<f32>::zeros((3, 2));
+    let refused = store.reserve_pass(3).wait().unwrap().extend(rows()).unwrap_err();
+    assert!(refused.to_string().contains("room for a pass; call extend_pass"), "{refused}");
+    assert_eq!(refused.batch.rows(), 3);
+    let refused =
+        store.reserve("a", 3).unwrap().wait().unwrap().extend_pass([("a", rows()), ("b", rows())]).unwrap_err();
+    assert!(refused.to_string().contains("room for one component; call extend"), "{refused}");
+    assert_eq!(refused.batches.len(), 2);
+}

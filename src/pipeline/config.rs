@@ -105,9 +105,7 @@ impl Config {
     /// Refuses a store that needs more than nine tenths of the memory that is `available`: the rest of the process needs
     /// some, too.
     pub(crate) fn check_memory(&self, available: Option<usize>) -> Result<(), BuildError> {
-        let Some(available) = available.filter(|_| !self.allow_overcommit) else {
-            return Ok(());
-        };
+        let Some(available) = available else { return Ok(()) };
         let available = available - available / 10;
         let rows = self.layout.rows();
         match self.layout.bytes().checked_mul(self.frames()) {
@@ -378,11 +376,5 @@ mod tests {
             assert!(largest == 0 || fits(largest), "{largest} rows in {available} bytes");
             assert!(!fits(largest + 128), "{largest} rows in {available} bytes");
         }
-    }
-
-    #[test]
-    fn more_than_there_is_is_built_where_that_is_allowed() {
-        let config = config(|builder| builder.allow_overcommit(true));
-        assert_eq!(config.check_memory(Some(0)), Ok(()));
     }
 }

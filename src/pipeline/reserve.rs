@@ -179,12 +179,15 @@ impl Permit {
     /// Hands over a batch of the component that the permit is for; returns at once.
     ///
     /// # Errors
-    /// As [`RingStore::extend`](crate::RingStore::extend); [`WriteError::Full`] if the batch has more rows than are left.
-    ///
-    /// # Panics
-    /// Panics if the permit is for a pass.
+    /// As [`RingStore::extend`](crate::RingStore::extend); [`WriteError::Full`] if the batch has more rows than are left;
+    /// [`WriteError::Permit`] if the permit is for a pass.
     pub fn extend(&mut self, batch: impl Into<Batch>) -> Result<WriteHandle, Refused> {
-        let component = self.component.expect("the permit is for one component");
+        let Some(component) = self.component else {
+            return Err(Refused {
+                error: WriteError::Permit { holds: "a pass", call: "extend_pass" },
+                batch: batch.into(),
+            });
+        };
         let rows = self.lane.check(batch.into(), component)?;
         self.use_up(rows).map_err(refused)
     }
@@ -196,7 +199,10 @@ impl Permit {
 
     pub(crate) fn use_up(&mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
         let demand = rows.demand();
-        if demand.rows > self.left || demand.component != self.component {
+        if demand.component != self.component {
+            return Err((WriteError::Permit { holds: "one component", call: "extend" }, rows));
+        }
+        if demand.rows > self.left {
             let layout = &self.lane.shared.config.layout;
             let component = layout.name(demand.component.unwrap_or(0));
             let no_room = NoRoom { component, rows: demand.rows, held: 0, bound: self.left };

@@ -11,6 +11,7 @@ use std::mem;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
+use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
 use ndarray::ArrayD;
@@ -29,6 +30,7 @@ use crate::pipeline::stats::{ComponentStats, Stats};
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
 use crate::pipeline::waits::Waits;
+use crate::pipeline::worker::discard;
 use crate::rows::index::Index;
 
 /// What a ring store's handles, its writer and its consumers share.
@@ -147,10 +149,15 @@ impl Shared {
     }
 
     /// # Panics
-    /// Panics at the end if a waker did.
+    /// Panics at the end if a waker did, unless this thread is panicking already.
     pub(crate) fn run(&self, afterwards: &mut Afterwards) {
         if let Err(panic) = afterwards.run() {
-            resume_unwind(panic);
+            // A second panic while this thread unwinds would end the process.
+            if thread::panicking() {
+                discard(panic);
+            } else {
+                resume_unwind(panic);
+            }
         }
     }
 

@@ -159,7 +159,7 @@ impl Drop for Panics {
 }
 
 /// Drops what a panic carries. A payload of the user's own, whose destructor may panic, too, is leaked.
-fn discard(panic: Panic) {
+pub(crate) fn discard(panic: Panic) {
     if !panic.is::<String>() && !panic.is::<&str>() {
         mem::forget(panic);
     }

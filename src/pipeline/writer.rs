@@ -65,7 +65,7 @@ pub(crate) struct Writer {
 }
 
 enum Phase {
-    Dealing(Ring),
+    Dealing(Box<Ring>),
     /// No more rows come; the rows left in the ring are being served.
     Serving(Leftover),
     /// Everything has been discarded.
@@ -145,7 +145,7 @@ impl Writer {
         let components = config.layout.n_components();
         Writer {
             lanes: Lanes::new(config.merge, components),
-            ring: Phase::Dealing(Ring::new(config.layout.clone(), frames, config.seed)),
+            ring: Phase::Dealing(Box::new(Ring::new(config.layout.clone(), frames, config.seed))),
             ledger: Ledger::new(components),
             finishing: false,
             plan: *PLAN.start(),

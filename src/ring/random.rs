@@ -71,7 +71,7 @@ pub(crate) fn shuffle<T>(items: &mut [T], rng: &mut impl Rng) {
     while left > 1 {
         let draws = match left {
             ..=1024 => 4,
-            ..=1_048_576 => 2,
+            1025..=1_048_576 => 2,
             _ => 1,
         };
         let mut word = rng.next_u64();

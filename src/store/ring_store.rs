@@ -91,7 +91,9 @@ impl RingStore {
     fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));
-        config.check_memory(available())?;
+        if !config.allow_overcommit {
+            config.check_memory(available())?;
+        }
         let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
         let (sender, queue) = unbounded();
