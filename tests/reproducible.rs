@@ -180,3 +180,42 @@ fn lanes_of_different_lengths_still_repeat() {
         assert_eq!(run(true), reference);
     }
 }
+
+/// However far the writer had got when the store was emptied, and whose turn it was.
+#[test]
+fn emptying_repeats() {
+    let run = |merge: Merge, dawdle: usize| {
+        let store = builder(3).merge(merge).queue_rows(4000).max_skew(4000).build().unwrap();
+        let mut minibatches = store.minibatches();
+        let lanes = [store.producer().unwrap(), store.producer().unwrap()];
+        let pass = |salt| [("a", activations(90, salt).into()), ("id", activations_ids(salt))];
+        for round in 0..2 {
+            for lane in &lanes {
+                drop(lane.extend_pass(pass(round)).unwrap());
+            }
+            (0..dawdle).for_each(|_| thread::yield_now());
+            store.empty();
+        }
+        for salt in 10..20 {
+            // One after the other: under `Merge::Arrival` this is their order.
+            for (lane, salt) in lanes.iter().zip([salt, salt + 100]) {
+                drop(lane.extend_pass(pass(salt)).unwrap());
+            }
+        }
+        store.close();
+        bits(&mut minibatches, &mut Random::new(1))
+    };
+    for merge in [Merge::Arrival, Merge::RoundRobin] {
+        watchdog(move || {
+            let reference = run(merge, 0);
+            assert_eq!(reference.iter().map(|(_, ids)| ids.len()).sum::<usize>(), 20 * 90 * 8);
+            for dawdle in 1..20 {
+                assert!(run(merge, dawdle * 10) == reference, "{merge:?}, after {dawdle}");
+            }
+        });
+    }
+}
+
+fn activations_ids(salt: u64) -> activation_store::Batch {
+    positions(90, salt).into()
+}
