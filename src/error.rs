@@ -85,6 +85,9 @@ pub enum ClosedBy {
     Lane,
 }
 
+/// The source of [`WriteError::Closed`], so that a chain of errors shows it whatever wraps the error.
+impl std::error::Error for ClosedBy {}
+
 impl fmt::Display for ClosedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -141,7 +144,7 @@ pub enum WriteError {
     Full(#[from] StoreFullError),
     /// The store, or this lane of it, takes no more rows.
     #[error("{0}")]
-    Closed(ClosedBy),
+    Closed(#[source] ClosedBy),
     /// A component would run too far ahead of another.
     #[error(
         "component {ahead} is {by} rows ahead of component {missing} in this lane, and this batch would pass max_skew ({max_skew}): \

@@ -87,6 +87,22 @@ impl Error for Failure {
     }
 }
 
+/// Hides the type of an error, as some error libraries do, and shows its sources.
+#[derive(Debug)]
+struct Opaque(Boxed);
+
+impl fmt::Display for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Opaque {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
 #[test]
 fn an_error_reaches_every_consumer_once_after_the_rows_and_the_join_handle() {
     watchdog(|| {
@@ -137,6 +153,7 @@ fn the_others_get_closed_and_have_ended_well() {
         let others = [
             group.spawn("plain", endless(|refused| refused.into())).unwrap(),
             group.spawn("as a write error", endless(|refused| WriteError::from(refused).into())).unwrap(),
+            group.spawn("hidden", endless(|refused| Opaque(refused.into()).into())).unwrap(),
             group.spawn("deep", endless(|refused| Failure(Failure(refused.into()).into()).into())).unwrap(),
         ];
         let failing = {

@@ -19,7 +19,6 @@ use crate::pipeline::producer::Producer;
 use crate::pipeline::state::Shared;
 use crate::pipeline::wait::wait_for;
 use crate::pipeline::worker::message;
-use crate::rows::batch::{Refused, RefusedPass};
 
 /// A group of producers that feed one store, and end its stream.
 ///
@@ -239,10 +238,8 @@ impl Running {
 /// Whether an error says that the store was closed, somewhere in its chain of sources.
 fn was_closed(error: &(dyn Error + 'static)) -> bool {
     let says_so = |error: &(dyn Error + 'static)| {
-        let write = error.downcast_ref::<WriteError>();
-        let batch = error.downcast_ref::<Refused>().map(|refused| &refused.error);
-        let pass = error.downcast_ref::<RefusedPass>().map(|refused| &refused.error);
-        write.or(batch).or(pass).is_some_and(WriteError::is_closed)
+        // Every `WriteError::Closed` has a `ClosedBy` as its source, also where a wrapper hides the error itself.
+        error.is::<ClosedBy>() || error.downcast_ref::<WriteError>().is_some_and(WriteError::is_closed)
     };
     let mut next = Some(error);
     while let Some(error) = next {

@@ -181,8 +181,6 @@ impl fmt::Debug for Batch {
 /// assert_eq!(refused.into_batch().rows(), 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(thiserror::Error)]
-#[error("{error}")]
 pub struct Refused {
     /// Why.
     pub error: WriteError,
@@ -195,6 +193,19 @@ impl Refused {
     #[must_use]
     pub fn into_batch(self) -> Batch {
         self.batch
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+/// Reads as the error that it carries.
+impl std::error::Error for Refused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
     }
 }
 
@@ -218,8 +229,6 @@ impl From<ShapeError> for Refused {
 }
 
 /// A pass that was not taken, or not as a whole: the reason, and the batches.
-#[derive(thiserror::Error)]
-#[error("{error}")]
 #[non_exhaustive]
 pub struct RefusedPass {
     /// Why.
@@ -234,6 +243,19 @@ impl RefusedPass {
     #[must_use]
     pub fn new(error: WriteError, batches: Vec<Batch>) -> Self {
         RefusedPass { error, batches }
+    }
+}
+
+impl fmt::Display for RefusedPass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+/// Reads as the error that it carries.
+impl std::error::Error for RefusedPass {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
     }
 }
 

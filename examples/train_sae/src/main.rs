@@ -21,6 +21,7 @@ mod training;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process;
 use std::thread;
 use std::time::Instant;
 
@@ -163,38 +164,44 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
         steps: args.rows.div_ceil(args.batch_size),
         seed: args.seed,
     };
-    let (monitor, minibatches) = (store.monitor(), store.minibatches());
+    let monitor = store.monitor();
     let progress = Progress::new(args.rows, args.window);
     let start = Instant::now();
     let (stop, stopped) = oneshot::channel();
     let watcher = runtime.spawn(watch(monitor.clone(), start, progress.clone(), stopped));
 
+    runtime.spawn(stop_at_ctrl_c(store.clone()));
+
     let shares = &dataset.shares;
     let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
-    // All lanes are opened before the first row comes: their order is the order in which they take turns.
-    let lanes = shares.iter().map(|_| store.producer()).collect::<Result<Vec<_>, _>>()?;
-    thread::scope(|scope| {
-        for (index, (lane, share)) in lanes.into_iter().zip(shares).enumerate() {
-            // The rows that do not divide evenly go to the first threads.
-            let rows = args.rows / shares.len() + usize::from(index < args.rows % shares.len());
-            let store = store.clone();
-            scope.spawn(move || {
-                if let Err(error) = capture(hooked, share, rows, cores, &lane) {
-                    // The training loop gets the rows captured so far, then the error. If training has failed, it has
-                    // closed the store, and this error is discarded.
-                    store.close_with(error);
-                }
-            });
-        }
-        // The threads keep the store open. The last one to end closes it.
-        drop(store);
-        runtime.block_on(train(minibatches, components, plan, start, &progress))
-    })?;
+    store.scope(
+        |producers| {
+            for (index, share) in shares.iter().enumerate() {
+                // The rows that do not divide evenly go to the first threads.
+                let rows = args.rows / shares.len() + usize::from(index < args.rows % shares.len());
+                producers.spawn(format!("capture {index}"), move |lane| capture(hooked, share, rows, cores, &lane))?;
+            }
+            Ok(())
+        },
+        |minibatches| runtime.block_on(train(minibatches, components, plan, start, &progress)),
+    )?;
     let elapsed = start.elapsed();
     drop(stop);
     let fill = runtime.block_on(watcher)?;
     progress.finish();
     Ok(Run { elapsed, fill, window: args.window, latents: args.latents, stats: monitor.stats() })
+}
+
+/// Ctrl-C ends the capture after its pass; what was captured is trained on, and the summary is printed. A second one ends
+/// the program.
+async fn stop_at_ctrl_c(store: RingStore) {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        eprintln!("stopping: what has been captured is still trained on (Ctrl-C again ends at once)");
+        store.close();
+    }
+    if tokio::signal::ctrl_c().await.is_ok() {
+        process::exit(130);
+    }
 }
 
 /// One capture thread: writes each forward pass to its lane as a whole, and waits while the store is full.
