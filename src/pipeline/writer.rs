@@ -28,7 +28,7 @@ use crate::rows::index::Index;
 use crate::rows::layout::Layout;
 
 /// The most rows that are dealt before the writer looks at the state again, and the fewest.
-const PLAN: std::ops::RangeInclusive<usize> = 32..=4096;
+const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
 
 /// A plan that takes longer makes the next one smaller. Most do while the ring's memory is new: the first write to each of its
 /// pages waits until the operating system provides the page.
