@@ -146,7 +146,7 @@ fn held_out(hooked: &Hooked, dataset: &Dataset) -> Result<Vec<Component>> {
 
 /// The main job: capture threads on one side of the store, the training loop on the other.
 fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components: &mut [Component]) -> Result<Run> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut builder = RingStore::builder()
         .batch_size(args.batch_size)
         .window(args.window)
