@@ -54,7 +54,7 @@ class RowView(NamedTuple):
     leading: tuple[int, ...]
     """The axes that became rows."""
     is_copy: bool
-    """Whether the memory is nobody else's."""
+    """Whether nothing else refers to the memory."""
 
 
 def _rows_of(array: Any) -> RowView:

@@ -1,4 +1,4 @@
-"""How a pipeline ends: errors reach the training loop, and nobody is left waiting."""
+"""How a pipeline ends: errors reach the training loop, and no caller is left waiting."""
 
 import asyncio
 import gc
