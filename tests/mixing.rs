@@ -178,3 +178,130 @@ fn what_is_left_at_the_end_is_mixed_too() {
         }
     }
 }
+
+/// Minibatches of 4,096 rows: any contiguous 32nd, and where rows of each age stand.
+mod large_minibatches {
+    use super::*;
+
+    const BATCH: usize = 4096;
+    const WINDOW: usize = 16 * BATCH;
+    const ROWS: usize = 12 * WINDOW;
+    const PART: usize = BATCH / 32;
+
+    fn store(seed: u64) -> Served {
+        watchdog(move || {
+            let builder = RingStore::builder().component("a", 1).batch_size(BATCH).window(WINDOW);
+            let store = builder.seed(seed).build().unwrap();
+            let mut minibatches = store.minibatches();
+            std::thread::spawn(move || {
+                for at in (0..ROWS).step_by(BATCH) {
+                    store.extend_blocking(rows(at..at + BATCH, 1), 0).unwrap();
+                }
+            });
+            steady(drain(&mut minibatches))
+        })
+    }
+
+    fn queue() -> Served {
+        let ids: Vec<usize> = (0..ROWS).collect();
+        steady(ids.chunks(BATCH).map(<[usize]>::to_vec).collect())
+    }
+
+    fn shuffled_blocks() -> Served {
+        let mut random = Random::new(1);
+        let mut ids: Vec<usize> = (0..ROWS).collect();
+        for block in ids.chunks_mut(WINDOW) {
+            for i in (1..block.len()).rev() {
+                block.swap(i, random.below(i + 1));
+            }
+        }
+        steady(ids.chunks(BATCH).map(<[usize]>::to_vec).collect())
+    }
+
+    fn steady(served: Served) -> Served {
+        let ends = WINDOW / BATCH;
+        served[ends..served.len() - ends].to_vec()
+    }
+
+    /// The positions of rows in the window, where the oldest row of the minibatch is at 0.
+    fn positions(ids: &[usize]) -> Vec<f64> {
+        let oldest = ids.iter().min().unwrap();
+        ids.iter().map(|id| (id - oldest) as f64 / WINDOW as f64).collect()
+    }
+
+    /// How far positions are from evenly spread: between 1/n and 1.
+    fn unevenness(part: &[f64]) -> f64 {
+        let mut sorted = part.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len() as f64;
+        let gaps = (0..).zip(&sorted).map(|(i, at)| f64::max(at - f64::from(i) / n, f64::from(i + 1) / n - at));
+        gaps.fold(0.0, f64::max)
+    }
+
+    fn span(part: &[f64]) -> f64 {
+        part.iter().fold(0.0, |a, &b| f64::max(a, b)) - part.iter().fold(f64::MAX, |a, &b| f64::min(a, b))
+    }
+
+    fn mean(values: &[f64]) -> f64 {
+        values.iter().sum::<f64>() / values.len() as f64
+    }
+
+    fn correlation(a: &[f64], b: &[f64]) -> f64 {
+        let (mean_a, mean_b) = (mean(a), mean(b));
+        let products = |x: &[f64], mean_x: f64, y: &[f64], mean_y: f64| -> f64 {
+            x.iter().zip(y).map(|(x, y)| (x - mean_x) * (y - mean_y)).sum()
+        };
+        let scale = products(a, mean_a, a, mean_a) * products(b, mean_b, b, mean_b);
+        products(a, mean_a, b, mean_b) / scale.sqrt()
+    }
+
+    #[derive(Debug)]
+    struct Measured {
+        /// The least part of the window that a 32nd spans, and the most that one is from evenly spread.
+        span: f64,
+        unevenness: f64,
+        /// The mean correlation of a row's slot with its position, and of the positions in two minibatches, slot by slot.
+        slot_and_position: f64,
+        two_minibatches: f64,
+    }
+
+    fn measure(served: &Served) -> Measured {
+        let all: Vec<Vec<f64>> = served.iter().map(|ids| positions(ids)).collect();
+        let slots: Vec<f64> = (0..BATCH).map(|slot| slot as f64).collect();
+        // Whether or not they are cut at a multiple of their length.
+        let parts = || all.iter().flat_map(|minibatch| minibatch.windows(PART).step_by(37));
+        let pairs = (0..all.len()).flat_map(|i| (i + 1..all.len()).map(move |j| (i, j))).step_by(11);
+        Measured {
+            span: parts().map(span).fold(1.0, f64::min),
+            unevenness: parts().map(unevenness).fold(0.0, f64::max),
+            slot_and_position: mean(&all.iter().map(|minibatch| correlation(&slots, minibatch)).collect::<Vec<_>>()),
+            two_minibatches: mean(&pairs.map(|(i, j)| correlation(&all[i], &all[j])).collect::<Vec<_>>()),
+        }
+    }
+
+    const SPAN: f64 = 0.8;
+    const UNEVENNESS: f64 = 5.0 / PART as f64;
+    const CORRELATION: f64 = 0.1;
+
+    #[test]
+    fn any_32nd_spans_the_window_and_no_slot_is_always_old() {
+        for seed in [0, 1, 2] {
+            let measured = measure(&store(seed));
+            assert!(measured.span >= SPAN, "seed {seed}: {measured:?}");
+            assert!(measured.unevenness <= UNEVENNESS, "seed {seed}: {measured:?}");
+            assert!(measured.slot_and_position.abs() <= CORRELATION, "seed {seed}: {measured:?}");
+            assert!(measured.two_minibatches.abs() <= CORRELATION, "seed {seed}: {measured:?}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_tell_worse_mixing_apart() {
+        let queue = measure(&queue());
+        assert!(queue.span < SPAN / 2.0 && queue.unevenness > 2.0 * UNEVENNESS, "{queue:?}");
+        assert!(queue.slot_and_position.abs() > 2.0 * CORRELATION, "{queue:?}");
+        assert!(queue.two_minibatches.abs() > 2.0 * CORRELATION, "{queue:?}");
+        // Shuffled blocks have no slot that is always old either, but their parts are only as even as chance makes them.
+        let blocks = measure(&shuffled_blocks());
+        assert!(blocks.unevenness > 2.0 * UNEVENNESS, "{blocks:?}");
+    }
+}

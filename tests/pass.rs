@@ -576,3 +576,47 @@ fn pointers_to_a_store_write_passes_as_the_store_does() {
         assert!(ring.minibatches().next_timeout(LIMIT).unwrap().is_some());
     });
 }
+
+/// Looks at how much memory is back at the moment in which a handle resolves.
+struct Looks {
+    returned: Arc<AtomicUsize>,
+    seen: Arc<AtomicUsize>,
+}
+
+impl std::task::Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        self.seen.store(self.returned.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn lent_memory_of_a_pass_is_back_when_an_abort_fails_its_handle() {
+    watchdog(|| {
+        let builder = RingStore::builder().component("a", 2).component("b", 2).batch_size(10).window(40).queue_rows(20);
+        let store = builder.build().unwrap();
+        let mut minibatches = store.minibatches();
+        let full = || [("a", rows(0..200, 2)), ("b", rows(0..200, 2))];
+        drop(store.extend_pass(full()).unwrap());
+        while store.stats().waited_for_consumers.is_zero() {
+            thread::yield_now();
+        }
+        let returned = Arc::new(AtomicUsize::new(0));
+        let lend = |_| {
+            let owner = Lent { values: vec![0.0; 10], returned: returned.clone() };
+            Batch::from_owner(owner, 2).unwrap()
+        };
+        let mut handle = store.extend_pass(["a", "b"].map(|name| (name, lend(name)))).unwrap();
+        let seen = Arc::new(AtomicUsize::new(0));
+        let waker = std::task::Waker::from(Arc::new(Looks { returned: returned.clone(), seen: seen.clone() }));
+        assert!(handle.poll_unpin(&mut std::task::Context::from_waker(&waker)).is_pending());
+        // The writer moves it into its lane, if it has not, before it sees the abort.
+        let _ = store.get((0, 0));
+        store.abort();
+        while seen.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(seen.load(Ordering::SeqCst) - 1, 2, "batches that were back");
+        assert!(handle.wait().unwrap_err().is_closed());
+        assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
+    });
+}

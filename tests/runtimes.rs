@@ -293,3 +293,29 @@ fn a_runtime_that_cannot_start_a_thread_is_an_error_not_a_panic() {
         assert_exactly(0..20, &common::finish(&store));
     });
 }
+
+/// Whichever comes first, and also if the writer sees both at once.
+#[test]
+fn requests_are_fulfilled_although_the_runtime_shuts_down_meanwhile() {
+    for round in 0..200 {
+        watchdog(move || {
+            let runtime = multi_thread();
+            let store = builder().queue_rows(1000).runtime(runtime.handle().clone()).build().unwrap();
+            let minibatches = store.minibatches();
+            drop(store.extend(rows(0..20, 3), 0).unwrap());
+            let emptying = std::thread::spawn({
+                let store = store.clone();
+                move || {
+                    (0..round % 20).for_each(|_| std::hint::spin_loop());
+                    store.empty();
+                    let left = store.len();
+                    let got = store.get(..).map(|rows| rows.shape()[0]);
+                    (left, got)
+                }
+            });
+            runtime.shutdown_background();
+            assert_eq!(emptying.join().unwrap(), (0, Ok(0)));
+            drop(minibatches);
+        });
+    }
+}

@@ -139,6 +139,61 @@ fn a_waker_that_panics_in_a_callers_thread_leaves_no_other_asleep() {
     }
 }
 
+/// Both callers in line have the counterparts they need; the first one's waker panics.
+#[test]
+fn a_waker_that_panics_in_a_hand_over_leaves_no_other_asleep() {
+    watchdog(|| {
+        let store = builder().max_skew(1000).build().unwrap();
+        let mut minibatches = store.minibatches();
+        // The ring, then the queue fills up.
+        while store.stats().waited_for_consumers.is_zero() {
+            drop(store.extend_pass(pass(20)).unwrap());
+        }
+        let lane = store.producer().unwrap();
+        let woken = Arc::new(Counts::default());
+        let mut waiting = [lane.reserve("b", 2).unwrap(), lane.reserve("b", 3).unwrap()];
+        assert!(!poll(&mut waiting[0], &Waker::from(Arc::new(Panics))));
+        assert!(!poll(&mut waiting[1], &Waker::from(woken.clone())));
+        assert!(catch_unwind(AssertUnwindSafe(|| lane.extend(rows(0..5, 2), "a").map(drop))).is_err());
+        woken.until(1);
+        for room in waiting {
+            drop(room.wait().unwrap());
+        }
+        drop(lane);
+        store.close();
+        drain(&mut minibatches);
+        assert_adds_up(&store.stats());
+    });
+}
+
+/// The request is taken in the step in which a waker panics.
+#[test]
+fn a_get_hears_of_the_panic_of_a_waker() {
+    for _ in 0..50 {
+        watchdog(|| {
+            let store = builder().build().unwrap();
+            let mut minibatches = store.minibatches();
+            while store.stats().waited_for_consumers.is_zero() {
+                drop(store.extend_pass(pass(20)).unwrap());
+            }
+            let mut flush = store.flush();
+            assert!(!poll(&mut flush, &Waker::from(Arc::new(Panics))));
+            let asking = thread::spawn({
+                let store = store.clone();
+                move || {
+                    loop {
+                        if let Err(error) = store.get((0, 1)) {
+                            return error;
+                        }
+                    }
+                }
+            });
+            while let Ok(Some(_)) = minibatches.next_timeout(LIMIT) {}
+            assert!(matches!(asking.join().unwrap(), activation_store::IndexError::Poisoned { .. }));
+        });
+    }
+}
+
 /// What foreign code may call from wherever it runs: anything that does not wait for the store.
 fn call_back(store: &RingStore) {
     let _ = (store.stats(), store.len(), store.is_closed(), store.components().len());

@@ -18,7 +18,7 @@ use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::producer::Producer;
 use crate::pipeline::state::Shared;
 use crate::pipeline::wait::wait_for;
-use crate::pipeline::worker::message;
+use crate::pipeline::worker::{discard, message};
 
 /// A group of producers that feed one store, and end its stream.
 ///
@@ -220,7 +220,11 @@ impl Running {
         let error = match outcome {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.into(),
-            Err(panic) => format!("it panicked: {}", message(&*panic)).into(),
+            Err(panic) => {
+                let text = format!("it panicked: {}", message(&*panic));
+                discard(panic);
+                text.into()
+            }
         };
         if was_closed(&*error) {
             return Ok(());

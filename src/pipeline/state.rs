@@ -236,10 +236,10 @@ impl Shared {
         }
         // The writer receives for as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
-        let mut wakers = Vec::new();
-        state.admission.count_in(lane, demand, &mut wakers);
+        let mut afterwards = Afterwards::default();
+        state.admission.count_in(lane, demand, &mut afterwards.wakers);
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        self.run(&mut afterwards);
         Ok(handle)
     }
 
@@ -360,15 +360,16 @@ impl Shared {
 
     /// Takes the oldest minibatch out. If there is none, wakes `waker`, if given, when that may have changed.
     pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState, waker: Option<Waker>) -> Next {
-        let mut dropped = None;
+        // Dropped without the mutex.
+        let mut dropped = [None, None];
         let next = {
             let mut state = self.lock();
             state.count_waits();
             let next = state.next(consumer, self);
             match (&next, waker) {
-                (Next::Nothing, Some(waker)) => dropped = state.wait(consumer, waker),
+                (Next::Nothing, Some(waker)) => dropped[0] = state.wait(consumer, waker),
                 (Next::Nothing, None) => {}
-                (_, unused) => dropped = unused.or(state.stop_waiting(consumer)),
+                (_, unused) => dropped = [unused, state.stop_waiting(consumer)],
             }
             if matches!(next, Next::Minibatch(_)) {
                 let _ = self.announce_to_waiting(&mut state, WaitsFor::Room)
@@ -487,6 +488,12 @@ impl State {
         mem::take(&mut self.requests)
     }
 
+    /// Takes back requests that the writer cannot fulfil.
+    pub(crate) fn give_back(&mut self, requests: Requests) {
+        self.requests.empties.extend(requests.empties);
+        self.requests.gets.extend(requests.gets);
+    }
+
     /// Takes over the writer's counts, and tells producers what has changed for them.
     pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
         self.ledger.update(ledger);
@@ -562,6 +569,8 @@ impl State {
         if !self.status.discards() {
             return;
         }
+        // The writer takes no more frames.
+        self.writer_waits_for = None;
         self.discard_ready(afterwards);
         self.frames.dissolve(&mut afterwards.frames);
         self.ledger.open_rows = 0;

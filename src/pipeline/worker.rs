@@ -119,7 +119,8 @@ fn drive<W: Work>(mut work: W) -> Option<W> {
         Ok(Exit::Done) => None,
         Ok(Exit::Leave) => Some(work),
         Err(panic) => {
-            work.fail(message(&*panic));
+            let failed = catch_unwind(AssertUnwindSafe(|| work.fail(message(&*panic))));
+            failed.err().into_iter().for_each(discard);
             // What the work still holds may panic again when dropped, and so may the panic's own payload.
             let mut panics = Panics(Some(panic));
             panics.catch(|| drop(work));

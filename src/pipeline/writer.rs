@@ -60,6 +60,8 @@ pub(crate) struct Writer {
     /// Whether rows that lost their counterparts have been warned of: once.
     warned: Warned,
     finished: Finished,
+    /// Taken from the state and not fulfilled yet.
+    requests: Requests,
     /// Empty between steps; kept for its memory.
     afterwards: Afterwards,
 }
@@ -101,15 +103,15 @@ impl Work for Writer {
             self.receive();
             self.deal();
             self.drop_finished();
-            let (step, requests) = self.settle();
+            let step = self.settle();
             if step != Step::Discard {
                 self.answer();
             }
-            if !requests.is_empty() {
-                if requests.leave {
+            if !self.requests.is_empty() {
+                self.fulfil();
+                if std::mem::take(&mut self.requests.leave) {
                     return Exit::Leave;
                 }
-                self.fulfil(requests);
                 continue;
             }
             match step {
@@ -130,10 +132,13 @@ impl Work for Writer {
     }
 
     fn fail(&mut self, cause: &str) {
-        tracing::error!(cause, "the writer panicked");
         let mut panics = Panics::default();
+        // Answered with the rest, and with the cause.
+        self.shared.lock().give_back(std::mem::take(&mut self.requests));
         panics.catch(|| self.shared.poison(cause));
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
+        // Foreign code, too: a subscriber may panic.
+        panics.catch(|| tracing::error!(cause, "the writer panicked"));
         panics.catch(|| self.end());
     }
 }
@@ -155,6 +160,7 @@ impl Writer {
             waits_for_room: false,
             warned: Warned::No,
             finished: Finished::default(),
+            requests: Requests::default(),
             afterwards: Afterwards::default(),
             shared,
             config,
@@ -206,7 +212,7 @@ impl Writer {
     }
 
     /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
-    fn settle(&mut self) -> (Step, Requests) {
+    fn settle(&mut self) -> Step {
         let shared = self.shared.clone();
         let mut afterwards = std::mem::take(&mut self.afterwards);
         let mut state = shared.lock();
@@ -214,13 +220,13 @@ impl Writer {
             state.looked();
         }
         if state.status.discards() {
-            return (Step::Discard, Requests { leave: state.take_requests().leave, ..Requests::default() });
+            return Step::Discard;
         }
         self.report_lanes(&mut state);
         let step = self.next_step(&mut state, &mut afterwards);
         state.report(&self.ledger, &mut afterwards);
         state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
-        let requests = state.take_requests();
+        self.requests = state.take_requests();
         drop(state);
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
@@ -229,7 +235,7 @@ impl Writer {
             tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
             self.warned = Warned::Yes;
         }
-        (step, requests)
+        step
     }
 
     /// Reports the rows that lanes have settled, and the lanes that have ended.
@@ -374,17 +380,18 @@ impl Writer {
     }
 
     /// Does what was asked for. What was handed over before the request is in the queue by now.
-    fn fulfil(&mut self, requests: Requests) {
+    fn fulfil(&mut self) {
         self.receive();
-        if !requests.empties.is_empty() {
-            self.empty(requests.empties.len() as u64);
-            for reply in requests.empties {
+        if !self.requests.empties.is_empty() {
+            self.empty(self.requests.empties.len() as u64);
+            for reply in self.requests.empties.drain(..) {
                 // The caller waits.
                 let _ = reply.send(());
             }
         }
-        if !requests.gets.is_empty() {
-            self.get_all(requests.gets);
+        if !self.requests.gets.is_empty() {
+            let gets = std::mem::take(&mut self.requests.gets);
+            self.get_all(gets);
         }
     }
 
@@ -397,16 +404,20 @@ impl Writer {
             Phase::Discarded => 0,
         };
         let shared = self.shared.clone();
-        shared.change(|state, afterwards| {
-            // An abort in the meantime has counted everything already.
-            if !state.status.discards() {
-                self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
-                self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
-                self.report_lanes(state);
-                state.report(&self.ledger, afterwards);
+        let reported = shared.change(|state, afterwards| {
+            // An abort in the meantime has counted everything already, and refuses these writes.
+            if state.status.discards() {
+                return false;
             }
+            self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
+            self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
+            self.report_lanes(state);
+            state.report(&self.ledger, afterwards);
+            true
         });
-        self.answer();
+        if reported {
+            self.answer();
+        }
     }
 
     /// Reads whole rows, in the order: ready minibatches, then open frames.
@@ -480,7 +491,13 @@ impl Writer {
             panics.catch(|| drop(batch));
             panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
         };
-        lanes.drain().for_each(|(batch, reply)| refuse(Some(batch), reply));
+        // All batches of a pass are dropped before its caller is told.
+        let mut replies = Vec::new();
+        for (batch, reply) in lanes.drain() {
+            refuse(Some(batch), None);
+            replies.extend(reply);
+        }
+        replies.into_iter().for_each(|reply| refuse(None, Some(reply)));
         for message in queue.try_iter() {
             let Message::Write(write) = message else { continue };
             let mut reply = Some(write.reply);
@@ -498,12 +515,18 @@ impl Writer {
     /// Nothing more becomes ready.
     fn end(&self) {
         let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
-        tracing::info!(
-            minibatches_served,
-            ?waited_for_consumers,
-            ?waited_for_producers,
-            "no more minibatches become ready"
-        );
+        let mut panics = Panics::default();
+        panics.catch(|| {
+            tracing::info!(
+                minibatches_served,
+                ?waited_for_consumers,
+                ?waited_for_producers,
+                "no more minibatches become ready"
+            );
+        });
         self.shared.change(State::end);
+        if let Err(panic) = panics.first() {
+            std::panic::resume_unwind(panic);
+        }
     }
 }

@@ -1,23 +1,42 @@
 //! Which frame, and which slot of it, each row goes to. Pure and seeded: no memory, no thread.
 //!
-//! There are M open frames of B slots. Rows are dealt in *runs*: a run gives one row to each open frame, in a freshly
-//! shuffled order. So every frame takes exactly one of any M rows in sequence, and once full it holds rows spread
-//! evenly over the M × B rows of the window.
+//! There are M open frames of B slots. Rows are dealt in *runs*: a run gives one row to each open frame, in an order of
+//! its own. So every frame takes exactly one of any M rows in sequence, and once full it holds rows spread evenly over
+//! the M × B rows of the window.
 //!
 //! If all frames started empty they would all fill at once. The first B runs are therefore short: frame m takes part
 //! in m of every M of them. After half a window frame m is m/M full, and from then on one frame completes for every B
-//! rows. A completed frame starts again, empty, at once.
-//!
-//! A frame is filled along eight interleaved stripes, so that its rows are written at few places, yet any contiguous
-//! eighth of it spans the whole window:
+//! rows. A completed frame starts its next *fill*, empty, at once.
 //!
 //! ```text
-//! row dealt to the frame:   0  8 16 24 …   1  9 17 25 …   2 10 18 26 …   …
-//! slot:                     0  1  2  3 …  ¹⁄₈B …          ²⁄₈B …         …
+//!            short runs                runs of four rows
+//! frame 3  │ · x x x  · x x x │ x x ┃ x x x x x x x x ┃ x x …
+//! frame 2  │ · x · x  · x · x │ x x x x ┃ x x x x x x x x ┃ …      x  takes part in the run
+//! frame 1  │ · · · x  · · · x │ x x x x x x ┃ x x x x x x x …      ┃  full: served, and the next fill begins
+//! frame 0  │ · · · ·  · · · · │ x x x x x x x x ┃ x x x x x …
+//! run        0 1 2 3  4 5 6 7   8 9 …                              M = 4, B = 8
 //! ```
 //!
-//! Among many frames even eight places each are too many for narrow rows. Then eight rows in sequence go to one stripe
-//! before the next stripe has its turn, which for frames so large leaves an eighth as evenly spread as can be told.
+//! # Slots
+//!
+//! A large frame is filled along 32 stripes, which take its rows in turn, so that its rows are written at few places,
+//! yet any contiguous part of it spans the whole window. Each fill starts at a slot of its own, chosen at random, so
+//! that no slot always has the oldest row. With four stripes of four slots, and a fill that starts at slot 6:
+//!
+//! ```text
+//! slot                0  1 │ 2  3  4  5 │ 6  7  8  9 │10 11 12 13 │14 15
+//! row of the frame    9 13 │ 3  7 11 15 │ 0  4  8 12 │ 2  6 10 14 │ 1  5
+//! ```
+//!
+//! Among many frames even 32 places each are too many to write in turn. Then up to eight rows in sequence go to one
+//! stripe before the next stripe has its turn. A frame of few slots is filled in random order.
+//!
+//! # Position
+//!
+//! The order of a run depends on the seed, on how often the ring was emptied, and on the number of the run; where a
+//! fill starts, on the number of the fill. Nothing random is carried along, so dealing goes on from any [`Position`]
+//! without the rows before it. Runs are numbered from 0, short ones and those without a row included. Fill n of frame m
+//! has the number n × M + m.
 
 use crate::ring::random::{Streams, shuffle};
 use crate::ring::slots::{Place, Slots};

@@ -139,7 +139,6 @@ impl Work for TensorWriter {
     }
 
     fn fail(&mut self, cause: &str) {
-        tracing::error!(cause, "the writer panicked");
         let _ = self.tensor.poison.set(cause.into());
         // Writes that were let in before have been sent after this.
         drop(lock(&self.tensor.handed));
@@ -152,6 +151,8 @@ impl Work for TensorWriter {
             panics.catch(|| drop(batch));
             panics.catch(|| refuse(reply));
         }
+        // Foreign code, too: a subscriber may panic.
+        panics.catch(|| tracing::error!(cause, "the writer panicked"));
     }
 }
 

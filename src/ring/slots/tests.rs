@@ -77,3 +77,21 @@ fn among_many_frames_stripes_take_groups() {
         }
     }
 }
+
+/// Rows of every age are in any 32nd of a large frame, wherever it is cut.
+#[test]
+#[cfg_attr(miri, ignore = "Miri takes long")]
+fn any_part_of_a_large_frame_spans_its_fill() {
+    for frames in [8, 16, 32, 64, 512] {
+        for per_frame in [1024, 1500, 4096, 5000] {
+            let mut slots = Slots::new(frames, per_frame);
+            slots.shuffle(0, &mut SplitMix64::seed_from_u64(frames as u64));
+            let mut age = vec![0; per_frame];
+            order(&slots, 0).into_iter().enumerate().for_each(|(i, slot)| age[slot] = i);
+            for part in age.windows(per_frame / 32) {
+                let span = part.iter().max().unwrap_or(&0) - part.iter().min().unwrap_or(&0);
+                assert!(span * 10 >= per_frame * 8, "{span} of {per_frame} among {frames} frames");
+            }
+        }
+    }
+}
