@@ -1,0 +1,106 @@
+//! The operations on files that the crate uses, and the real ones.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::DiskError;
+
+/// What the crate does with files. One method, one operation that can fail.
+pub(crate) trait Disk: fmt::Debug + Send + Sync {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// A new file; it must not exist.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// A file to be read from its start.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes names in a folder durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// What is in a folder, in no order.
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+}
+
+/// A file that is written from its start to its end.
+pub(crate) trait DiskFile: Send {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes what was written durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The operating system's files.
+#[derive(Debug)]
+pub(crate) struct Files;
+
+/// The operating system's files, shared.
+pub(crate) fn files() -> Arc<dyn Disk> {
+    Arc::new(Files)
+}
+
+impl Disk for Files {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    #[cfg(unix)]
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    /// Other systems have no such operation.
+    #[cfg(not(unix))]
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()
+    }
+}
+
+impl DiskFile for File {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        Write::write_all(self, bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Names the file, and what was done with it, in an error.
+pub(crate) trait Doing<T> {
+    /// `operation` follows "cannot".
+    fn doing(self, operation: &'static str, path: &Path) -> Result<T, DiskError>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, operation: &'static str, path: &Path) -> Result<T, DiskError> {
+        self.map_err(|error| DiskError { operation, path: path.to_owned(), error: Arc::new(error) })
+    }
+}
+
+/// A whole file.
+pub(crate) fn read_all(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
+    let mut bytes = Vec::new();
+    disk.open(path).and_then(|mut file| file.read_to_end(&mut bytes)).doing("read", path)?;
+    Ok(bytes)
+}

@@ -1,0 +1,208 @@
+//! A disk that fails where it is told to, and forgets what was not synced.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::disk::disk::{Disk, DiskFile};
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Fault {
+    /// It returns this error; later ones succeed.
+    Error(io::ErrorKind),
+    /// The process dies in the middle of it: it and all later ones have no effect.
+    Kill,
+}
+
+/// A disk in memory. It counts operations, and one of them fails.
+#[derive(Debug, Default)]
+pub(crate) struct Faulty {
+    state: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// `None` for a folder.
+    entries: BTreeMap<PathBuf, Option<Arc<Mutex<Content>>>>,
+    operations: usize,
+    fault: Option<(usize, Fault)>,
+    dead: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// How many of them are safe.
+    synced: usize,
+}
+
+impl Faulty {
+    /// The `n`-th operation from now fails.
+    pub(crate) fn fail_at(&self, n: usize, fault: Fault) {
+        let mut inner = self.inner();
+        inner.fault = Some((inner.operations + n, fault));
+    }
+
+    /// How many operations there were.
+    pub(crate) fn operations(&self) -> usize {
+        self.inner().operations
+    }
+
+    /// The machine lost its power: what was not synced is lost. Works again.
+    pub(crate) fn restart(&self) {
+        let mut inner = self.inner();
+        (inner.fault, inner.dead) = (None, false);
+        for content in inner.entries.values().flatten() {
+            let mut content = content.lock().unwrap_or_else(|poison| poison.into_inner());
+            let synced = content.synced;
+            content.bytes.truncate(synced);
+        }
+    }
+
+    /// Flips a bit of a file.
+    pub(crate) fn flip(&self, path: &Path, byte: usize) {
+        if let Some(Some(content)) = self.inner().entries.get(path) {
+            content.lock().unwrap_or_else(|poison| poison.into_inner()).bytes[byte] ^= 4;
+        }
+    }
+
+    /// The files, with their lengths.
+    pub(crate) fn files(&self) -> Vec<(PathBuf, usize)> {
+        let inner = self.inner();
+        let files = inner.entries.iter().filter_map(|(path, content)| Some((path.clone(), content.as_ref()?)));
+        files
+            .map(|(path, content)| (path, content.lock().unwrap_or_else(|poison| poison.into_inner()).bytes.len()))
+            .collect()
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Counts an operation. `Ok(false)` if it dies half-way.
+    fn count(&self) -> io::Result<bool> {
+        let mut inner = self.inner();
+        let dead = || io::Error::other("killed");
+        if inner.dead {
+            return Err(dead());
+        }
+        inner.operations += 1;
+        match inner.fault {
+            Some((at, fault)) if inner.operations > at => {
+                inner.fault = None;
+                match fault {
+                    Fault::Error(kind) => Err(kind.into()),
+                    Fault::Kill => {
+                        inner.dead = true;
+                        Ok(false)
+                    }
+                }
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// An operation that happens as a whole or not at all.
+    fn whole(&self) -> io::Result<()> {
+        if self.count()? { Ok(()) } else { Err(io::Error::other("killed")) }
+    }
+}
+
+struct FaultyFile {
+    disk: Arc<Faulty>,
+    content: Arc<Mutex<Content>>,
+}
+
+impl DiskFile for FaultyFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let whole = self.disk.count()?;
+        let mut content = self.content.lock().unwrap_or_else(|poison| poison.into_inner());
+        // A write that is cut short has written a part.
+        content.bytes.extend(&bytes[..if whole { bytes.len() } else { bytes.len() / 2 }]);
+        if whole { Ok(()) } else { Err(io::Error::other("killed")) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.disk.whole()?;
+        let mut content = self.content.lock().unwrap_or_else(|poison| poison.into_inner());
+        content.synced = content.bytes.len();
+        Ok(())
+    }
+}
+
+fn not_found() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+/// Shared, since its files count, too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FaultyDisk(pub(crate) Arc<Faulty>);
+
+impl Disk for FaultyDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.whole()?;
+        let mut inner = self.0.inner();
+        for folder in path.ancestors() {
+            inner.entries.entry(folder.to_owned()).or_insert(None);
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.0.whole()?;
+        let mut inner = self.0.inner();
+        if inner.entries.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if path.parent().is_none_or(|parent| !inner.entries.contains_key(parent)) {
+            return Err(not_found());
+        }
+        let content = Arc::<Mutex<Content>>::default();
+        inner.entries.insert(path.to_owned(), Some(content.clone()));
+        Ok(Box::new(FaultyFile { disk: self.0.clone(), content }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+        self.0.whole()?;
+        let content = self.0.inner().entries.get(path).cloned().flatten().ok_or_else(not_found)?;
+        let bytes = content.lock().unwrap_or_else(|poison| poison.into_inner()).bytes.clone();
+        Ok(Box::new(io::Cursor::new(bytes)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.whole()?;
+        let mut inner = self.0.inner();
+        let moved: Vec<PathBuf> = inner.entries.keys().filter(|path| path.starts_with(from)).cloned().collect();
+        if moved.is_empty() {
+            return Err(not_found());
+        }
+        for path in moved {
+            let content = inner.entries.remove(&path).flatten();
+            let inside = path.strip_prefix(from).map_err(|_| not_found())?;
+            let path = if inside.as_os_str().is_empty() { to.to_owned() } else { to.join(inside) };
+            inner.entries.insert(path, content);
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        self.0.whole()
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.whole()?;
+        self.0.inner().entries.retain(|other, _| !other.starts_with(path));
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.whole()?;
+        let inner = self.0.inner();
+        if !inner.entries.contains_key(path) {
+            return Err(not_found());
+        }
+        Ok(inner.entries.keys().filter(|other| other.parent() == Some(path)).cloned().collect())
+    }
+}
