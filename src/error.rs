@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::rows::element::DType;
@@ -145,6 +147,18 @@ pub enum WriteError {
     /// The store, or this lane of it, takes no more rows.
     #[error("{0}")]
     Closed(#[source] ClosedBy),
+    /// A lane of that name is open.
+    #[error("a lane named {name:?} is open already: names are unique, so that a resumed store knows its lanes by them")]
+    LaneName {
+        /// The name.
+        name: Arc<str>,
+    },
+    /// A lane was to be sent again from its first row, after rows had been sent.
+    #[error("the lane has taken rows already, up to row {rows}: call send_again before the first write")]
+    LaneStarted {
+        /// The next row.
+        rows: u64,
+    },
     /// A component would run too far ahead of another.
     #[error(
         "component {ahead} is {by} rows ahead of component {missing} in this lane, and this batch would pass max_skew ({max_skew}): \
@@ -552,5 +566,193 @@ pub struct ComponentName {
 impl fmt::Display for ComponentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({:?})", self.index, self.name)
+    }
+}
+
+/// A lane, as a person knows it: by its name, else by the order of opening.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneId {
+    /// 0 for the store's own lane, then in the order in which lanes were opened.
+    pub number: u64,
+    /// Its name, if it has one.
+    pub name: Option<Arc<str>>,
+}
+
+impl fmt::Display for LaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.number) {
+            (Some(name), _) => write!(f, "lane {name:?}"),
+            (None, 0) => f.write_str("the store's own lane"),
+            (None, number) => write!(f, "lane {number} in the order of opening"),
+        }
+    }
+}
+
+/// A snapshot that could not be taken. The store goes on; earlier snapshots stay.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The store's policy leaves nothing to go on from.
+    #[error("{policy}: {advice}")]
+    Policy {
+        /// Why.
+        policy: &'static str,
+        /// What would work.
+        advice: &'static str,
+    },
+    /// The store was aborted, or its writer panicked: it holds nothing that could be saved.
+    #[error("the store holds nothing to save: {0}")]
+    Ended(#[source] WriteError),
+    /// A full snapshot of a store that still deals again what its own snapshot says.
+    #[error(
+        "the store was resumed and still deals rows again that were dealt before ({left} to go): wait until they are, or take a light \
+         snapshot"
+    )]
+    DealsAgain {
+        /// Rows that have not been dealt again.
+        left: u64,
+    },
+    /// A full snapshot is being written already.
+    #[error("another full snapshot is being written: wait for its handle first")]
+    InProgress,
+    /// The operating system has no thread to write it.
+    #[error("the operating system has no thread to write the snapshot: {reason}")]
+    Thread {
+        /// What it said.
+        reason: String,
+    },
+    /// It could not be written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// A store that cannot be resumed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResumeError {
+    /// There is no complete snapshot.
+    #[error("{} has no complete snapshot: it should have a folder snapshot-K in it, or be one", dir.display())]
+    NoSnapshot {
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// The snapshot cannot be used.
+    #[error("{what} cannot be resumed: {reason}{}", offer(earlier.as_deref()))]
+    Refused {
+        /// The snapshot's folder, or the bytes.
+        what: String,
+        /// Why.
+        reason: RefusedSnapshot,
+        /// The newest snapshot before it in the same folder. It has not been checked.
+        earlier: Option<PathBuf>,
+    },
+    /// A setting differs from the snapshot's.
+    #[error(
+        "{setting} is {given}, but the snapshot was taken with {saved}: leave it out, so that the snapshot's holds, or start anew with \
+         build()"
+    )]
+    Mismatch {
+        /// Which setting.
+        setting: &'static str,
+        /// What the builder says.
+        given: String,
+        /// What the snapshot says.
+        saved: String,
+    },
+    /// The snapshot has a value that this release does not know.
+    #[error("the snapshot's {what} is {value:?}, which this release does not know: use the release that wrote it")]
+    Unknown {
+        /// Which setting.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A full snapshot was given without its files.
+    #[error("a full snapshot has its rows in files: resume it with resume(dir)")]
+    NeedsFiles,
+    /// It could not be read.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The store cannot be built here.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
+/// Why a snapshot cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefusedSnapshot {
+    /// It was damaged after it was written.
+    #[error("it is damaged: {reason}")]
+    Damaged {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It is something else.
+    #[error("it is not a snapshot of an activation store: {reason}")]
+    Foreign {
+        /// What it is, or lacks.
+        reason: String,
+    },
+    /// It has another version.
+    #[error(
+        "its {what} is {found}, and this release knows {known}: use the release that wrote it (activation-store {release})"
+    )]
+    Version {
+        /// Of the format, or of dealing ([`DEALING_VERSION`](crate::DEALING_VERSION)).
+        what: &'static str,
+        /// Its version.
+        found: u32,
+        /// The version that can be resumed.
+        known: u32,
+        /// The release that wrote it.
+        release: String,
+    },
+}
+
+fn offer(earlier: Option<&Path>) -> String {
+    earlier.map_or_else(String::new, |earlier| {
+        format!("; the snapshot before it is {}: resume from that", earlier.display())
+    })
+}
+
+/// A resumed store was not sent the rows that its snapshot needs. Reaches the consumers as [`ReadError::Failed`], after the last
+/// minibatch that could be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the resumed store was not sent row {row} of {lane}, which it must deal again before it can go on: send each lane from where \
+     resume_at() says, the same rows as before"
+)]
+pub struct RowsMissing {
+    /// The lane.
+    pub lane: LaneId,
+    /// The first row that is missing.
+    pub row: u64,
+}
+
+/// Something that could not be done with a file or a folder.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot {operation} {}: {error}{}", path.display(), advice(error.kind()))]
+#[non_exhaustive]
+pub struct DiskError {
+    /// What was tried: "write", say.
+    pub operation: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the operating system said.
+    #[source]
+    pub error: Arc<io::Error>,
+}
+
+fn advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull => " (the disk is full: free some space, or choose a folder on another disk)",
+        io::ErrorKind::QuotaExceeded => " (your quota is used up: free some space, or choose a folder on another disk)",
+        io::ErrorKind::PermissionDenied => {
+            " (you may not write or read there: change the permissions, or choose another folder)"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => " (nothing can be written there: choose another folder)",
+        io::ErrorKind::NotFound => " (it does not exist, or not any more)",
+        _ => "",
     }
 }

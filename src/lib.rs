@@ -20,11 +20,13 @@
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support;
+mod disk;
 mod error;
 mod memory;
 mod pipeline;
 mod ring;
 mod rows;
+mod snapshot;
 mod store;
 
 /// The versions of the crates whose types this one takes and gives.
@@ -32,8 +34,8 @@ pub use {half, ndarray};
 
 pub use crate::{
     error::{
-        BuildError, ClosedBy, ComponentName, IndexError, NoRoom, ReadError, ShapeError, StoreFullError,
-        UnknownComponent, ViewError, WriteError,
+        BuildError, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RefusedSnapshot,
+        ResumeError, RowsMissing, ShapeError, SnapshotError, StoreFullError, UnknownComponent, ViewError, WriteError,
     },
     pipeline::{
         config::{Merge, RingStoreBuilder, WhenFull},
@@ -56,6 +58,7 @@ pub use crate::{
         index::Index,
         layout::{Component, ComponentKey},
     },
+    snapshot::snapshot::{Form, ResumeAt, Snapshot},
     store::{
         activation_store::{ActivationStore, ActivationStoreExt, TestData},
         ring_store::RingStore,

@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use crate::error::{ClosedBy, NoRoom, StoreFullError, WriteError};
 use crate::pipeline::config::{Config, Merge, WhenFull};
+use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::queue::{Demand, QueueBound};
 
 /// What to do with rows that the queue has no room for.
@@ -25,6 +26,8 @@ pub(crate) struct Admission {
     config: Arc<Config>,
     lanes: BTreeMap<u64, LaneRows>,
     next_lane: u64,
+    /// Lanes of the store that this one goes on for: their names, if they had any, and whether they had ended.
+    unclaimed: BTreeMap<u64, (Option<Arc<str>>, bool)>,
     /// The bound that all lanes share, under [`Merge::Arrival`].
     bound: Option<QueueBound>,
 }
@@ -37,8 +40,23 @@ struct LaneRows {
     /// How many of them have been dealt, set aside or discarded.
     settled: Vec<u64>,
     closed: bool,
-    /// The bound of this lane alone, under [`Merge::RoundRobin`]: a lane that waits for its turn leaves the others their share.
+    /// Rows were handed over.
+    written: bool,
+    /// How far the counts are ahead of the row numbers: a resumed lane is sent again from its first row on.
+    ahead: u64,
+    name: Option<Arc<str>>,
+    /// A resumed lane takes no rows from here on: it had ended.
+    ends_at: Option<u64>,
+    /// The bound of this lane alone, under [`Merge::RoundRobin`] and in a resumed store: a lane that waits for its turn leaves the
+    /// others their share.
     bound: Option<QueueBound>,
+}
+
+/// A lane that was opened.
+pub(crate) struct Opened {
+    pub(crate) id: u64,
+    /// It goes on for a lane of another store; the writer knows it, or it has ended.
+    pub(crate) resumed: bool,
 }
 
 /// What a flush waits for: the rows that lanes must have settled, or `None` where the lane must have ended.
@@ -49,18 +67,90 @@ impl Admission {
     pub(crate) fn new(config: Arc<Config>) -> Self {
         let shared = config.merge == Merge::Arrival;
         let bound = shared.then(|| QueueBound::new(config.queue_rows, config.layout.n_components()));
-        let mut admission = Admission { config, lanes: BTreeMap::new(), next_lane: 0, bound };
-        admission.open_lane();
+        let mut admission =
+            Admission { config, lanes: BTreeMap::new(), next_lane: 0, unclaimed: BTreeMap::new(), bound };
+        admission.open_new(None, 0, None);
         admission
     }
 
-    pub(crate) fn open_lane(&mut self) -> u64 {
+    /// Goes on for a store with these lanes, and others that have ended, `opened` in all. Each has a bound of its own: one that
+    /// waits until its rows are dealt again leaves the others their share.
+    pub(crate) fn resume(
+        &mut self,
+        lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>)>,
+        ended: impl Iterator<Item = (u64, Arc<str>)>,
+        opened: u64,
+        own_ended: bool,
+    ) {
+        self.bound = None;
+        self.unclaimed = (1..opened).map(|id| (id, (None, true))).collect();
+        self.unclaimed.extend(ended.map(|(id, name)| (id, (Some(name), true))));
+        (self.next_lane, self.lanes) = (0, BTreeMap::new());
+        self.open_new(None, 0, None);
+        self.lanes.values_mut().for_each(|own| own.closed = own_ended);
+        for (ResumedLane { id, from, ends_at, .. }, name) in lanes {
+            self.next_lane = id;
+            self.open_new(name.clone(), from, ends_at);
+            if id > 0 {
+                self.unclaimed.insert(id, (name, false));
+            }
+        }
+        self.next_lane = opened.max(1);
+    }
+
+    /// Opens a lane, or hands out the lane of that name, or the next without a name, of the store that this one goes on for.
+    pub(crate) fn open_lane(&mut self, name: Option<Arc<str>>) -> Result<Opened, WriteError> {
+        let resumed = self.unclaimed.iter().find(|(_, (other, _))| *other == name).map(|(&id, _)| id);
+        if let Some(id) = resumed {
+            self.unclaimed.remove(&id);
+            return Ok(Opened { id, resumed: true });
+        }
+        if let Some(name) = name
+            .as_ref()
+            .filter(|&name| self.lanes.values().any(|lane| !lane.closed && lane.name.as_ref() == Some(name)))
+        {
+            return Err(WriteError::LaneName { name: name.clone() });
+        }
+        Ok(Opened { id: self.open_new(name, 0, None), resumed: false })
+    }
+
+    fn open_new(&mut self, name: Option<Arc<str>>, from: u64, ends_at: Option<u64>) -> u64 {
         let components = self.config.layout.n_components();
         let bound = self.bound.is_none().then(|| QueueBound::new(self.config.queue_rows, components));
-        let lane = LaneRows { handed: vec![0; components], settled: vec![0; components], closed: false, bound };
+        let (handed, settled) = (vec![from; components], vec![from; components]);
+        self.lanes.insert(
+            self.next_lane,
+            LaneRows { handed, settled, closed: false, written: false, ahead: 0, name, ends_at, bound },
+        );
         self.next_lane += 1;
-        self.lanes.insert(self.next_lane - 1, lane);
         self.next_lane - 1
+    }
+
+    /// A lane of a resumed store is sent again from its first row on.
+    pub(crate) fn send_again(&mut self, lane: u64) -> Result<(), WriteError> {
+        let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        if lane.written {
+            return Err(WriteError::LaneStarted { rows: lane.handed[0] - lane.ahead });
+        }
+        // All counts go on from there, so that those the writer reports meanwhile still fit.
+        lane.ahead = lane.handed[0];
+        Ok(())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// How many lanes were ever opened.
+    pub(crate) fn lanes_opened(&self) -> u64 {
+        self.next_lane
+    }
+
+    /// The lanes of the store that this one goes on for, that had not ended and that nothing has opened here: their numbers and
+    /// names.
+    pub(crate) fn missing_lanes(&self) -> impl Iterator<Item = (u64, Option<&Arc<str>>)> {
+        let open = self.unclaimed.iter().filter(|(_, (_, ended))| !ended);
+        open.map(|(&id, (name, _))| (id, name.as_ref()))
     }
 
     /// Takes no more rows on a lane. Returns whether it was open.
@@ -91,7 +181,8 @@ impl Admission {
             Some(component) => lane.check_skew(&self.config, component, demand.rows)?,
             None => lane.check_even(&self.config)?,
         }
-        Ok(lane.handed[demand.component.unwrap_or(0)])
+        lane.check_end(demand)?;
+        Ok(lane.handed[demand.component.unwrap_or(0)] - lane.ahead)
     }
 
     /// Checks that rows may be handed over now. Returns the position of the first.
@@ -124,6 +215,7 @@ impl Admission {
             bound.enter(demand);
         }
         if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.written = true;
             demand.components(lane.handed.len()).for_each(|component| lane.handed[component] += demand.rows as u64);
         }
         // Rows of a component may be the counterparts that a caller in line waits for no longer.
@@ -273,6 +365,12 @@ impl LaneRows {
         }
         let (ahead, missing) = (config.layout.name(component), config.layout.name(fewest));
         Err(WriteError::Skew { ahead, missing, by, max_skew: config.max_skew })
+    }
+
+    fn check_end(&self, demand: Demand) -> Result<(), WriteError> {
+        let mut components = demand.components(self.handed.len());
+        let behind = |end| components.any(|component| self.handed[component] - self.ahead + demand.rows as u64 > end);
+        if self.ends_at.is_some_and(behind) { Err(WriteError::Closed(ClosedBy::Lane)) } else { Ok(()) }
     }
 
     fn check_even(&self, config: &Config) -> Result<(), WriteError> {

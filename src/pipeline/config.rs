@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use crate::error::BuildError;
+use crate::error::{BuildError, ResumeError};
 use crate::ring::deal::frame_rows;
 use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
+use crate::snapshot::body::{ComponentBody, ConfigBody};
 
 /// What a store does with rows it has no room for, because its consumers lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -23,6 +24,22 @@ pub enum WhenFull {
     ///
     /// What is served then depends on the consumers' pace.
     DropOldest,
+}
+
+impl WhenFull {
+    const ALL: [WhenFull; 3] = [WhenFull::Wait, WhenFull::Reject, WhenFull::DropOldest];
+
+    fn name(self) -> &'static str {
+        match self {
+            WhenFull::Wait => "wait",
+            WhenFull::Reject => "reject",
+            WhenFull::DropOldest => "drop_oldest",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|this| this.name() == name)
+    }
 }
 
 /// How the rows of several producers become one sequence.
@@ -42,21 +59,37 @@ pub enum Merge {
     RoundRobin,
 }
 
+impl Merge {
+    const ALL: [Merge; 2] = [Merge::Arrival, Merge::RoundRobin];
+
+    fn name(self) -> &'static str {
+        match self {
+            Merge::Arrival => "arrival",
+            Merge::RoundRobin => "round_robin",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|this| this.name() == name)
+    }
+}
+
 /// Configures a [`RingStore`](crate::RingStore). Made by [`RingStore::builder`](crate::RingStore::builder).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct RingStoreBuilder {
     components: Vec<(String, usize, Option<DType>)>,
-    dtype: DType,
-    batch_size: usize,
-    window: Window,
-    ready_frames: usize,
+    // Of what is `None`, the default holds, or what the snapshot says that is resumed.
+    dtype: Option<DType>,
+    batch_size: Option<usize>,
+    window: Option<Window>,
+    ready_frames: Option<usize>,
     queue_rows: Option<usize>,
     max_skew: Option<usize>,
-    seed: u64,
-    drop_last: bool,
-    when_full: WhenFull,
-    merge: Merge,
+    seed: Option<u64>,
+    drop_last: Option<bool>,
+    when_full: Option<WhenFull>,
+    merge: Option<Merge>,
     allow_overcommit: bool,
     pub(crate) runtime: Option<Handle>,
 }
@@ -142,25 +175,9 @@ fn open_frames_in(bytes: usize, layout: &Layout, ready_frames: usize) -> usize {
     (bytes / layout.bytes()).saturating_sub(spare_frames(ready_frames))
 }
 
-impl Default for RingStoreBuilder {
-    fn default() -> Self {
-        RingStoreBuilder {
-            components: Vec::new(),
-            dtype: DType::F32,
-            batch_size: 4096,
-            window: Window::Rows(262_144),
-            ready_frames: 2,
-            queue_rows: None,
-            max_skew: None,
-            seed: 0,
-            drop_last: false,
-            when_full: WhenFull::Wait,
-            merge: Merge::Arrival,
-            allow_overcommit: false,
-            runtime: None,
-        }
-    }
-}
+const BATCH_SIZE: usize = 4096;
+const WINDOW: usize = 262_144;
+const READY_FRAMES: usize = 2;
 
 impl RingStoreBuilder {
     /// Adds a component, with rows of `features` values of the store's [`dtype`](Self::dtype). They are numbered from 0.
@@ -177,13 +194,13 @@ impl RingStoreBuilder {
 
     /// The element type of components that have none of their own. Default: `f32`.
     pub fn dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
+        self.dtype = Some(dtype);
         self
     }
 
     /// Rows of a minibatch. Default: 4,096.
     pub fn batch_size(mut self, rows: usize) -> Self {
-        self.batch_size = rows;
+        self.batch_size = Some(rows);
         self
     }
 
@@ -200,7 +217,7 @@ impl RingStoreBuilder {
     ///
     /// [`plan`](Self::plan) gives the figures of a configuration; [`memory`](Self::memory) sizes the window by memory.
     pub fn window(mut self, rows: usize) -> Self {
-        self.window = Window::Rows(rows);
+        self.window = Some(Window::Rows(rows));
         self
     }
 
@@ -210,13 +227,13 @@ impl RingStoreBuilder {
     /// Of `window` and `memory`, the later call counts. Batches that wait in the queue are not included: they are the
     /// callers' memory.
     pub fn memory(mut self, bytes: usize) -> Self {
-        self.window = Window::Memory(bytes);
+        self.window = Some(Window::Memory(bytes));
         self
     }
 
     /// Full frames that may wait for a consumer: minibatches, unless they are so small that several share a frame. Default: 2.
     pub fn ready_frames(mut self, frames: usize) -> Self {
-        self.ready_frames = frames;
+        self.ready_frames = Some(frames);
         self
     }
 
@@ -239,25 +256,25 @@ impl RingStoreBuilder {
 
     /// Seeds the shuffling. The same seed and rows give the same minibatches, bit for bit. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.seed = Some(seed);
         self
     }
 
     /// Whether to drop the last, partial minibatch instead of serving it. Default: `false`.
     pub fn drop_last(mut self, drop_last: bool) -> Self {
-        self.drop_last = drop_last;
+        self.drop_last = Some(drop_last);
         self
     }
 
     /// What happens when the consumers lag. Default: [`WhenFull::Wait`].
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
-        self.when_full = when_full;
+        self.when_full = Some(when_full);
         self
     }
 
     /// How the rows of several producers become one sequence. Default: [`Merge::Arrival`].
     pub fn merge(mut self, merge: Merge) -> Self {
-        self.merge = merge;
+        self.merge = Some(merge);
         self
     }
 
@@ -284,48 +301,109 @@ impl RingStoreBuilder {
     }
 
     pub(crate) fn check(self) -> Result<Config, BuildError> {
-        let components = components(self.components, self.dtype);
-        let queue_rows = self.queue_rows.unwrap_or_else(|| self.batch_size.saturating_mul(2));
-        for (what, value) in
-            [("batch_size", self.batch_size), ("ready_frames", self.ready_frames), ("queue_rows", queue_rows)]
-        {
+        let components = components(self.components, self.dtype.unwrap_or_default());
+        let batch_size = self.batch_size.unwrap_or(BATCH_SIZE);
+        let ready_frames = self.ready_frames.unwrap_or(READY_FRAMES);
+        let queue_rows = self.queue_rows.unwrap_or_else(|| batch_size.saturating_mul(2));
+        for (what, value) in [("batch_size", batch_size), ("ready_frames", ready_frames), ("queue_rows", queue_rows)] {
             not_zero(what, value)?;
         }
         // Frames and slots are counted in `u32`s.
         let limit = u32::MAX as usize;
-        at_most(limit, "batch_size", self.batch_size)?;
-        at_most(limit, "ready_frames", self.ready_frames)?;
-        let layout = |window| Layout::new(&components, frame_rows(self.batch_size, window));
-        let window = match self.window {
+        at_most(limit, "batch_size", batch_size)?;
+        at_most(limit, "ready_frames", ready_frames)?;
+        let layout = |window| Layout::new(&components, frame_rows(batch_size, window));
+        let window = match self.window.unwrap_or(Window::Rows(WINDOW)) {
             Window::Rows(rows) => rows,
             Window::Memory(bytes) => {
-                let window = window_in(bytes, &Layout::new(&components, self.batch_size)?, self.ready_frames)?;
+                let window = window_in(bytes, &Layout::new(&components, batch_size)?, ready_frames)?;
                 // Less fits if minibatches share frames.
-                window_in(bytes, &layout(window)?, self.ready_frames)?
+                window_in(bytes, &layout(window)?, ready_frames)?
             }
         };
         let max_skew = self.max_skew.unwrap_or(queue_rows);
         not_zero("window", window)?;
         not_zero("max_skew", max_skew)?;
-        if window < self.batch_size {
-            return Err(BuildError::WindowTooSmall { window, batch_size: self.batch_size });
+        if window < batch_size {
+            return Err(BuildError::WindowTooSmall { window, batch_size });
         }
         let layout = Arc::new(layout(window)?);
         let open_frames = window / layout.rows();
         at_most(limit, "window / batch_size", open_frames)?;
         Ok(Config {
             layout,
-            batch_size: self.batch_size,
+            batch_size,
             open_frames,
-            ready_frames: self.ready_frames,
+            ready_frames,
             queue_rows,
             max_skew,
-            seed: self.seed,
-            drop_last: self.drop_last,
-            when_full: self.when_full,
-            merge: self.merge,
+            seed: self.seed.unwrap_or_default(),
+            drop_last: self.drop_last.unwrap_or_default(),
+            when_full: self.when_full.unwrap_or_default(),
+            merge: self.merge.unwrap_or_default(),
             allow_overcommit: self.allow_overcommit,
         })
+    }
+    /// Checks the configuration of a store that goes on for another: what is not set here comes from there, and what is set must
+    /// be as it was there, but for `ready_frames`, `queue_rows` and what depends on the machine.
+    pub(crate) fn check_over(self, saved: &ConfigBody) -> Result<Config, ResumeError> {
+        let unknown = |what: &'static str, value: &str| ResumeError::Unknown { what, value: value.to_owned() };
+        let component = |component: &ComponentBody| {
+            let dtype = component.dtype().ok_or_else(|| unknown("dtype", &component.dtype))?;
+            Ok((component.name.clone(), component.features, Some(dtype)))
+        };
+        let base = RingStoreBuilder {
+            components: saved.components.iter().map(component).collect::<Result<_, ResumeError>>()?,
+            batch_size: Some(saved.batch_size),
+            window: Some(Window::Rows(saved.window)),
+            ready_frames: Some(self.ready_frames.unwrap_or(saved.ready_frames)),
+            queue_rows: Some(self.queue_rows.unwrap_or(saved.queue_rows)),
+            max_skew: Some(saved.max_skew),
+            seed: Some(saved.seed),
+            drop_last: Some(saved.drop_last),
+            when_full: Some(
+                WhenFull::from_name(&saved.when_full).ok_or_else(|| unknown("when_full", &saved.when_full))?,
+            ),
+            merge: Some(Merge::from_name(&saved.merge).ok_or_else(|| unknown("merge", &saved.merge))?),
+            ..self.clone()
+        };
+        let given = RingStoreBuilder {
+            components: if self.components.is_empty() { base.components.clone() } else { self.components },
+            dtype: self.dtype,
+            batch_size: self.batch_size.or(base.batch_size),
+            window: self.window.or(base.window),
+            max_skew: self.max_skew.or(base.max_skew),
+            seed: self.seed.or(base.seed),
+            drop_last: self.drop_last.or(base.drop_last),
+            when_full: self.when_full.or(base.when_full),
+            merge: self.merge.or(base.merge),
+            ..base.clone()
+        };
+        let (base, given) = (base.check()?, given.check()?);
+        let pairs = ConfigBody::from(&given).settings().into_iter().zip(ConfigBody::from(&base).settings());
+        for ((setting, given), (_, saved)) in pairs {
+            if given != saved {
+                return Err(ResumeError::Mismatch { setting, given, saved });
+            }
+        }
+        Ok(base)
+    }
+}
+
+impl From<&Config> for ConfigBody {
+    fn from(config: &Config) -> Self {
+        ConfigBody {
+            components: config.layout.components().iter().map(ComponentBody::from).collect(),
+            batch_size: config.batch_size,
+            window: config.window(),
+            ready_frames: config.ready_frames,
+            queue_rows: config.queue_rows,
+            max_skew: config.max_skew,
+            seed: config.seed,
+            drop_last: config.drop_last,
+            when_full: config.when_full.name().to_owned(),
+            merge: config.merge.name().to_owned(),
+        }
     }
 }
 

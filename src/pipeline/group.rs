@@ -182,8 +182,9 @@ impl ProducerGroup {
     pub fn close(self) {}
 
     fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
-        let lane = Some(self.own_lane.open_another().map_err(SpawnError::Store)?);
-        Ok(Running { name: name.into(), lane, ends: self.ends.clone(), gate: self.gate.clone() })
+        let name: String = name.into();
+        let lane = Some(self.own_lane.open_another(Some(name.as_str().into())).map_err(SpawnError::Store)?);
+        Ok(Running { name, lane, ends: self.ends.clone(), gate: self.gate.clone() })
     }
 }
 

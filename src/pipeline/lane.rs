@@ -10,6 +10,7 @@ use crate::pipeline::handle::{WriteReply, Written};
 use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::queue::{HandedOver, Write};
 use crate::rows::batch::Batch;
+use crate::snapshot::journal::Segment;
 
 /// Rows that a lane deals before the next has its turn.
 const TURN: usize = 64;
@@ -36,6 +37,20 @@ enum Order {
     Arrival(VecDeque<(u64, usize)>),
     /// The lane whose turn it is, and the rows left of its turn.
     RoundRobin { current: u64, turn: usize },
+    /// As they were dealt before the store was resumed; never empty. Then in the usual order.
+    Again(VecDeque<Segment>, Box<Order>),
+}
+
+/// A lane of a resumed store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResumedLane {
+    pub(crate) id: u64,
+    /// The first row that is sent.
+    pub(crate) from: u64,
+    /// The first row that is needed.
+    pub(crate) needed: u64,
+    /// It ends there.
+    pub(crate) ends_at: Option<u64>,
 }
 
 impl Order {
@@ -52,15 +67,67 @@ impl Lanes {
         Lanes { lanes: BTreeMap::new(), components, order: Order::new(merge), touched: Vec::new() }
     }
 
+    /// Goes on where the lanes of another store stood: deals again what `segments` say, then in turn, where it is whose `turn`.
+    pub(crate) fn resume(&mut self, lanes: &[ResumedLane], segments: VecDeque<Segment>, turn: Option<(u64, usize)>) {
+        for lane in lanes {
+            self.lanes.insert(lane.id, Lane::resumed(self.components, *lane));
+            self.touch(lane.id);
+        }
+        if let (Order::RoundRobin { current, turn: left }, Some(turn)) = (&mut self.order, turn) {
+            (*current, *left) = turn;
+        }
+        if !segments.is_empty() {
+            let usual =
+                std::mem::replace(&mut self.order, Order::Again(VecDeque::new(), Box::new(Order::new(Merge::Arrival))));
+            self.order = Order::Again(segments, Box::new(usual));
+        }
+    }
+
+    /// Whether rows are dealt again that were dealt before the store was resumed.
+    pub(crate) fn deals_again(&self) -> bool {
+        matches!(self.order, Order::Again(..))
+    }
+
+    /// The rows that must be dealt again next, if their lane has ended without them.
+    pub(crate) fn lacks(&self) -> Option<Segment> {
+        let Order::Again(segments, _) = &self.order else { return None };
+        let next = segments.front()?;
+        self.lanes.get(&next.lane).is_none_or(Lane::is_spent).then_some(*next)
+    }
+
+    /// The lane whose turn it is, and the rows left of its turn, if lanes take turns.
+    pub(crate) fn turn(&self) -> Option<(u64, usize)> {
+        match &self.order {
+            Order::RoundRobin { current, turn } => Some((*current, *turn)),
+            Order::Again(_, usual) => match &**usual {
+                Order::RoundRobin { current, turn } => Some((*current, *turn)),
+                _ => None,
+            },
+            Order::Arrival(_) => None,
+        }
+    }
+
+    /// Each lane, and its first row that is neither dealt nor discarded.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.lanes.values().map(|lane| (lane.id, lane.next_row))
+    }
+
+    /// A lane of a resumed store is sent again from its first row on.
+    pub(crate) fn send_again(&mut self, id: u64) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.send_again();
+        }
+    }
+
     pub(crate) fn open(&mut self, id: u64) {
-        self.lanes.insert(id, Lane::new(self.components));
+        self.lanes.insert(id, Lane::new(id, self.components));
     }
 
     /// Takes rows from the queue.
     pub(crate) fn push(&mut self, write: Write, ledger: &mut Ledger, finished: &mut Finished) {
         let id = write.lane;
         // The store's own lane opens when it is first written to.
-        let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(self.components));
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(id, self.components));
         let before = lane.available();
         lane.push(write, ledger, finished);
         let whole = lane.available() - before;
@@ -104,6 +171,7 @@ impl Lanes {
                 pass_turn(&self.lanes, current, turn);
                 (*current, *turn)
             }
+            Order::Again(segments, _) => segments.front().map(|next| (next.lane, next.rows as usize))?,
         };
         let lane = self.lanes.get_mut(&id)?;
         let rows = rows.min(lane.front_rows());
@@ -126,11 +194,44 @@ impl Lanes {
                 *turn -= dealt;
                 *current
             }
+            Order::Again(segments, _) => {
+                let Some(next) = segments.front_mut() else { return };
+                next.first_row += dealt as u64;
+                next.rows -= dealt as u64;
+                let id = next.lane;
+                if next.rows == 0 {
+                    segments.pop_front();
+                }
+                // They are accepted once they are ready, or all have been dealt again.
+                for counts in &mut ledger.components {
+                    counts.resent += dealt as u64;
+                }
+                id
+            }
         };
+        let again = self.deals_again();
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.advance(dealt, ledger, finished);
+            if again {
+                ledger.components.iter_mut().for_each(|counts| counts.accepted -= dealt as u64);
+            }
             self.touch(id);
         }
+        self.end_dealing_again(ledger);
+    }
+
+    /// Turns to the usual order once everything has been dealt again.
+    fn end_dealing_again(&mut self, ledger: &mut Ledger) {
+        let Order::Again(segments, usual) = &mut self.order else { return };
+        if !segments.is_empty() {
+            return;
+        }
+        self.order = std::mem::replace(&mut **usual, Order::Arrival(VecDeque::new()));
+        if let Order::Arrival(order) = &mut self.order {
+            let whole = self.lanes.iter().map(|(&id, lane)| (id, lane.available()));
+            order.extend(whole.filter(|&(_, rows)| rows > 0));
+        }
+        ledger.settle_debt();
     }
 
     /// Reports every lane on which something has changed, after setting aside the rows that only lack other components.
@@ -149,12 +250,13 @@ impl Lanes {
                 continue;
             }
             lane.set_aside(ledger, finished);
+            lane.ended |= lane.ends_at.is_some_and(|end| lane.next_row >= end);
             if !lane.ended {
                 each(id, &lane.settled, None);
                 continue;
             }
             let ending = Ending { unmatched: lane.unmatched() };
-            lane.discard(ledger, finished, |component, rows| component.dropped.unmatched += rows);
+            lane.discard(0, ledger, finished, |component, rows| component.dropped.unmatched += rows);
             each(id, &lane.settled, Some(ending));
             self.lanes.remove(&id);
         }
@@ -169,9 +271,14 @@ impl Lanes {
     /// Discards all batches, as taken and then dropped. Later rows whose counterparts went with them will be, too. Turns
     /// start again.
     pub(crate) fn empty(&mut self, merge: Merge, ledger: &mut Ledger, finished: &mut Finished) {
-        self.order = Order::new(merge);
+        let mut again = BTreeMap::new();
+        if let Order::Again(segments, _) = std::mem::replace(&mut self.order, Order::new(merge)) {
+            again.extend(segments.into_iter().map(|segment| (segment.lane, segment.first_row + segment.rows)));
+        }
         for (&id, lane) in &mut self.lanes {
-            lane.discard(ledger, finished, |component, rows| component.dropped.emptied += rows);
+            // What would have been dealt again is not needed any more.
+            let at_least = again.get(&id).copied().unwrap_or(0);
+            lane.discard(at_least, ledger, finished, |component, rows| component.dropped.emptied += rows);
             self.touched.push(id);
         }
     }
@@ -211,11 +318,16 @@ pub(crate) struct Unmatched {
 
 /// The batches of one producer.
 pub(crate) struct Lane {
+    pub(crate) id: u64,
+    /// The first row that is neither dealt nor discarded.
+    pub(crate) next_row: u64,
     columns: Vec<Column>,
     /// Rows of each component that have been dealt, set aside or discarded.
     settled: Vec<u64>,
     /// No more rows come.
     ended: bool,
+    /// It ends there: it had ended when the store that this one goes on for was saved.
+    ends_at: Option<u64>,
 }
 
 /// The batches of one component of a lane.
@@ -226,6 +338,8 @@ struct Column {
     rows: usize,
     /// Rows that ever came.
     received: u64,
+    /// Rows to skip as they come, because they were dealt before the store was resumed. They come before those of `skip`.
+    resent: u64,
     /// Rows to discard as they come, because their counterparts were discarded.
     skip: u64,
 }
@@ -260,9 +374,21 @@ impl Pending {
 }
 
 impl Lane {
-    fn new(components: usize) -> Self {
-        let columns = (0..components).map(|_| Column::default()).collect();
-        Lane { columns, settled: vec![0; components], ended: false }
+    fn new(id: u64, components: usize) -> Self {
+        Lane::resumed(components, ResumedLane { id, from: 0, needed: 0, ends_at: None })
+    }
+
+    fn resumed(components: usize, ResumedLane { id, from, needed, ends_at }: ResumedLane) -> Self {
+        let column = |_| Column { received: from, resent: needed - from, ..Column::default() };
+        let columns = (0..components).map(column).collect();
+        Lane { id, next_row: needed, columns, settled: vec![from; components], ended: false, ends_at }
+    }
+
+    /// Its first row comes next, and all rows up to the one needed are skipped. Before any has come.
+    fn send_again(&mut self) {
+        for column in &mut self.columns {
+            column.resent += std::mem::take(&mut column.received);
+        }
     }
 
     /// Whether it has ended and all its whole rows have been dealt.
@@ -276,7 +402,7 @@ impl Lane {
             HandedOver::Batch(component, batch) => {
                 self.push_batch(component, batch, first_row, Some(reply), ledger, finished);
             }
-            HandedOver::Pass(batches) => {
+            HandedOver::Pass(batches, _) => {
                 let mut reply = Some(reply);
                 for (component, batch) in batches.into_iter().enumerate() {
                     self.push_batch(component, batch, first_row, reply.take(), ledger, finished);
@@ -295,15 +421,20 @@ impl Lane {
         finished: &mut Finished,
     ) {
         let column = &mut self.columns[component];
-        let rows = batch.rows();
-        let skipped = column.skip.min(rows as u64);
-        column.received += rows as u64;
+        let rows = batch.rows() as u64;
+        let resent = column.resent.min(rows);
+        let skipped = column.skip.min(rows - resent);
+        let taken = resent + skipped;
+        column.received += rows;
+        column.resent -= resent;
         column.skip -= skipped;
-        column.rows += rows - skipped as usize;
-        self.settled[component] += skipped;
-        ledger.components[component].accepted += skipped;
-        ledger.components[component].dropped.emptied += skipped;
-        let pending = Pending { batch, taken: skipped as usize, set_aside: false, first_row, reply };
+        column.rows += (rows - taken) as usize;
+        self.settled[component] += taken;
+        let counts = &mut ledger.components[component];
+        counts.resent += resent;
+        counts.accepted += skipped;
+        counts.dropped.emptied += skipped;
+        let pending = Pending { batch, taken: taken as usize, set_aside: false, first_row, reply };
         if pending.left() == 0 {
             pending.finish(finished);
         } else {
@@ -329,6 +460,7 @@ impl Lane {
 
     /// Counts `rows` rows, no more than `front_rows()`, as dealt.
     fn advance(&mut self, rows: usize, ledger: &mut Ledger, finished: &mut Finished) {
+        self.next_row += rows as u64;
         let columns = self.columns.iter_mut().zip(&mut self.settled);
         for ((column, settled), counts) in columns.zip(&mut ledger.components) {
             let Some(front) = column.pending.front_mut() else { continue };
@@ -366,9 +498,18 @@ impl Lane {
     }
 
     /// Discards all batches, as accepted and dropped for the reason that `count` adds to. Later rows whose counterparts went
-    /// with them are skipped.
-    fn discard(&mut self, ledger: &mut Ledger, finished: &mut Finished, count: fn(&mut ComponentLedger, u64)) {
-        let ahead = self.columns.iter().map(|column| column.received).max().unwrap_or(0);
+    /// with them are skipped, and so are rows up to `at_least`.
+    fn discard(
+        &mut self,
+        at_least: u64,
+        ledger: &mut Ledger,
+        finished: &mut Finished,
+        count: fn(&mut ComponentLedger, u64),
+    ) {
+        let received = self.columns.iter().map(|column| column.received).max().unwrap_or(0);
+        let again = self.next_row.max(at_least);
+        let ahead = received.max(again);
+        self.next_row = ahead;
         let columns = self.columns.iter_mut().zip(&mut self.settled);
         for ((column, settled), counts) in columns.zip(&mut ledger.components) {
             for pending in column.pending.drain(..) {
@@ -383,7 +524,9 @@ impl Lane {
                 pending.finish(finished);
             }
             column.rows = 0;
-            column.skip = ahead - column.received;
+            // Those that another store has dealt count as sent again.
+            column.resent = if at_least > 0 || column.resent > 0 { again.saturating_sub(column.received) } else { 0 };
+            column.skip = ahead - column.received - column.resent;
         }
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod producer;
 pub(crate) mod queue;
 pub(crate) mod ready;
 pub(crate) mod reserve;
+pub(crate) mod restart;
 pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod status;

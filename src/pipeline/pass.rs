@@ -39,12 +39,26 @@ pub struct Pass {
     batches: Vec<Option<Batch>>,
     /// The components in the order in which they came.
     came: Vec<usize>,
+    value: Option<Box<[u8]>>,
 }
 
 impl Pass {
     pub(crate) fn new(lane: LaneHandle) -> Self {
         let components = lane.shared.config.layout.n_components();
-        Pass { lane, batches: (0..components).map(|_| None).collect(), came: Vec::with_capacity(components) }
+        Pass {
+            lane,
+            batches: (0..components).map(|_| None).collect(),
+            came: Vec::with_capacity(components),
+            value: None,
+        }
+    }
+
+    /// Attaches a small value of your own to the pass: the data loader's position behind it, say.
+    ///
+    /// A snapshot keeps it. A resumed store returns the value of the last pass that need not be sent again:
+    /// [`ResumeAt::value`](crate::ResumeAt::value).
+    pub fn attach(&mut self, value: impl Into<Box<[u8]>>) {
+        self.value = Some(value.into());
     }
 
     /// Adds the rows of a component, `[rows, features]`.
@@ -56,7 +70,7 @@ impl Pass {
     pub fn put(&mut self, component: impl ComponentKey, batch: impl Into<Batch>) -> Result<(), Refused> {
         let (component, batch) = match self.lane.check(batch.into(), component)? {
             HandedOver::Batch(component, batch) => (component, batch),
-            HandedOver::Pass(_) => return Ok(()),
+            HandedOver::Pass(..) => return Ok(()),
         };
         if let Err(error) = self.check(component, &batch) {
             return Err(Refused { error, batch });
@@ -145,9 +159,10 @@ impl Pass {
             return Err(RefusedPass { error: WriteError::PassLacks { missing }, batches: self.take_back() });
         }
         let batches = self.batches.iter_mut().filter_map(Option::take).collect();
-        hand_over(HandedOver::Pass(batches)).map_err(|(error, rows)| {
+        let value = self.value.take();
+        hand_over(HandedOver::Pass(batches, value)).map_err(|(error, rows)| {
             let batches = match rows {
-                HandedOver::Pass(batches) => batches,
+                HandedOver::Pass(batches, _) => batches,
                 HandedOver::Batch(_, batch) => vec![batch],
             };
             self.batches.iter_mut().zip(batches).for_each(|(place, batch)| *place = Some(batch));

@@ -57,9 +57,9 @@ impl Producer {
     }
 
     /// Opens another lane.
-    pub(crate) fn open_another(&self) -> Result<Self, WriteError> {
+    pub(crate) fn open_another(&self, name: Option<Arc<str>>) -> Result<Self, WriteError> {
         let shared = self.lane.shared.clone();
-        let id = shared.open_lane()?;
+        let id = shared.open_lane(name)?;
         Ok(Producer { lane: LaneHandle { shared, id }, keeps_open: self.keeps_open.clone() })
     }
 
@@ -167,6 +167,17 @@ impl Producer {
     /// [`RingStore::reserve_pass`](crate::RingStore::reserve_pass) on this lane.
     pub fn reserve_pass(&self, rows: usize) -> Reserve {
         self.lane.reserve(Demand { component: None, rows })
+    }
+
+    /// Says that all rows of this lane come again, from its first on, and not just those from where
+    /// [`resume_at`](crate::RingStore::resume_at) says. The store skips those it does not need, and counts them as resent.
+    ///
+    /// For a capture that cannot start in the middle. Call it before the first write.
+    ///
+    /// # Errors
+    /// [`WriteError::LaneStarted`] if rows have been written; [`WriteError::Closed`] if the lane had ended.
+    pub fn send_again(&self) -> Result<(), WriteError> {
+        self.shared().send_again(self.lane.id)
     }
 
     /// Ends the lane: it takes no more rows.

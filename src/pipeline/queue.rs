@@ -17,6 +17,8 @@ pub(crate) enum Message {
     Write(Write),
     /// A lane ends.
     CloseLane(u64),
+    /// A lane of a resumed store is sent again from its first row on.
+    SendAgain(u64),
     /// Something in the shared state has changed: a request, room for a minibatch, a free frame, an end.
     Look,
 }
@@ -36,15 +38,15 @@ pub(crate) struct Write {
 pub(crate) enum HandedOver {
     /// A batch of one component.
     Batch(usize, Batch),
-    /// A batch of every component, in order, with equally many rows.
-    Pass(Vec<Batch>),
+    /// A batch of every component, in order, with equally many rows; and what the user attached to them.
+    Pass(Vec<Batch>, Option<Box<[u8]>>),
 }
 
 impl HandedOver {
     pub(crate) fn demand(&self) -> Demand {
         match self {
             HandedOver::Batch(component, batch) => Demand { component: Some(*component), rows: batch.rows() },
-            HandedOver::Pass(batches) => Demand { component: None, rows: batches.first().map_or(0, Batch::rows) },
+            HandedOver::Pass(batches, _) => Demand { component: None, rows: batches.first().map_or(0, Batch::rows) },
         }
     }
 }

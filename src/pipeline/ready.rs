@@ -13,6 +13,8 @@ use crate::pipeline::config::Config;
 #[derive(Debug)]
 pub(crate) struct ReadyFrame {
     memory: Memory,
+    /// Rows before its first, which were served before the store was resumed.
+    first: usize,
     rows: usize,
     /// The number of its next minibatch.
     ordinal: u64,
@@ -39,7 +41,7 @@ impl ReadyFrame {
     /// A row that no consumer has taken.
     pub(crate) fn row(&self, component: usize, n: usize) -> &[u8] {
         match &self.memory {
-            Memory::Full(frame) => frame.row(component, n),
+            Memory::Full(frame) => frame.row(component, self.first + n),
             Memory::Rest(part) => part.row(component, n),
         }
     }
@@ -55,7 +57,12 @@ pub(crate) struct Frames {
     most_ready: usize,
     /// Rows of a minibatch.
     batch_size: usize,
+    /// The number of the first minibatch of the next frame that becomes ready.
     next_ordinal: u64,
+    /// The number of the next minibatch to be served. What is before was served, or discarded.
+    next_served: u64,
+    /// The number of the first minibatch since the ring was last emptied.
+    first_ordinal: u64,
     empty: Pool,
     /// How many frames are kept, ready or empty.
     kept: usize,
@@ -73,6 +80,8 @@ impl Frames {
             most_ready: config.ready_frames,
             batch_size: config.batch_size,
             next_ordinal: 0,
+            next_served: 0,
+            first_ordinal: 0,
             empty: pool,
             kept: config.spare_frames(),
             lent: 0,
@@ -96,11 +105,43 @@ impl Frames {
         self.ready.len() < self.most_ready
     }
 
-    /// Makes the first `rows` rows of a frame ready.
-    pub(crate) fn push(&mut self, frame: Frame, rows: usize) {
-        self.ready_rows += rows;
-        self.ready.push_back(ReadyFrame { memory: Memory::Full(frame), rows, ordinal: self.next_ordinal });
+    /// Makes the first `rows` rows of a frame ready, but for minibatches that were served before the store was resumed. Returns
+    /// how many rows are ready.
+    pub(crate) fn push(&mut self, frame: Frame, rows: usize) -> usize {
+        let ordinal = self.next_ordinal.max(self.next_served);
+        let first = (ordinal - self.next_ordinal).saturating_mul(self.batch_size as u64);
         self.next_ordinal += rows.div_ceil(self.batch_size) as u64;
+        let left = (rows as u64).saturating_sub(first) as usize;
+        if left == 0 {
+            self.empty.put(frame);
+            return 0;
+        }
+        self.ready_rows += left;
+        let first = rows - left;
+        self.ready.push_back(ReadyFrame { memory: Memory::Full(frame), first, rows: left, ordinal });
+        left
+    }
+
+    /// The number of the next minibatch to be served, and of the first since the ring was last emptied.
+    pub(crate) fn ordinals(&self) -> (u64, u64) {
+        (self.next_served, self.first_ordinal)
+    }
+
+    /// The number of the first minibatch of the next frame that becomes ready.
+    pub(crate) fn next_ordinal(&self) -> u64 {
+        self.next_ordinal
+    }
+
+    /// Notes that the ring was emptied: what becomes ready next is new.
+    pub(crate) fn emptied(&mut self) {
+        self.next_ordinal = self.next_ordinal.max(self.next_served);
+        (self.first_ordinal, self.next_served) = (self.next_ordinal, self.next_ordinal);
+    }
+
+    /// Goes on where another store stood: the first minibatch since its ring was last emptied, the next one to become ready, and
+    /// the next one to be served have these numbers.
+    pub(crate) fn go_on(&mut self, first: u64, becomes_ready: u64, served: u64) {
+        (self.first_ordinal, self.next_ordinal, self.next_served) = (first, becomes_ready, served);
     }
 
     /// Takes the oldest minibatch out, for a consumer. Its frame goes back to `home`.
@@ -108,24 +149,33 @@ impl Frames {
         let mut ready = self.ready.pop_front()?;
         let (ordinal, rows) = (ready.ordinal, self.batch_size.min(ready.rows));
         let mut part = match ready.memory {
-            Memory::Full(frame) => Part::whole(frame, ready.rows, home.clone()),
+            Memory::Full(frame) => {
+                let mut part = Part::whole(frame, ready.first + ready.rows, home.clone());
+                if ready.first > 0 {
+                    // The frame has another part, so nothing goes home.
+                    drop(part.split_front(ready.first));
+                }
+                part
+            }
             Memory::Rest(part) => part,
         };
         self.ready_rows -= rows;
+        self.next_served = ordinal + 1;
         if rows == ready.rows {
             self.lent += 1;
             return Some(Lent { part, ordinal });
         }
         let front = part.split_front(rows);
-        ready = ReadyFrame { memory: Memory::Rest(part), rows: ready.rows - rows, ordinal: ordinal + 1 };
+        ready = ReadyFrame { memory: Memory::Rest(part), first: 0, rows: ready.rows - rows, ordinal: ordinal + 1 };
         self.ready.push_front(ready);
         Some(Lent { part: front, ordinal })
     }
 
     /// Discards the oldest ready frame. Returns how many rows it had.
     pub(crate) fn discard_oldest(&mut self, discarded: &mut Vec<Part>) -> Option<usize> {
-        let ReadyFrame { memory, rows, .. } = self.ready.pop_front()?;
+        let ReadyFrame { memory, rows, ordinal, .. } = self.ready.pop_front()?;
         self.ready_rows -= rows;
+        self.next_served = ordinal + rows.div_ceil(self.batch_size) as u64;
         match memory {
             Memory::Full(frame) => self.empty.put(frame),
             Memory::Rest(part) => {

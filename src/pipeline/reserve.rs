@@ -64,7 +64,7 @@ impl LaneHandle {
 pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
     let batch = match rows {
         HandedOver::Batch(_, batch) => Some(batch),
-        HandedOver::Pass(mut batches) => batches.pop(),
+        HandedOver::Pass(mut batches, _) => batches.pop(),
     };
     match batch {
         Some(batch) => Refused { error, batch },

@@ -16,27 +16,39 @@ use std::thread;
 use crossbeam_channel::{Sender, bounded};
 use ndarray::ArrayD;
 
-use crate::error::{ClosedBy, IndexError, ReadError, WriteError};
+use crate::error::{ClosedBy, IndexError, LaneId, ReadError, SnapshotError, WriteError};
 use crate::memory::frame::Frame;
 use crate::memory::pool::FrameHome;
-use crate::pipeline::admission::{Admission, NoRoomThen, Unsettled};
+use crate::pipeline::admission::{Admission, NoRoomThen, Opened, Unsettled};
 use crate::pipeline::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
 use crate::pipeline::config::Config;
 use crate::pipeline::handle::{WriteHandle, Written};
-use crate::pipeline::ledger::Ledger;
+use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::queue::{Demand, HandedOver, Message, Write};
 use crate::pipeline::ready::{Frames, Lent, ReadyFrame};
+use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, turn};
 use crate::pipeline::stats::{ComponentStats, Stats};
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
 use crate::pipeline::waits::Waits;
 use crate::pipeline::worker::discard;
+use crate::ring::deal::Runs;
 use crate::rows::index::Index;
+use crate::snapshot::body::{
+    Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
+};
+use crate::snapshot::journal::{Journal, PassEntry, Segment};
+use crate::snapshot::snapshot::{Form, ResumeAt, Snapshot};
+
+/// The fewest segments that the journal keeps before it forgets any.
+const FORGET_AT: usize = 256;
 
 /// What a ring store's handles, its writer and its consumers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
+    /// Where the lanes of a resumed store go on.
+    pub(crate) resume_at: Vec<ResumeAt>,
     state: Mutex<State>,
     queue: Sender<Message>,
 }
@@ -50,6 +62,11 @@ pub(crate) struct State {
     pub(crate) frames: Frames,
     waits: Waits,
     ledger: Ledger,
+    pub(crate) journal: Journal,
+    /// The journal forgets what no minibatch needs once it has so many segments.
+    forget_at: usize,
+    /// Whose turn it is after the rows in the journal, and how many rows are left of it, if lanes take turns.
+    turn: Option<(u64, usize)>,
     served_rows: u64,
     minibatches_served: u64,
     consumers: usize,
@@ -114,14 +131,18 @@ pub(crate) struct ConsumerState {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Arc<Config>, queue: Sender<Message>, empty: Vec<Frame>) -> Self {
-        let state = State {
+    /// For a new store, or one that goes on where the store of a snapshot stood.
+    pub(crate) fn new(config: Arc<Config>, queue: Sender<Message>, empty: Vec<Frame>, body: Option<&Body>) -> Self {
+        let mut state = State {
             status: Status::default(),
             ended: false,
             admission: Admission::new(config.clone()),
             frames: Frames::new(&config, empty),
             waits: Waits::new(),
             ledger: Ledger::new(config.layout.n_components()),
+            journal: Journal::default(),
+            forget_at: FORGET_AT,
+            turn: None,
             served_rows: 0,
             minibatches_served: 0,
             consumers: 0,
@@ -133,7 +154,9 @@ impl Shared {
             look_sent: false,
             writer_waits_for: None,
         };
-        Shared { config, state: Mutex::new(state), queue }
+        body.into_iter().for_each(|body| state.resume(&config, body));
+        let resume_at = body.map_or_else(Vec::new, |body| Snapshot::new(body.clone()).resume_at());
+        Shared { config, resume_at, state: Mutex::new(state), queue }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -173,12 +196,24 @@ impl Shared {
     // The producers' side.
 
     /// Opens a lane.
-    pub(crate) fn open_lane(&self) -> Result<u64, WriteError> {
+    pub(crate) fn open_lane(&self, name: Option<Arc<str>>) -> Result<u64, WriteError> {
         let mut state = self.lock();
         state.status.check()?;
-        let lane = state.admission.open_lane();
-        let _ = self.queue.send(Message::OpenLane(lane));
-        Ok(lane)
+        let Opened { id, resumed } = state.admission.open_lane(name.clone())?;
+        if !resumed {
+            state.journal.open(id, name);
+            let _ = self.queue.send(Message::OpenLane(id));
+        }
+        Ok(id)
+    }
+
+    /// A lane of a resumed store is sent again from its first row on.
+    pub(crate) fn send_again(&self, lane: u64) -> Result<(), WriteError> {
+        let mut state = self.lock();
+        state.status.check()?;
+        state.admission.send_again(lane)?;
+        let _ = self.queue.send(Message::SendAgain(lane));
+        Ok(())
     }
 
     /// Ends a lane: it takes no more rows.
@@ -234,6 +269,11 @@ impl Shared {
             drop(state);
             return Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row })));
         }
+        state.journal.handed_over(lane);
+        let mut rows = rows;
+        if let HandedOver::Pass(_, value) = &mut rows {
+            state.journal.pass(lane, PassEntry { first_row, rows: demand.rows as u64, value: value.take() });
+        }
         // The writer receives for as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
         let mut afterwards = Afterwards::default();
@@ -285,6 +325,16 @@ impl Shared {
             }
         });
         answer.recv().unwrap_or(Err(IndexError::Ended))
+    }
+
+    /// A light snapshot.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        check_policy(&self.config, Form::Light)?;
+        let state = self.lock();
+        if state.status.discards() {
+            state.status.check().map_err(SnapshotError::Ended)?;
+        }
+        Ok(Snapshot::new(state.body(&self.config)))
     }
 
     // Ends.
@@ -420,8 +470,15 @@ impl Shared {
     pub(crate) fn notice_waiting_consumer(&self) {
         let state = self.lock();
         let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
+        let missing =
+            state.admission.missing_lanes().next().map(|(id, name)| LaneId { number: id, name: name.cloned() });
         drop(state);
-        if lanes <= 1 && accepted == 0 {
+        if let Some(lane) = missing {
+            tracing::warn!(
+                "a consumer has waited 10 s for a minibatch: the resumed store waits for {lane}, which was open when it was saved. Open it with \
+                 producer() or producer_named(), and send its rows or close it"
+            );
+        } else if lanes <= 1 && accepted == 0 {
             tracing::warn!("a consumer has waited 10 s for a minibatch: no producer has written a row");
         } else if lanes <= 1 {
             tracing::warn!(
@@ -451,6 +508,7 @@ impl Shared {
             queued: state.admission.queued(i) as u64,
             resident: counts.set_aside + whole,
             served: state.served_rows,
+            resent: counts.resent,
             dropped: counts.dropped,
         });
         Stats {
@@ -477,6 +535,82 @@ impl FrameHome for Shared {
 }
 
 impl State {
+    fn resume(&mut self, config: &Config, body: &Body) {
+        let lanes = body.lanes.iter().zip(resumed_lanes(body));
+        let lanes = lanes.filter_map(|(saved, lane)| Some((lane?, saved.name.as_deref().map(Into::into))));
+        let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
+        let own_ended = resumed_lanes(body).zip(&body.lanes).any(|(lane, saved)| saved.lane == 0 && lane.is_none());
+        self.admission.resume(lanes, ended, body.lanes_opened, own_ended);
+        self.journal = body.journal();
+        self.turn = turn(body);
+        let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
+        self.frames.go_on(first_minibatch, restarts_with(config, body), next_minibatch);
+        self.ledger = ledger(body);
+        (self.served_rows, self.minibatches_served) = (body.stats.served_rows, body.minibatches);
+        self.waits.for_consumers = body.stats.waited_for_consumers;
+        self.waits.for_producers = body.stats.waited_for_producers;
+        if body.position.ended {
+            // The writer finds nothing to do.
+            self.status.close(ClosedBy::Close);
+            self.ended = true;
+        }
+    }
+
+    /// What a snapshot says, apart from the rows: the state between two minibatches.
+    pub(crate) fn body(&self, config: &Config) -> Body {
+        let (next_minibatch, first_minibatch) = self.frames.ordinals();
+        let ended = self.ended && self.frames.ready() == 0;
+        let journal = self.journal.since(if ended { self.journal.dealt } else { self.needed_from() });
+        let lanes =
+            if ended { Vec::new() } else { journal.lanes.iter().map(|(&id, lane)| LaneBody::new(id, lane)).collect() };
+        let stats = |counts: &ComponentLedger| ComponentStatsBody {
+            resent: counts.resent,
+            dropped_oldest: counts.dropped.oldest,
+            dropped_emptied: counts.dropped.emptied,
+            dropped_aborted: counts.dropped.aborted,
+            dropped_last: counts.dropped.last,
+            dropped_unmatched: counts.dropped.unmatched,
+        };
+        Body {
+            versions: Versions::current(),
+            minibatches: self.minibatches_served,
+            config: ConfigBody::from(config),
+            position: PositionBody {
+                emptied: journal.emptied,
+                dealt: journal.dealt,
+                first_minibatch,
+                next_minibatch,
+                completing_minibatch: self.frames.next_ordinal(),
+                ended,
+            },
+            turn: self.turn.map(|(lane, rows)| TurnBody { lane, rows: rows as u64 }),
+            lanes,
+            ended_lanes: journal.ended.iter().map(|(&lane, name)| EndedLane { lane, name: name.to_string() }).collect(),
+            lanes_opened: self.admission.lanes_opened(),
+            log: LogBody {
+                from: journal.from,
+                segments: journal.segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect(),
+            },
+            stats: StatsBody {
+                components: self.ledger.components.iter().map(stats).collect(),
+                served_rows: self.served_rows,
+                whole_rows: (self.whole_rows() + self.ledger.owed.unwrap_or(0)) as u64,
+                waited_for_consumers: self.waits.for_consumers,
+                waited_for_producers: self.waits.for_producers,
+            },
+            saved: None,
+        }
+    }
+
+    /// The store takes no more rows, and consumers get `failure` after what is ready. Returns the failure if there is one already.
+    pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
+        let unused = self.status.fail(failure).err();
+        if self.status.close(ClosedBy::Close) {
+            self.stop(afterwards);
+        }
+        unused
+    }
+
     // The writer's side.
 
     /// The `Look` message has been received: what is noted from now on needs another.
@@ -494,6 +628,45 @@ impl State {
         self.requests.gets.extend(requests.gets);
     }
 
+    /// Notes the rows that the writer has dealt, and whose turn it is then.
+    pub(crate) fn note_dealt(&mut self, dealt: &mut Vec<Segment>, turn: Option<(u64, usize)>) {
+        self.turn = turn;
+        if dealt.is_empty() {
+            return;
+        }
+        self.journal.dealt(dealt);
+        dealt.clear();
+        if self.journal.segments.len() >= self.forget_at {
+            let needed = self.needed_from();
+            self.journal.forget_before(needed);
+            // Twice as many as are needed now: forgetting costs each row a constant time.
+            self.forget_at = (2 * self.journal.segments.len()).max(FORGET_AT);
+        }
+    }
+
+    /// The first row, since the ring was last emptied, that belongs to a minibatch not served yet or is dealt together with its first
+    /// row; earlier ones need not be dealt again.
+    pub(crate) fn needed_from(&self) -> u64 {
+        let config = self.admission.config();
+        let runs = Runs::new(config.open_frames, config.layout.rows());
+        let (next, first) = self.frames.ordinals();
+        let per_frame = (config.layout.rows() / config.batch_size) as u64;
+        let frame = ((next - first) / per_frame).min(runs.completed(self.journal.dealt));
+        runs.rows_before_fill(frame).max(self.journal.from)
+    }
+
+    /// Notes that the writer has emptied the lanes and the ring, so many times; each lane goes on with a row.
+    pub(crate) fn note_emptied(
+        &mut self,
+        times: u64,
+        lanes: impl Iterator<Item = (u64, u64)>,
+        turn: Option<(u64, usize)>,
+    ) {
+        self.journal.emptied(times, lanes);
+        self.frames.emptied();
+        self.turn = turn;
+    }
+
     /// Takes over the writer's counts, and tells producers what has changed for them.
     pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
         self.ledger.update(ledger);
@@ -507,8 +680,7 @@ impl State {
     /// Makes the first `rows` rows of `frame`, until now counted as open, ready for a consumer.
     pub(crate) fn push_ready(&mut self, frame: Frame, rows: usize, ledger: &mut Ledger, afterwards: &mut Afterwards) {
         self.count_waits();
-        ledger.open_rows -= rows;
-        self.frames.push(frame, rows);
+        ledger.make_ready(self.frames.push(frame, rows));
         self.wake_consumers(afterwards);
     }
 
@@ -573,7 +745,7 @@ impl State {
         self.writer_waits_for = None;
         self.discard_ready(afterwards);
         self.frames.dissolve(&mut afterwards.frames);
-        self.ledger.open_rows = 0;
+        (self.ledger.open_rows, self.ledger.owed) = (0, None);
         for component in &mut self.ledger.components {
             component.set_aside = 0;
             component.dropped.aborted += component.accepted - self.served_rows - component.dropped.total();

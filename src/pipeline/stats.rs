@@ -55,6 +55,8 @@ pub struct ComponentStats {
     pub resident: u64,
     /// Rows handed to consumers.
     pub served: u64,
+    /// Rows that a resumed store was sent again although they had been dealt before the snapshot. They are in no other count.
+    pub resent: u64,
     /// Rows taken but never served, by reason.
     pub dropped: Dropped,
 }

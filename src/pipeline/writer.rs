@@ -10,22 +10,25 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use ndarray::ArrayD;
 
-use crate::error::{ClosedBy, IndexError, WriteError};
+use crate::error::{ClosedBy, IndexError, LaneId, RowsMissing, WriteError};
 use crate::memory::convert::widen;
 use crate::memory::frame::Frame;
 use crate::pipeline::afterwards::{Afterwards, GetReply};
 use crate::pipeline::config::{Config, WhenFull};
 use crate::pipeline::handle::WriteReply;
-use crate::pipeline::lane::{Finished, Lanes, Unmatched};
+use crate::pipeline::lane::{Finished, Lanes, ResumedLane, Unmatched};
 use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::{HandedOver, Message};
 use crate::pipeline::ready::ReadyFrame;
+use crate::pipeline::restart::{ledger, position, resumed_lanes, segments, turn};
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
 use crate::pipeline::stats::Stats;
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
 use crate::rows::layout::Layout;
+use crate::snapshot::body::Body;
+use crate::snapshot::journal::Segment;
 
 /// The most rows that are dealt before the writer looks at the state again, and the fewest.
 const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
@@ -53,12 +56,16 @@ pub(crate) struct Writer {
     looked: bool,
     /// An empty frame at hand.
     spare: Option<Frame>,
+    /// Dealt since the last report.
+    dealt: Vec<Segment>,
     /// A full frame of leftover rows, on its way to the consumers.
     filled: Option<(Frame, usize)>,
     /// Whether a wait for consumers has been announced.
     waits_for_room: bool,
     /// Whether rows that lost their counterparts have been warned of: once.
     warned: Warned,
+    /// Why what was dealt again has been discarded, to be logged without the mutex.
+    gave_up: Option<RowsMissing>,
     finished: Finished,
     /// Taken from the state and not fulfilled yet.
     requests: Requests,
@@ -156,15 +163,27 @@ impl Writer {
             plan: *PLAN.start(),
             looked: false,
             spare: None,
+            dealt: Vec::new(),
             filled: None,
             waits_for_room: false,
             warned: Warned::No,
+            gave_up: None,
             finished: Finished::default(),
             requests: Requests::default(),
             afterwards: Afterwards::default(),
             shared,
             config,
             queue,
+        }
+    }
+
+    /// Goes on where the store of a snapshot stood, without the rows of a full one.
+    pub(crate) fn resume(&mut self, body: &Body) {
+        let lanes: Vec<ResumedLane> = resumed_lanes(body).flatten().collect();
+        self.lanes.resume(&lanes, segments(body), turn(body));
+        self.ledger = ledger(body);
+        if let Phase::Dealing(ring) = &mut self.ring {
+            ring.go_to(position(body));
         }
     }
 
@@ -185,6 +204,7 @@ impl Writer {
             Message::OpenLane(lane) => self.lanes.open(lane),
             Message::Write(write) => self.lanes.push(write, &mut self.ledger, &mut self.finished),
             Message::CloseLane(lane) => self.lanes.end(lane),
+            Message::SendAgain(lane) => self.lanes.send_again(lane),
             Message::Look => self.looked = true,
         }
     }
@@ -198,9 +218,13 @@ impl Writer {
         let start = Instant::now();
         let mut left = self.plan;
         while left > 0 && !ring.is_full() {
+            let again = self.lanes.deals_again();
             let Some((lane, rows)) = self.lanes.next() else { break };
             let dealt = ring.deal(rows.min(left), |component| lane.front(component));
-            self.ledger.open_rows += dealt;
+            self.ledger.deal(dealt);
+            if !again {
+                Segment { lane: lane.id, first_row: lane.next_row, rows: dealt as u64 }.push(&mut self.dealt);
+            }
             self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
             left -= dealt;
         }
@@ -222,6 +246,7 @@ impl Writer {
         if state.status.discards() {
             return Step::Discard;
         }
+        state.note_dealt(&mut self.dealt, self.lanes.turn());
         self.report_lanes(&mut state);
         let step = self.next_step(&mut state, &mut afterwards);
         state.report(&self.ledger, &mut afterwards);
@@ -231,6 +256,9 @@ impl Writer {
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
         self.announce_wait(step == Step::Wait(Some(WaitsFor::Room)));
+        if let Some(error) = self.gave_up.take() {
+            tracing::error!(%error, "the store cannot be resumed");
+        }
         if let Warned::Due(error) = &self.warned {
             tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
             self.warned = Warned::Yes;
@@ -252,6 +280,7 @@ impl Writer {
                 *warned = unmatched.clone().map_or(Warned::No, Warned::Due);
             }
             state.admission.remove_lane(lane);
+            state.journal.end(lane);
             state.unmatched.extend(unmatched);
         });
     }
@@ -263,6 +292,10 @@ impl Writer {
         if !self.finishing && !state.status.is_open() {
             // Whatever was sent before the close is in the queue by now.
             self.finishing = true;
+            return Step::Again;
+        }
+        if let Some(Segment { lane, first_row: row, .. }) = self.lanes.lacks() {
+            self.give_up(lane, row, state, afterwards);
             return Step::Again;
         }
         match &mut self.ring {
@@ -307,6 +340,23 @@ impl Writer {
             }
             Phase::Discarded => Step::Done,
         }
+    }
+
+    /// Discards what has been dealt again so far: the lane has ended without the row that comes next.
+    fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
+        let name = state.journal.lanes.get(&lane).and_then(|lane| lane.name.clone());
+        let error = RowsMissing { lane: LaneId { number: lane, name }, row };
+        self.gave_up = Some(error.clone());
+        drop(state.fail(Arc::new(error), afterwards));
+        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
+        if let Phase::Dealing(ring) = &mut self.ring {
+            ring.clear(1);
+        }
+        let owed = self.ledger.owed.unwrap_or(0);
+        self.ledger.settle_debt();
+        self.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
+        self.finishing = true;
+        self.lanes.end_all();
     }
 
     /// Drops the batches that are done with.
@@ -403,6 +453,10 @@ impl Writer {
             Phase::Serving(leftover) => leftover.clear(),
             Phase::Discarded => 0,
         };
+        // Nothing is dealt again.
+        let owed = self.ledger.owed.unwrap_or(0);
+        self.ledger.settle_debt();
+        let rows = if owed > 0 { owed } else { rows };
         let shared = self.shared.clone();
         let reported = shared.change(|state, afterwards| {
             // An abort in the meantime has counted everything already, and refuses these writes.
@@ -411,6 +465,7 @@ impl Writer {
             }
             self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
             self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
+            state.note_emptied(times, self.lanes.rows(), self.lanes.turn());
             self.report_lanes(state);
             state.report(&self.ledger, afterwards);
             true
@@ -503,7 +558,7 @@ impl Writer {
             let mut reply = Some(write.reply);
             match write.rows {
                 HandedOver::Batch(_, batch) => refuse(Some(batch), reply),
-                HandedOver::Pass(batches) => {
+                HandedOver::Pass(batches, _) => {
                     batches.into_iter().for_each(|batch| refuse(Some(batch), None));
                     refuse(None, reply.take());
                 }

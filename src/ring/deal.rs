@@ -99,7 +99,7 @@ impl Dealer {
             seed,
             position: Position::default(),
             streams: Streams::new(seed, 0),
-            runs: Runs { frames: frames as u64, slots: slots as u64 },
+            runs: Runs::new(frames, slots),
             planned: Vec::with_capacity(frames + PLAN),
             done: 0,
             completing: Vec::new(),
@@ -245,14 +245,21 @@ impl Dealer {
     }
 }
 
-/// How many rows runs have: all that does not depend on the seed.
+/// How many rows runs have, and when frames complete: all that does not depend on the seed.
+///
+/// Frames complete in the order in which their fills began. The first fills all begin with run 0, and the frame that takes
+/// part in most short runs completes first.
 #[derive(Clone, Copy, Debug)]
-struct Runs {
+pub(crate) struct Runs {
     frames: u64,
     slots: u64,
 }
 
 impl Runs {
+    pub(crate) fn new(frames: usize, slots: usize) -> Self {
+        Runs { frames: frames as u64, slots: slots as u64 }
+    }
+
     /// Rows that a frame is given in the first `runs` runs.
     fn given(self, frame: usize, runs: u64) -> u64 {
         runs.min(self.slots) * frame as u64 / self.frames + runs.saturating_sub(self.slots)
@@ -264,6 +271,22 @@ impl Runs {
         let short = runs.min(self.slots);
         let at_start = (short * (self.frames - 1) + gcd(short, self.frames) - self.frames) / 2;
         at_start + (runs - short) * self.frames
+    }
+
+    /// Rows dealt before the fill began that completes as number `n` of all, from 0.
+    pub(crate) fn rows_before_fill(self, n: u64) -> u64 {
+        let (fill, frame) = (n / self.frames, self.frames - 1 - n % self.frames);
+        if fill == 0 {
+            return 0;
+        }
+        let run = self.slots + fill * self.slots - self.slots * frame / self.frames;
+        self.rows_before(run)
+    }
+
+    /// How many frames have completed by the end of the last whole run of the first `rows` rows.
+    pub(crate) fn completed(self, rows: u64) -> u64 {
+        let run = self.containing(rows);
+        (0..self.frames as usize).map(|frame| self.given(frame, run) / self.slots).sum()
     }
 
     /// The run that the next row is part of once `rows` are dealt.

@@ -71,6 +71,36 @@ impl Ring {
         }
     }
 
+    /// Deals on from `position`, as if all rows before it had been dealt. What is in the frames does not change.
+    pub(crate) fn go_to(&mut self, position: Position) {
+        self.dealer.go_to(position);
+    }
+
+    /// How many rows each open frame holds.
+    pub(crate) fn filled(&self) -> Vec<u32> {
+        self.dealer.filled()
+    }
+
+    /// The frame that is full and must be taken, if one is.
+    pub(crate) fn full(&self) -> Option<usize> {
+        self.full
+    }
+
+    /// Copies the first `rows` rows of an open frame, in the order in which they were dealt to it, to the front of `into`.
+    pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
+        into.gather(rows, |i| (&self.open[frame], self.dealer.place(frame, i as u32).slot as usize));
+    }
+
+    /// The opposite of [`save`](Self::save).
+    pub(crate) fn restore(&mut self, frame: usize, rows: usize, from: &Frame) {
+        for component in 0..self.layout.n_components() {
+            for i in 0..rows {
+                let slot = self.dealer.place(frame, i as u32).slot as usize;
+                self.open[frame].row_mut(component, slot).copy_from_slice(from.row(component, i));
+            }
+        }
+    }
+
     /// Whether a frame is full and must be taken before more rows are dealt.
     pub(crate) fn is_full(&self) -> bool {
         self.full.is_some()

@@ -27,6 +27,7 @@ use crate::pipeline::writer::Writer;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey};
+use crate::snapshot::body::Body;
 use crate::store::activation_store::ActivationStore;
 
 /// A bounded store that is filled and drained at the same time.
@@ -78,7 +79,7 @@ impl RingStoreBuilder {
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
         let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
-        RingStore::start(self.check()?, runtime)
+        RingStore::start(self.check()?, runtime, None)
     }
 }
 
@@ -88,7 +89,8 @@ impl RingStore {
         RingStoreBuilder::default()
     }
 
-    fn start(config: Config, runtime: Option<Handle>) -> Result<Self, BuildError> {
+    /// Starts a store, or goes on where the store of a snapshot stood.
+    pub(crate) fn start(config: Config, runtime: Option<Handle>, body: Option<&Body>) -> Result<Self, BuildError> {
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));
         if !config.allow_overcommit {
@@ -97,8 +99,9 @@ impl RingStore {
         let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
         let (sender, queue) = unbounded();
-        let shared = Arc::new(Shared::new(config, sender, spares));
-        let writer = Writer::new(shared.clone(), queue, frames);
+        let shared = Arc::new(Shared::new(config, sender, spares, body));
+        let mut writer = Writer::new(shared.clone(), queue, frames);
+        body.into_iter().for_each(|body| writer.resume(body));
         let leaving = shared.clone();
         if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {
             // A writer that found a thread all the same must end.
@@ -109,11 +112,11 @@ impl RingStore {
     }
 
     /// The store's own lane.
-    fn lane(&self) -> &Producer {
+    pub(crate) fn lane(&self) -> &Producer {
         &self.producer
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         self.lane().shared()
     }
 
@@ -284,7 +287,7 @@ impl RingStore {
     /// # Errors
     /// [`WriteError`] if the store is closed or poisoned.
     pub fn producer(&self) -> Result<Producer, WriteError> {
-        self.lane().open_another()
+        self.lane().open_another(None)
     }
 
     /// A group of producers that run on threads or in tasks, and whose end, or failure, ends the stream.

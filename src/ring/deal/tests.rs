@@ -193,6 +193,38 @@ proptest! {
     }
 
     #[test]
+    fn fills_begin_where_the_arithmetic_says((frames, slots) in shapes()) {
+        let runs = Runs::new(frames, slots);
+        let rows = 4 * frames * slots;
+        let places = Model::new(frames, slots, 3, 0).deal(rows);
+        // Where the current fill of each frame began, and its rows; and the fills in the order in which they completed.
+        let (mut begun, mut complete) = (vec![(0, 0); frames], Vec::new());
+        for (row, place) in places.iter().enumerate() {
+            let (began, filled) = &mut begun[place.frame as usize];
+            if *filled == 0 {
+                *began = row as u64;
+            }
+            *filled += 1;
+            if *filled == slots {
+                complete.push((*began, row as u64));
+                *filled = 0;
+            }
+        }
+        for (n, &(began, completed)) in complete.iter().enumerate() {
+            let before = runs.rows_before_fill(n as u64);
+            prop_assert!(before <= began, "{n}: {before} > {began}");
+            // The run is the one in which it began, or the very first.
+            prop_assert!(before == 0 || runs.containing(began) == runs.containing(before));
+            // Of all the frames that had completed by then, none is missing, and this one is not among them.
+            let earlier = complete.iter().filter(|&&(_, completed)| completed < before).count();
+            prop_assert_eq!(runs.completed(before), earlier as u64);
+            prop_assert!(earlier <= n);
+            let now = runs.completed(completed + 1);
+            prop_assert!(now <= n as u64 + 1);
+        }
+    }
+
+    #[test]
     fn runs_are_counted_without_going_through_them((frames, slots) in shapes(), at in 0.0..2.0) {
         let runs = Runs { frames: frames as u64, slots: slots as u64 };
         let run = (at * slots as f64) as u64;

@@ -1,0 +1,93 @@
+//! Where the parts of a resumed store start, from what its snapshot says.
+
+use std::collections::VecDeque;
+
+use crate::error::SnapshotError;
+use crate::pipeline::config::{Config, WhenFull};
+use crate::pipeline::lane::ResumedLane;
+use crate::pipeline::ledger::{ComponentLedger, Ledger};
+use crate::pipeline::stats::Dropped;
+use crate::ring::deal::{Position, Runs};
+use crate::snapshot::body::Body;
+use crate::snapshot::journal::Segment;
+use crate::snapshot::snapshot::Form;
+
+/// The lanes, in the order of the snapshot's; `None` for those that stay ended.
+pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = Option<ResumedLane>> {
+    body.lanes.iter().map(|lane| {
+        // The rows of a lane that had ended are sent again where they are dealt again.
+        let stays_ended = lane.ended && (body.is_full() || lane.start == lane.end);
+        (!stays_ended).then(|| ResumedLane {
+            id: lane.lane,
+            from: body.place(lane).row,
+            needed: body.needed(lane),
+            ends_at: lane.ended.then_some(lane.end),
+        })
+    })
+}
+
+/// What is dealt again.
+pub(crate) fn segments(body: &Body) -> VecDeque<Segment> {
+    if body.is_full() { VecDeque::new() } else { body.log.segments() }
+}
+
+/// Where dealing starts.
+pub(crate) fn position(body: &Body) -> Position {
+    let dealt = match body {
+        // The ring holds nothing.
+        _ if body.position.ended => 0,
+        _ if body.is_full() => body.position.dealt,
+        _ => body.log.from,
+    };
+    Position { emptied: body.position.emptied, dealt }
+}
+
+/// The number of the first minibatch that becomes ready.
+pub(crate) fn restarts_with(config: &Config, body: &Body) -> u64 {
+    if body.is_full() || body.position.ended {
+        return body.position.completing_minibatch;
+    }
+    let frames = Runs::new(config.open_frames, config.layout.rows()).completed(body.log.from);
+    let per_frame = (config.layout.rows() / config.batch_size) as u64;
+    body.position.first_minibatch + frames * per_frame
+}
+
+pub(crate) fn turn(body: &Body) -> Option<(u64, usize)> {
+    body.turn.map(|turn| (turn.lane, turn.rows as usize))
+}
+
+/// The counts. Rows that are dealt again are not taken yet.
+pub(crate) fn ledger(body: &Body) -> Ledger {
+    let mut ledger = Ledger::new(body.stats.components.len());
+    for (counts, saved) in ledger.components.iter_mut().zip(&body.stats.components) {
+        let dropped = Dropped {
+            oldest: saved.dropped_oldest,
+            emptied: saved.dropped_emptied,
+            aborted: saved.dropped_aborted,
+            last: saved.dropped_last,
+            unmatched: saved.dropped_unmatched,
+        };
+        let accepted = body.stats.served_rows + dropped.total();
+        *counts = ComponentLedger { accepted, set_aside: 0, dropped, resent: saved.resent };
+    }
+    ledger.owed = Some(body.stats.whole_rows as usize);
+    if segments(body).is_empty() {
+        ledger.settle_debt();
+    }
+    ledger
+}
+
+/// Whether a store with this policy can be resumed from such a snapshot.
+pub(crate) fn check_policy(config: &Config, form: Form) -> Result<(), SnapshotError> {
+    match (config.when_full, form) {
+        (WhenFull::DropOldest, _) => Err(SnapshotError::Policy {
+            policy: "a store that drops the oldest minibatch cannot be resumed, since what it serves depends on the consumers' pace",
+            advice: "use WhenFull::Wait",
+        }),
+        (WhenFull::Reject, Form::Light) => Err(SnapshotError::Policy {
+            policy: "a store that rejects rows cannot be resumed from a light snapshot, since other rows may be rejected when they come again",
+            advice: "take a full snapshot, or use WhenFull::Wait",
+        }),
+        _ => Ok(()),
+    }
+}

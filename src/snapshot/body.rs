@@ -1,0 +1,353 @@
+//! What a snapshot says, as it is written. `docs/resume.md` describes every field.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ring::deal::DEALING_VERSION;
+use crate::rows::element::DType;
+use crate::rows::layout::Component;
+use crate::snapshot::journal::{Journal, LaneJournal, PassEntry, Place, Segment};
+
+/// What the file says it is.
+pub(crate) const FORMAT: &str = "activation-store snapshot";
+
+/// The version of the format that is written, and the only one that is read.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// The versions, which are read before the rest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    pub(crate) format: String,
+    pub(crate) format_version: u32,
+    pub(crate) dealing_version: u32,
+    /// Of the crate, for people.
+    pub(crate) crate_version: String,
+}
+
+impl Versions {
+    pub(crate) fn current() -> Self {
+        Versions {
+            format: FORMAT.to_owned(),
+            format_version: FORMAT_VERSION,
+            dealing_version: DEALING_VERSION,
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Body {
+    #[serde(flatten)]
+    pub(crate) versions: Versions,
+    /// Minibatches that consumers had taken: k.
+    pub(crate) minibatches: u64,
+    pub(crate) config: ConfigBody,
+    pub(crate) position: PositionBody,
+    /// Under `round_robin`, whose turn it is.
+    pub(crate) turn: Option<TurnBody>,
+    /// The lanes that are open or have rows in the log.
+    pub(crate) lanes: Vec<LaneBody>,
+    /// Lanes that have ended and had a name.
+    pub(crate) ended_lanes: Vec<EndedLane>,
+    /// Lanes opened so far: the number of the next.
+    pub(crate) lanes_opened: u64,
+    pub(crate) log: LogBody,
+    pub(crate) stats: StatsBody,
+    /// The rows, in a full snapshot.
+    pub(crate) saved: Option<SavedBody>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConfigBody {
+    pub(crate) components: Vec<ComponentBody>,
+    pub(crate) batch_size: usize,
+    /// Rows of the window: whole frames.
+    pub(crate) window: usize,
+    pub(crate) ready_frames: usize,
+    pub(crate) queue_rows: usize,
+    pub(crate) max_skew: usize,
+    pub(crate) seed: u64,
+    pub(crate) drop_last: bool,
+    pub(crate) when_full: String,
+    pub(crate) merge: String,
+}
+
+impl ConfigBody {
+    /// What a store that goes on must have in common with the one before: names and values.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        let component = |c: &ComponentBody| format!("{:?}: {} × {}", c.name, c.features, c.dtype);
+        vec![
+            ("components", self.components.iter().map(component).collect::<Vec<_>>().join(", ")),
+            ("batch_size", self.batch_size.to_string()),
+            ("window", self.window.to_string()),
+            ("max_skew", self.max_skew.to_string()),
+            ("seed", self.seed.to_string()),
+            ("drop_last", self.drop_last.to_string()),
+            ("when_full", self.when_full.clone()),
+            ("merge", self.merge.clone()),
+        ]
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ComponentBody {
+    pub(crate) name: String,
+    pub(crate) features: usize,
+    pub(crate) dtype: String,
+}
+
+impl From<&Component> for ComponentBody {
+    fn from(component: &Component) -> Self {
+        ComponentBody {
+            name: component.name.to_string(),
+            features: component.features,
+            dtype: component.dtype.to_string(),
+        }
+    }
+}
+
+impl ComponentBody {
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        self.dtype.parse().ok()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PositionBody {
+    /// How often the ring was emptied.
+    pub(crate) emptied: u64,
+    /// Rows dealt since.
+    pub(crate) dealt: u64,
+    /// The number of the first minibatch since.
+    pub(crate) first_minibatch: u64,
+    /// The number of the next minibatch to be served.
+    pub(crate) next_minibatch: u64,
+    /// The number of the first minibatch of the frame that completes next.
+    pub(crate) completing_minibatch: u64,
+    /// No more rows come, and everything is served.
+    pub(crate) ended: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TurnBody {
+    pub(crate) lane: u64,
+    pub(crate) rows: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LaneBody {
+    pub(crate) lane: u64,
+    pub(crate) name: Option<String>,
+    /// Its first row in the log, or the next to come.
+    pub(crate) start: u64,
+    /// Its first row behind the log.
+    pub(crate) end: u64,
+    pub(crate) ended: bool,
+    pub(crate) passes_before: u64,
+    pub(crate) passes: Vec<PassBody>,
+}
+
+impl LaneBody {
+    pub(crate) fn new(lane: u64, journal: &LaneJournal) -> Self {
+        let pass = |pass: &PassEntry| PassBody {
+            first_row: pass.first_row,
+            rows: pass.rows,
+            value: pass.value.as_ref().map(|value| value.to_vec()),
+        };
+        LaneBody {
+            lane,
+            name: journal.name.as_ref().map(|name| name.to_string()),
+            start: journal.start,
+            end: journal.end,
+            ended: journal.ended,
+            passes_before: journal.passes_before,
+            passes: journal.passes.iter().map(pass).collect(),
+        }
+    }
+
+    pub(crate) fn journal(&self) -> LaneJournal {
+        let pass = |pass: &PassBody| PassEntry {
+            first_row: pass.first_row,
+            rows: pass.rows,
+            value: pass.value.clone().map(Vec::into_boxed_slice),
+        };
+        LaneJournal {
+            name: self.name.as_deref().map(Into::into),
+            start: self.start,
+            end: self.end,
+            ended: self.ended,
+            passes_before: self.passes_before,
+            passes: self.passes.iter().map(pass).collect(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassBody {
+    pub(crate) first_row: u64,
+    pub(crate) rows: u64,
+    #[serde(with = "hex", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndedLane {
+    pub(crate) lane: u64,
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogBody {
+    /// Rows dealt before the first segment, since the ring was last emptied.
+    pub(crate) from: u64,
+    /// `[lane, first row, rows]`.
+    pub(crate) segments: Vec<[u64; 3]>,
+}
+
+impl LogBody {
+    pub(crate) fn segments(&self) -> VecDeque<Segment> {
+        self.segments.iter().map(|&[lane, first_row, rows]| Segment { lane, first_row, rows }).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StatsBody {
+    pub(crate) components: Vec<ComponentStatsBody>,
+    pub(crate) served_rows: u64,
+    /// Rows that the store holds with all their components, and that are not served.
+    pub(crate) whole_rows: u64,
+    pub(crate) waited_for_consumers: Duration,
+    pub(crate) waited_for_producers: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ComponentStatsBody {
+    pub(crate) resent: u64,
+    pub(crate) dropped_oldest: u64,
+    pub(crate) dropped_emptied: u64,
+    pub(crate) dropped_aborted: u64,
+    pub(crate) dropped_last: u64,
+    pub(crate) dropped_unmatched: u64,
+}
+
+/// The rows of a full snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedBody {
+    /// In the order in which their rows are in the files.
+    pub(crate) frames: Vec<SavedFrame>,
+    /// One for each component.
+    pub(crate) files: Vec<SavedFile>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SavedFrame {
+    /// Unserved rows of a full frame, in order, and the number of their first minibatch.
+    Ready { first_minibatch: u64, rows: usize },
+    /// Rows of an open frame, in the order in which they were dealt to it.
+    Open { frame: usize, rows: usize },
+}
+
+impl SavedFrame {
+    pub(crate) fn rows(self) -> usize {
+        match self {
+            SavedFrame::Ready { rows, .. } | SavedFrame::Open { rows, .. } => rows,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedFile {
+    pub(crate) component: usize,
+    pub(crate) file: String,
+    /// Where its rows start.
+    pub(crate) offset: u64,
+    /// Of its rows.
+    pub(crate) bytes: u64,
+    /// Of its rows.
+    pub(crate) xxh3: String,
+}
+
+impl Body {
+    pub(crate) fn is_full(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// The number of the first row of a lane that the store needs, or has not got.
+    pub(crate) fn needed(&self, lane: &LaneBody) -> u64 {
+        if self.is_full() { lane.end } else { lane.start }
+    }
+
+    /// Where a lane goes on.
+    pub(crate) fn place(&self, lane: &LaneBody) -> Place {
+        lane.journal().place(self.needed(lane))
+    }
+
+    pub(crate) fn journal(&self) -> Journal {
+        Journal {
+            emptied: self.position.emptied,
+            from: self.log.from,
+            dealt: self.position.dealt,
+            segments: self.log.segments(),
+            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.journal())).collect(),
+            ended: self.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into())).collect(),
+        }
+    }
+
+    /// What is wrong with it, if its parts contradict each other.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        let Body { position, log, lanes, config, .. } = self;
+        let mut ends: std::collections::BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.start)).collect();
+        let mut dealt = log.from;
+        for segment in log.segments() {
+            let Some(end) = ends.get_mut(&segment.lane) else { return Some("the log names a lane that is not listed") };
+            if *end != segment.first_row {
+                return Some("the rows of a lane do not follow each other in the log");
+            }
+            let sums = (end.checked_add(segment.rows), dealt.checked_add(segment.rows));
+            let (Some(new_end), Some(sum)) = sums else { return Some("a count of rows is too large") };
+            (*end, dealt) = (new_end, sum);
+        }
+        if dealt != position.dealt {
+            return Some("the log does not end where dealing stood");
+        }
+        if lanes.iter().any(|lane| ends.get(&lane.lane) != Some(&lane.end)) {
+            return Some("a lane does not end where the log says");
+        }
+        if self.stats.components.len() != config.components.len() {
+            return Some("the counts are not those of its components");
+        }
+        if position.next_minibatch < position.first_minibatch {
+            return Some("it has served minibatches that there were not");
+        }
+        if let Some(saved) = &self.saved
+            && saved.files.len() != config.components.len()
+        {
+            return Some("it has not one file for each component");
+        }
+        None
+    }
+}
+
+/// Bytes as text.
+mod hex {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        let digits: String = value.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&digits)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        let digits = String::deserialize(deserializer)?;
+        let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<u8>> =
+            digits.as_bytes().chunks(2).map(|digits| pair(digits).filter(|_| digits.len() == 2)).collect();
+        bytes
+            .map(Some)
+            .ok_or_else(|| D::Error::custom(format!("{digits:?} is not an even number of hexadecimal digits")))
+    }
+}

@@ -1,0 +1,8 @@
+//! The state of a store between two minibatches, in memory and on disk.
+//!
+//! A running store keeps a journal of what it deals. A snapshot comes out of it, goes to a directory of its own, and comes back
+//! checked, or not at all. The store that is built from it deals on where the first one stood.
+
+pub(crate) mod body;
+pub(crate) mod journal;
+pub(crate) mod snapshot;

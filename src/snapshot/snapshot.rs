@@ -1,0 +1,156 @@
+//! A snapshot in memory: what users see of it, and its bytes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::disk::checksum::checksum;
+use crate::error::{LaneId, RefusedSnapshot, ResumeError};
+use crate::ring::deal::DEALING_VERSION;
+use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, Versions};
+
+/// What a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Form {
+    /// What was dealt, as lanes and row numbers: some bytes for each batch in the window. Resuming needs the rows of about one
+    /// window again.
+    #[default]
+    Light,
+    /// The rows, too: as many bytes as the ring holds. Resuming needs no row again but those of a pass that was cut.
+    Full,
+}
+
+/// The state of a store between two minibatches.
+///
+/// Made by [`Minibatches::state`](crate::Minibatches::state), or read from a directory that
+/// [`Minibatches::snapshot`](crate::Minibatches::snapshot) has written. [`RingStoreBuilder::resume_from`] and
+/// [`resume`](crate::RingStoreBuilder::resume) go on from it.
+///
+/// [`RingStoreBuilder::resume_from`]: crate::RingStoreBuilder::resume_from
+#[derive(Clone, PartialEq)]
+pub struct Snapshot {
+    pub(crate) body: Arc<Body>,
+}
+
+/// Where a lane of a resumed store goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResumeAt {
+    /// The lane.
+    pub lane: LaneId,
+    /// Passes that need not be sent again: start with the one behind them.
+    pub passes: u64,
+    /// Rows that need not be sent again, of each component: start with this row, which is the first of a pass on a lane that writes
+    /// passes.
+    pub row: u64,
+    /// What was [attached](crate::Pass::attach) to the last pass that need not be sent.
+    pub value: Option<Box<[u8]>>,
+    /// The lane had ended before this row: it takes rows up to here, and ends. `None` if it was open.
+    pub ends_at: Option<u64>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(body: Body) -> Self {
+        Snapshot { body: Arc::new(body) }
+    }
+
+    /// Minibatches that consumers had taken.
+    #[must_use]
+    pub fn minibatches(&self) -> u64 {
+        self.body.minibatches
+    }
+
+    /// Whether it has rows.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        if self.body.is_full() { Form::Full } else { Form::Light }
+    }
+
+    /// Where each lane goes on, in the order of opening. Lanes that stay ended are left out.
+    #[must_use]
+    pub fn resume_at(&self) -> Vec<ResumeAt> {
+        let body = &self.body;
+        let lanes = body.lanes.iter().filter(|lane| !lane.ended || (!body.is_full() && lane.start < lane.end));
+        let at = lanes.map(|lane| {
+            let place = body.place(lane);
+            ResumeAt {
+                lane: LaneId { number: lane.lane, name: lane.name.as_deref().map(Into::into) },
+                passes: place.passes,
+                row: place.row,
+                value: place.value,
+                ends_at: lane.ended.then_some(lane.end),
+            }
+        });
+        at.collect()
+    }
+
+    /// Its bytes, for a checkpoint of your own: two lines of JSON, the second of them a checksum of the first.
+    ///
+    /// The rows of a full snapshot are not among them.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Strings, numbers and lists of them: nothing that JSON has no form for.
+        let mut text = serde_json::to_string(&*self.body).unwrap_or_default();
+        let checksum = checksum(text.as_bytes());
+        text.push_str(&format!("\n{{\"xxh3\":\"{checksum}\"}}\n"));
+        text.into_bytes()
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) has made.
+    ///
+    /// # Errors
+    /// [`ResumeError::Refused`] if the bytes are damaged, foreign, or of another version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ResumeError> {
+        Snapshot::parse(bytes).map_err(|reason| ResumeError::Refused {
+            what: "the snapshot".to_owned(),
+            reason,
+            earlier: None,
+        })
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RefusedSnapshot> {
+        let foreign = |reason: String| RefusedSnapshot::Foreign { reason };
+        let damaged = |reason: String| RefusedSnapshot::Damaged { reason };
+        let text = std::str::from_utf8(bytes).map_err(|error| foreign(format!("it is no text: {error}")))?;
+        let mut lines = text.lines();
+        let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        if !first.contains(FORMAT) {
+            return Err(foreign(format!("its first line does not say {FORMAT:?}")));
+        }
+        #[derive(Deserialize)]
+        struct Checksum {
+            xxh3: String,
+        }
+        let found = checksum(first.as_bytes());
+        match serde_json::from_str::<Checksum>(second) {
+            Ok(Checksum { xxh3 }) if xxh3 == found => {}
+            Ok(Checksum { xxh3 }) => {
+                return Err(damaged(format!("its checksum is {found}, and {xxh3} when it was written")));
+            }
+            Err(error) => return Err(damaged(format!("its second line is no checksum: {error}"))),
+        }
+        let versions: Versions = serde_json::from_str(first).map_err(|error| foreign(error.to_string()))?;
+        let version = |what, found, known| {
+            let release = versions.crate_version.clone();
+            if found == known { Ok(()) } else { Err(RefusedSnapshot::Version { what, found, known, release }) }
+        };
+        version("format version", versions.format_version, FORMAT_VERSION)?;
+        version("dealing version", versions.dealing_version, DEALING_VERSION)?;
+        let body: Body = serde_json::from_str(first).map_err(|error| damaged(error.to_string()))?;
+        match body.contradiction() {
+            Some(contradiction) => Err(damaged(contradiction.to_owned())),
+            None => Ok(Snapshot::new(body)),
+        }
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("minibatches", &self.minibatches())
+            .field("form", &self.form())
+            .finish_non_exhaustive()
+    }
+}

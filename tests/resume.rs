@@ -1,0 +1,281 @@
+//! Promise 12: a resumed store serves, bit for bit, what the uninterrupted one would have served.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::thread;
+
+use activation_store::{DType, Form, Merge, Producer, ResumeAt, RingStore, RingStoreBuilder, Snapshot, Stats};
+use common::{Random, assert_adds_up, watchdog_for};
+use ndarray::Array2;
+use proptest::prelude::*;
+
+/// How a lane is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Style {
+    Passes,
+    /// One component after the other, in pieces.
+    Pieces,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    merge: Merge,
+    /// 0: the store's own lane alone.
+    lanes: usize,
+    named: bool,
+    style: Style,
+    /// Of each lane; lanes have different numbers.
+    rows: usize,
+    batch_size: usize,
+    window: usize,
+    drop_last: bool,
+    seed: u64,
+    /// After which part of all minibatches the store is left.
+    stop: f64,
+    /// Whether lanes are sent again from the start.
+    again: bool,
+    form: Form,
+}
+
+/// Bits of all kinds, NaNs among them.
+fn value(lane: usize, row: usize, feature: usize) -> f32 {
+    let mut random = Random::new((lane * 1_000_003 + row) as u64 * 31 + feature as u64);
+    f32::from_bits(random.below(u32::MAX as usize) as u32)
+}
+
+fn id(lane: usize, row: usize) -> i64 {
+    ((lane as i64) << 32) + row as i64
+}
+
+fn activations(lane: usize, rows: &Range<usize>) -> Array2<f32> {
+    Array2::from_shape_fn((rows.len(), 3), |(row, feature)| value(lane, rows.start + row, feature))
+}
+
+fn ids(lane: usize, rows: &Range<usize>) -> Array2<i64> {
+    Array2::from_shape_fn((rows.len(), 1), |(row, _)| id(lane, rows.start + row))
+}
+
+impl Case {
+    fn builder(&self) -> RingStoreBuilder {
+        RingStore::builder()
+            .component("a", 3)
+            .component_of("id", 1, DType::I64)
+            .batch_size(self.batch_size)
+            .window(self.window)
+            .queue_rows(40)
+            .drop_last(self.drop_last)
+            .merge(self.merge)
+            .seed(self.seed)
+    }
+
+    fn rows(&self, lane: usize) -> usize {
+        self.rows + lane * self.rows / 3
+    }
+
+    /// The passes of a lane.
+    fn passes(&self, lane: usize) -> Vec<Range<usize>> {
+        let mut random = Random::new(self.seed + lane as u64);
+        let (mut passes, mut start) = (Vec::new(), 0);
+        while start < self.rows(lane) {
+            let end = (start + 1 + random.below(30)).min(self.rows(lane));
+            passes.push(start..end);
+            start = end;
+        }
+        passes
+    }
+
+    /// Writes a lane from a pass and a row on, until it ends or the store is closed.
+    fn write(&self, producer: &impl Lane, lane: usize, from: Option<&ResumeAt>) {
+        let (first_pass, row) = from.map_or((0, 0), |at| (at.passes as usize, at.row as usize));
+        for (number, pass) in self.passes(lane).into_iter().enumerate() {
+            let written = match self.style {
+                Style::Passes if number < first_pass => true,
+                Style::Passes => {
+                    assert!(pass.start >= row, "{lane}: pass {number} {pass:?} starts before row {row}");
+                    producer.pass(activations(lane, &pass), ids(lane, &pass), number)
+                }
+                Style::Pieces => {
+                    let pass = pass.start.max(row)..pass.end.max(row);
+                    pass.is_empty() || producer.pieces(activations(lane, &pass), ids(lane, &pass))
+                }
+            };
+            if !written {
+                return;
+            }
+        }
+    }
+
+    /// Runs a store that is new, or goes on from a snapshot, until `stop` minibatches have been taken in all, or to the end.
+    fn run(&self, from: Option<&Snapshot>, stop: Option<usize>) -> Run {
+        let store = match from {
+            Some(snapshot) => RingStore::builder().resume_from(snapshot).unwrap(),
+            None => self.builder().build().unwrap(),
+        };
+        let monitor = store.monitor();
+        let mut minibatches = store.minibatches();
+        let resume_at = store.resume_at().to_vec();
+        let at = |lane: u64| if self.again { None } else { resume_at.iter().find(|at| at.lane.number == lane) };
+        let mut run = Run { minibatches: Vec::new(), snapshot: None, stats: monitor.stats() };
+        let resumed = from.is_some();
+        thread::scope(|scope| {
+            if self.lanes == 0 {
+                let at = at(0).cloned();
+                scope.spawn(move || {
+                    if self.again && resumed {
+                        let _ = store.send_again();
+                    }
+                    self.write(&store, 0, at.as_ref());
+                });
+            } else {
+                let open = |lane: usize| match self.named {
+                    true => store.producer_named(&format!("replica {lane}")),
+                    false => store.producer(),
+                };
+                // A store that had served everything is closed.
+                let producers: Vec<Producer> = (0..self.lanes).map_while(|lane| open(lane).ok()).collect();
+                assert!(producers.len() == self.lanes || resumed && resume_at.is_empty());
+                for (lane, producer) in producers.into_iter().enumerate() {
+                    let at = at(lane as u64 + 1).cloned();
+                    let gone = resumed && !resume_at.iter().any(|at| at.lane.number == lane as u64 + 1);
+                    scope.spawn(move || {
+                        if self.again && resumed {
+                            let _ = producer.send_again();
+                        }
+                        assert!(!gone || producer.extend(activations(lane, &(0..1)), "a").is_err());
+                        if !gone {
+                            self.write(&producer, lane, at.as_ref());
+                        }
+                    });
+                }
+                drop(store);
+            }
+            let taken = from.map_or(0, |snapshot| snapshot.minibatches() as usize);
+            let most = stop.map_or(usize::MAX, |stop| stop - taken);
+            for minibatch in minibatches.blocking().take(most) {
+                let minibatch = minibatch.unwrap();
+                assert_eq!(minibatch.ordinal() as usize, taken + run.minibatches.len());
+                run.minibatches.push(Bits {
+                    a: minibatch.bytes("a").unwrap().to_vec(),
+                    ids: minibatch.view::<i64>("id").unwrap().iter().copied().collect(),
+                });
+            }
+            run.snapshot = Some(minibatches.state().unwrap());
+            run.stats = monitor.stats();
+            assert_adds_up(&run.stats);
+            drop(minibatches);
+        });
+        run
+    }
+}
+
+struct Run {
+    minibatches: Vec<Bits>,
+    snapshot: Option<Snapshot>,
+    stats: Stats,
+}
+
+#[derive(Debug, PartialEq)]
+struct Bits {
+    a: Vec<u8>,
+    ids: Vec<i64>,
+}
+
+/// A lane that may be the store's own.
+trait Lane {
+    fn pass(&self, a: Array2<f32>, ids: Array2<i64>, number: usize) -> bool;
+    fn pieces(&self, a: Array2<f32>, ids: Array2<i64>) -> bool;
+}
+
+macro_rules! lane {
+    ($type:ty) => {
+        impl Lane for $type {
+            fn pass(&self, a: Array2<f32>, ids: Array2<i64>, number: usize) -> bool {
+                let rows = a.nrows();
+                let mut pass = self.begin_pass();
+                pass.attach(number.to_string().into_bytes());
+                pass.put("a", a).unwrap();
+                pass.put("id", ids).unwrap();
+                assert!(rows > 0);
+                pass.commit_blocking().is_ok()
+            }
+
+            fn pieces(&self, a: Array2<f32>, ids: Array2<i64>) -> bool {
+                self.extend_blocking(a, "a").is_ok() && self.extend_blocking(ids, "id").is_ok()
+            }
+        }
+    };
+}
+lane!(RingStore);
+lane!(Producer);
+
+fn cases() -> impl Strategy<Value = Case> {
+    let shape = (1_usize..40, 1_usize..12, 0_usize..3, 20_usize..900);
+    let style = prop_oneof![Just(Style::Passes), Just(Style::Pieces)];
+    let merge = prop_oneof![Just(Merge::Arrival), Just(Merge::RoundRobin)];
+    (shape, style, merge, any::<[bool; 3]>(), any::<u16>(), 0.0..1.1_f64).prop_map(
+        |((batch_size, frames, lanes, rows), style, merge, [named, drop_last, again], seed, stop)| Case {
+            merge,
+            lanes: if lanes == 0 { 0 } else { 2 * lanes - 1 },
+            named,
+            style,
+            rows,
+            batch_size,
+            window: batch_size * frames,
+            drop_last,
+            seed: seed.into(),
+            stop,
+            again,
+            form: Form::Light,
+        },
+    )
+}
+
+fn check(case: &Case) {
+    let whole = case.run(None, None);
+    let all = whole.minibatches.len();
+    let k = ((all as f64 * case.stop) as usize).min(all);
+    let first = case.run(None, Some(k));
+    let snapshot = Snapshot::from_bytes(&first.snapshot.unwrap().to_bytes()).unwrap();
+    assert_eq!(snapshot.minibatches() as usize, k);
+    if case.style == Style::Passes {
+        for at in snapshot.resume_at() {
+            let value = at.passes.checked_sub(1).map(|last| last.to_string().into_bytes().into_boxed_slice());
+            assert_eq!(at.value, value);
+        }
+    }
+    // Once more in the middle of what is left.
+    let j = k + (all - k) / 2;
+    let second = case.run(Some(&snapshot), Some(j));
+    let third = case.run(second.snapshot.as_ref(), None);
+    let parts: Vec<&Bits> =
+        [&first.minibatches, &second.minibatches, &third.minibatches].into_iter().flatten().collect();
+    if case.merge == Merge::RoundRobin || case.lanes < 2 {
+        assert_eq!(parts.len(), all);
+        for (n, (part, whole)) in parts.iter().zip(&whole.minibatches).enumerate() {
+            assert!(**part == *whole, "minibatch {n} differs, of {k} + {} + {}", j - k, all - j);
+        }
+        let (resumed, uninterrupted) = (&third.stats.components, &whole.stats.components);
+        for (resumed, uninterrupted) in resumed.iter().zip(uninterrupted) {
+            assert_eq!((resumed.accepted, resumed.served), (uninterrupted.accepted, uninterrupted.served));
+        }
+    } else {
+        let served: Vec<i64> = parts.iter().flat_map(|bits| bits.ids.iter().copied()).collect();
+        let unique: BTreeSet<i64> = served.iter().copied().collect();
+        assert_eq!(served.len(), unique.len(), "no row comes twice");
+        let rows: usize = (0..case.lanes).map(|lane| case.rows(lane)).sum();
+        let lost = rows - unique.len();
+        assert!(if case.drop_last { lost < case.batch_size } else { lost == 0 }, "{lost} rows are lost");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_resumed_run_serves_what_the_uninterrupted_one_would(case in cases()) {
+        watchdog_for(&format!("{case:?}"), move || check(&case));
+    }
+}
