@@ -615,6 +615,9 @@ pub enum SnapshotError {
     /// A full snapshot is being written already.
     #[error("another full snapshot is being written: wait for its handle first")]
     InProgress,
+    /// There is no memory for the copies of frames.
+    #[error(transparent)]
+    Memory(BuildError),
     /// The operating system has no thread to write it.
     #[error("the operating system has no thread to write the snapshot: {reason}")]
     Thread {

@@ -49,6 +49,7 @@ pub use crate::{
         plan::Plan,
         producer::Producer,
         reserve::{Permit, Reserve},
+        snapshotting::SnapshotHandle,
         stats::{ComponentStats, Dropped, Stats},
     },
     ring::deal::DEALING_VERSION,
@@ -58,7 +59,10 @@ pub use crate::{
         index::Index,
         layout::{Component, ComponentKey},
     },
-    snapshot::snapshot::{Form, ResumeAt, Snapshot},
+    snapshot::{
+        snapshot::{Form, ResumeAt, Snapshot},
+        snapshots::Snapshots,
+    },
     store::{
         activation_store::{ActivationStore, ActivationStoreExt, TestData},
         ring_store::RingStore,

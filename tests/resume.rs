@@ -7,10 +7,14 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::thread;
 
-use activation_store::{DType, Form, Merge, Producer, ResumeAt, RingStore, RingStoreBuilder, Snapshot, Stats};
+use activation_store::{
+    DType, Form, Merge, Minibatches, Producer, ResumeAt, RingStore, RingStoreBuilder, Snapshot, SnapshotError,
+    Snapshots, Stats,
+};
 use common::{Random, assert_adds_up, watchdog_for};
 use ndarray::Array2;
 use proptest::prelude::*;
+use tempfile::TempDir;
 
 /// How a lane is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +41,8 @@ struct Case {
     stop: f64,
     /// Whether lanes are sent again from the start.
     again: bool,
-    form: Form,
+    /// Of the first snapshot, and of the second.
+    forms: [Form; 2],
 }
 
 /// Bits of all kinds, NaNs among them.
@@ -109,16 +114,19 @@ impl Case {
     }
 
     /// Runs a store that is new, or goes on from a snapshot, until `stop` minibatches have been taken in all, or to the end.
-    fn run(&self, from: Option<&Snapshot>, stop: Option<usize>) -> Run {
+    fn run(&self, from: Option<&Saved>, stop: Option<(usize, Form)>) -> Run {
         let store = match from {
-            Some(snapshot) => RingStore::builder().resume_from(snapshot).unwrap(),
+            Some(Saved::Memory(bytes)) => {
+                RingStore::builder().resume_from(&Snapshot::from_bytes(bytes).unwrap()).unwrap()
+            }
+            Some(Saved::Disk(dir)) => RingStore::builder().resume(dir.path()).unwrap(),
             None => self.builder().build().unwrap(),
         };
         let monitor = store.monitor();
         let mut minibatches = store.minibatches();
         let resume_at = store.resume_at().to_vec();
         let at = |lane: u64| if self.again { None } else { resume_at.iter().find(|at| at.lane.number == lane) };
-        let mut run = Run { minibatches: Vec::new(), snapshot: None, stats: monitor.stats() };
+        let mut run = Run { minibatches: Vec::new(), saved: None, stats: monitor.stats() };
         let resumed = from.is_some();
         thread::scope(|scope| {
             if self.lanes == 0 {
@@ -152,8 +160,8 @@ impl Case {
                 }
                 drop(store);
             }
-            let taken = from.map_or(0, |snapshot| snapshot.minibatches() as usize);
-            let most = stop.map_or(usize::MAX, |stop| stop - taken);
+            let taken = monitor.stats().minibatches_served as usize;
+            let most = stop.map_or(usize::MAX, |(stop, _)| stop - taken);
             for minibatch in minibatches.blocking().take(most) {
                 let minibatch = minibatch.unwrap();
                 assert_eq!(minibatch.ordinal() as usize, taken + run.minibatches.len());
@@ -162,9 +170,9 @@ impl Case {
                     ids: minibatch.view::<i64>("id").unwrap().iter().copied().collect(),
                 });
             }
-            run.snapshot = Some(minibatches.state().unwrap());
             run.stats = monitor.stats();
             assert_adds_up(&run.stats);
+            run.saved = stop.map(|(stop, form)| save(&mut minibatches, form, stop));
             drop(minibatches);
         });
         run
@@ -173,8 +181,43 @@ impl Case {
 
 struct Run {
     minibatches: Vec<Bits>,
-    snapshot: Option<Snapshot>,
+    saved: Option<Saved>,
     stats: Stats,
+}
+
+enum Saved {
+    Memory(Vec<u8>),
+    Disk(TempDir),
+}
+
+impl Saved {
+    fn resume_at(&self) -> Vec<ResumeAt> {
+        match self {
+            Saved::Memory(bytes) => Snapshot::from_bytes(bytes).unwrap().resume_at(),
+            Saved::Disk(dir) => Snapshots::new(dir.path()).newest().unwrap().resume_at(),
+        }
+    }
+}
+
+fn save(minibatches: &mut Minibatches, form: Form, k: usize) -> Saved {
+    let dir = tempfile::tempdir().unwrap();
+    let handle = match minibatches.snapshot(dir.path(), form) {
+        Ok(handle) => handle,
+        // Not yet.
+        Err(SnapshotError::DealsAgain { .. }) => minibatches.snapshot(dir.path(), Form::Light).unwrap(),
+        Err(error) => panic!("{error}"),
+    };
+    let state = minibatches.state().unwrap();
+    assert_eq!(state.minibatches() as usize, k);
+    // The pipeline goes on meanwhile.
+    minibatches.blocking().take(k % 4).for_each(|minibatch| assert!(minibatch.is_ok()));
+    let folder = handle.wait().unwrap();
+    assert_eq!(folder, dir.path().join(format!("snapshot-{k}")));
+    assert_eq!(Snapshots::new(dir.path()).list().unwrap(), [(k as u64, folder)]);
+    if form == Form::Light && k.is_multiple_of(2) {
+        return Saved::Memory(state.to_bytes());
+    }
+    Saved::Disk(dir)
 }
 
 #[derive(Debug, PartialEq)]
@@ -211,12 +254,16 @@ macro_rules! lane {
 lane!(RingStore);
 lane!(Producer);
 
+fn form() -> impl Strategy<Value = Form> {
+    prop_oneof![Just(Form::Light), Just(Form::Full)]
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let shape = (1_usize..40, 1_usize..12, 0_usize..3, 20_usize..900);
     let style = prop_oneof![Just(Style::Passes), Just(Style::Pieces)];
     let merge = prop_oneof![Just(Merge::Arrival), Just(Merge::RoundRobin)];
-    (shape, style, merge, any::<[bool; 3]>(), any::<u16>(), 0.0..1.1_f64).prop_map(
-        |((batch_size, frames, lanes, rows), style, merge, [named, drop_last, again], seed, stop)| Case {
+    (shape, style, merge, any::<[bool; 3]>(), any::<u16>(), 0.0..1.1_f64, [form(), form()]).prop_map(
+        |((batch_size, frames, lanes, rows), style, merge, [named, drop_last, again], seed, stop, forms)| Case {
             merge,
             lanes: if lanes == 0 { 0 } else { 2 * lanes - 1 },
             named,
@@ -228,7 +275,7 @@ fn cases() -> impl Strategy<Value = Case> {
             seed: seed.into(),
             stop,
             again,
-            form: Form::Light,
+            forms,
         },
     )
 }
@@ -237,19 +284,18 @@ fn check(case: &Case) {
     let whole = case.run(None, None);
     let all = whole.minibatches.len();
     let k = ((all as f64 * case.stop) as usize).min(all);
-    let first = case.run(None, Some(k));
-    let snapshot = Snapshot::from_bytes(&first.snapshot.unwrap().to_bytes()).unwrap();
-    assert_eq!(snapshot.minibatches() as usize, k);
+    let first = case.run(None, Some((k, case.forms[0])));
+    let saved = first.saved.unwrap();
     if case.style == Style::Passes {
-        for at in snapshot.resume_at() {
+        for at in saved.resume_at() {
             let value = at.passes.checked_sub(1).map(|last| last.to_string().into_bytes().into_boxed_slice());
             assert_eq!(at.value, value);
         }
     }
     // Once more in the middle of what is left.
     let j = k + (all - k) / 2;
-    let second = case.run(Some(&snapshot), Some(j));
-    let third = case.run(second.snapshot.as_ref(), None);
+    let second = case.run(Some(&saved), Some((j, case.forms[1])));
+    let third = case.run(second.saved.as_ref(), None);
     let parts: Vec<&Bits> =
         [&first.minibatches, &second.minibatches, &third.minibatches].into_iter().flatten().collect();
     if case.merge == Merge::RoundRobin || case.lanes < 2 {

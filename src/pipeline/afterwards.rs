@@ -6,9 +6,10 @@ use crossbeam_channel::Sender;
 use ndarray::ArrayD;
 use tokio::sync::oneshot;
 
-use crate::error::{IndexError, WriteError};
+use crate::error::{IndexError, SnapshotError, WriteError};
 use crate::memory::frame::Frame;
 use crate::memory::part::Part;
+use crate::pipeline::saving::SnapshotRequest;
 use crate::pipeline::worker::{Panic, Panics};
 
 /// Resolves a flush.
@@ -26,6 +27,8 @@ pub(crate) struct Afterwards {
     pub(crate) flushes: Vec<(FlushReply, Result<(), WriteError>)>,
     pub(crate) empties: Vec<EmptyReply>,
     pub(crate) gets: Vec<(GetReply, IndexError)>,
+    /// Snapshots that cannot be taken.
+    pub(crate) snapshots: Vec<(SnapshotRequest, SnapshotError)>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) parts: Vec<Part>,
     /// Wakers that are not needed any more: dropping one runs foreign code, too.
@@ -44,6 +47,9 @@ impl Afterwards {
         // A caller that no longer waits for its answer does not matter.
         for (reply, outcome) in self.flushes.drain(..) {
             panics.catch(|| drop(reply.send(outcome)));
+        }
+        for (request, error) in self.snapshots.drain(..) {
+            panics.catch(|| request.refuse(error));
         }
         for (reply, error) in self.gets.drain(..) {
             let _ = reply.send(Err(error));

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use crate::error::{ClosedBy, ReadError, SnapshotError};
+use crate::error::{ClosedBy, ReadError};
 use crate::pipeline::minibatch::Minibatch;
 use crate::pipeline::ready::Lent;
 use crate::pipeline::state::{ConsumerState, Next, Shared};
 use crate::pipeline::stats::Stats;
 use crate::pipeline::wait::{wait, wait_long};
-use crate::snapshot::snapshot::Snapshot;
 use futures::Stream;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
@@ -25,7 +24,7 @@ use futures::Stream;
 /// # Cancel safety
 /// Dropping a future of the next minibatch loses nothing.
 pub struct Minibatches {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     state: ConsumerState,
     waiting_since: Instant,
     /// Whether it has yielded an error that ends it.
@@ -103,17 +102,6 @@ impl Minibatches {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.stats()
-    }
-
-    /// A light snapshot, in memory: the state between the minibatches that consumers have taken and the next ones.
-    ///
-    /// It counts the minibatches of all consumers of the store. Take it on the thread that takes them, when none is on its way through
-    /// a prefetcher.
-    ///
-    /// # Errors
-    /// [`SnapshotError`]: the store drops or rejects rows when it is full, or was aborted.
-    pub fn state(&self) -> Result<Snapshot, SnapshotError> {
-        self.shared.snapshot()
     }
 
     /// Takes no more rows, as [`RingStore::close`](crate::RingStore::close): a trainer that has had enough stops the producers,

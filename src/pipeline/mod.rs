@@ -21,6 +21,8 @@ pub(crate) mod queue;
 pub(crate) mod ready;
 pub(crate) mod reserve;
 pub(crate) mod restart;
+pub(crate) mod saving;
+pub(crate) mod snapshotting;
 pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod status;

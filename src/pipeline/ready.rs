@@ -34,8 +34,28 @@ pub(crate) struct Lent {
 }
 
 impl ReadyFrame {
+    /// All rows of a full frame, whose first minibatch has this number.
+    pub(crate) fn full(frame: Frame, ordinal: u64) -> Self {
+        let rows = frame.layout().rows();
+        ReadyFrame { memory: Memory::Full(frame), first: 0, rows, ordinal }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Copies its rows to the front of `into`.
+    pub(crate) fn save(&self, into: &mut Frame) {
+        for component in 0..into.layout().n_components() {
+            for n in 0..self.rows {
+                into.row_mut(component, n).copy_from_slice(self.row(component, n));
+            }
+        }
+    }
+
+    /// The number of its next minibatch.
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.ordinal
     }
 
     /// A row that no consumer has taken.
@@ -64,6 +84,8 @@ pub(crate) struct Frames {
     /// The number of the first minibatch since the ring was last emptied.
     first_ordinal: u64,
     empty: Pool,
+    /// Nothing is lent until a snapshot has seen the ready frames.
+    pinned: bool,
     /// How many frames are kept, ready or empty.
     kept: usize,
     /// Frames with consumers.
@@ -83,6 +105,7 @@ impl Frames {
             next_served: 0,
             first_ordinal: 0,
             empty: pool,
+            pinned: false,
             kept: config.spare_frames(),
             lent: 0,
         }
@@ -146,6 +169,9 @@ impl Frames {
 
     /// Takes the oldest minibatch out, for a consumer. Its frame goes back to `home`.
     pub(crate) fn lend(&mut self, home: &Arc<impl FrameHome + 'static>) -> Option<Lent> {
+        if self.pinned {
+            return None;
+        }
         let mut ready = self.ready.pop_front()?;
         let (ordinal, rows) = (ready.ordinal, self.batch_size.min(ready.rows));
         let mut part = match ready.memory {
@@ -169,6 +195,15 @@ impl Frames {
         ready = ReadyFrame { memory: Memory::Rest(part), first: 0, rows: ready.rows - rows, ordinal: ordinal + 1 };
         self.ready.push_front(ready);
         Some(Lent { part: front, ordinal })
+    }
+
+    /// Lends nothing until [`unpin`](Self::unpin).
+    pub(crate) fn pin(&mut self) {
+        self.pinned = true;
+    }
+
+    pub(crate) fn unpin(&mut self) {
+        self.pinned = false;
     }
 
     /// Discards the oldest ready frame. Returns how many rows it had.

@@ -8,7 +8,7 @@ use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::stats::Dropped;
 use crate::ring::deal::{Position, Runs};
-use crate::snapshot::body::Body;
+use crate::snapshot::body::{Body, SavedFrame};
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
@@ -44,7 +44,14 @@ pub(crate) fn position(body: &Body) -> Position {
 
 /// The number of the first minibatch that becomes ready.
 pub(crate) fn restarts_with(config: &Config, body: &Body) -> u64 {
-    if body.is_full() || body.position.ended {
+    if let Some(saved) = &body.saved {
+        let first = saved.frames.iter().find_map(|frame| match frame {
+            SavedFrame::Ready { first_minibatch, .. } => Some(*first_minibatch),
+            SavedFrame::Open { .. } => None,
+        });
+        return first.unwrap_or(body.position.completing_minibatch);
+    }
+    if body.position.ended {
         return body.position.completing_minibatch;
     }
     let frames = Runs::new(config.open_frames, config.layout.rows()).completed(body.log.from);

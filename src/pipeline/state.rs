@@ -9,13 +9,16 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
 use ndarray::ArrayD;
+use tokio::sync::oneshot;
 
+use crate::disk::disk::Disk;
 use crate::error::{ClosedBy, IndexError, LaneId, ReadError, SnapshotError, WriteError};
 use crate::memory::frame::Frame;
 use crate::memory::pool::FrameHome;
@@ -27,6 +30,7 @@ use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::queue::{Demand, HandedOver, Message, Write};
 use crate::pipeline::ready::{Frames, Lent, ReadyFrame};
 use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, turn};
+use crate::pipeline::saving::{Saved, Saving, SnapshotRequest};
 use crate::pipeline::stats::{ComponentStats, Stats};
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
@@ -74,6 +78,8 @@ pub(crate) struct State {
     /// Consumers that wait for a minibatch.
     waiting: Vec<(u64, Waker)>,
     requests: Requests,
+    /// Held by the full snapshot that is being written, if one is.
+    saving: Weak<()>,
     flushes: Vec<(Unsettled, FlushReply)>,
     /// Rows that lost their counterparts, not yet reported by a flush.
     pub(crate) unmatched: VecDeque<WriteError>,
@@ -100,13 +106,15 @@ pub(crate) struct Requests {
     pub(crate) empties: Vec<EmptyReply>,
     /// Read rows.
     pub(crate) gets: Vec<(Index, GetReply)>,
+    /// Take a full snapshot.
+    pub(crate) snapshots: Vec<SnapshotRequest>,
     /// Leave the runtime, which is shutting down.
     pub(crate) leave: bool,
 }
 
 impl Requests {
     pub(crate) fn is_empty(&self) -> bool {
-        self.empties.is_empty() && self.gets.is_empty() && !self.leave
+        self.empties.is_empty() && self.gets.is_empty() && self.snapshots.is_empty() && !self.leave
     }
 }
 
@@ -149,6 +157,7 @@ impl Shared {
             next_consumer: 0,
             waiting: Vec::new(),
             requests: Requests::default(),
+            saving: Weak::new(),
             flushes: Vec::new(),
             unmatched: VecDeque::new(),
             look_sent: false,
@@ -331,10 +340,54 @@ impl Shared {
     pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
         check_policy(&self.config, Form::Light)?;
         let state = self.lock();
-        if state.status.discards() {
-            state.status.check().map_err(SnapshotError::Ended)?;
+        state.check_saveable()?;
+        Ok(Snapshot::new(state.body(&self.config, Form::Light)))
+    }
+
+    /// Saves a snapshot, and resolves `reply` once it is on disk.
+    pub(crate) fn save(
+        &self,
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        form: Form,
+        reply: oneshot::Sender<Saved>,
+    ) -> Result<(), SnapshotError> {
+        check_policy(&self.config, form)?;
+        let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
+        let mut state = self.lock();
+        state.check_saveable()?;
+        if form == Form::Light {
+            let snapshot = Snapshot::new(state.body(&self.config, Form::Light));
+            drop(state);
+            request.write_light(snapshot);
+            return Ok(());
         }
-        Ok(Snapshot::new(state.body(&self.config)))
+        if let Some(owed) = state.ledger.owed {
+            return Err(SnapshotError::DealsAgain { left: owed as u64 });
+        }
+        if state.saving.upgrade().is_some() {
+            return Err(SnapshotError::InProgress);
+        }
+        state.saving = Arc::downgrade(&request.busy);
+        if state.ended {
+            drop(state);
+            self.save_ready(request);
+        } else {
+            state.frames.pin();
+            state.requests.snapshots.push(request);
+            self.announce(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Saves a store whose writer has ended: nothing is left but ready frames.
+    fn save_ready(&self, request: SnapshotRequest) {
+        let (body, ready) = {
+            let mut state = self.lock();
+            (state.body(&self.config, Form::Full), state.borrow_ready())
+        };
+        Saving::start_with(request, body, &self.config.layout, &ready, Vec::new());
+        self.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
 
     // Ends.
@@ -556,13 +609,19 @@ impl State {
         }
     }
 
+    fn check_saveable(&self) -> Result<(), SnapshotError> {
+        if self.status.discards() { self.status.check().map_err(SnapshotError::Ended) } else { Ok(()) }
+    }
+
     /// What a snapshot says, apart from the rows: the state between two minibatches.
-    pub(crate) fn body(&self, config: &Config) -> Body {
+    pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
         let (next_minibatch, first_minibatch) = self.frames.ordinals();
-        let ended = self.ended && self.frames.ready() == 0;
-        let journal = self.journal.since(if ended { self.journal.dealt } else { self.needed_from() });
+        let served = self.ended && self.frames.ready() == 0;
+        // The full form has the ready frames.
+        let ended = served || self.ended && form == Form::Full;
+        let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
         let lanes =
-            if ended { Vec::new() } else { journal.lanes.iter().map(|(&id, lane)| LaneBody::new(id, lane)).collect() };
+            if served { Vec::new() } else { journal.lanes.iter().map(|(&id, lane)| LaneBody::new(id, lane)).collect() };
         let stats = |counts: &ComponentLedger| ComponentStatsBody {
             resent: counts.resent,
             dropped_oldest: counts.dropped.oldest,
@@ -626,6 +685,7 @@ impl State {
     pub(crate) fn give_back(&mut self, requests: Requests) {
         self.requests.empties.extend(requests.empties);
         self.requests.gets.extend(requests.gets);
+        self.requests.snapshots.extend(requests.snapshots);
     }
 
     /// Notes the rows that the writer has dealt, and whose turn it is then.
@@ -667,6 +727,11 @@ impl State {
         self.turn = turn;
     }
 
+    /// Takes over the writer's counts, before it starts.
+    pub(crate) fn take_over(&mut self, ledger: &Ledger) {
+        self.ledger.update(ledger);
+    }
+
     /// Takes over the writer's counts, and tells producers what has changed for them.
     pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
         self.ledger.update(ledger);
@@ -700,6 +765,7 @@ impl State {
     /// Puts back the ready frames that were borrowed, unless they are to be discarded.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
         self.count_waits();
+        self.frames.unpin();
         self.frames.return_ready(ready);
         if self.status.discards() {
             self.frames.discard_ready(&mut afterwards.parts);
@@ -721,13 +787,17 @@ impl State {
         self.waits.rows_wait(waits_for == Some(WaitsFor::Room) && self.status.is_open());
     }
 
-    /// The writer has ended: nothing more becomes ready.
-    pub(crate) fn end(&mut self, afterwards: &mut Afterwards) {
+    /// The writer has ended: nothing more becomes ready. `false` if it has something to do first.
+    pub(crate) fn end(&mut self, afterwards: &mut Afterwards) -> bool {
+        if !self.requests.snapshots.is_empty() && !self.status.discards() {
+            return false;
+        }
         self.count_waits();
         self.ended = true;
         self.frames.dissolve(&mut afterwards.frames);
         self.wake_consumers(afterwards);
         self.answer_all(afterwards);
+        true
     }
 
     // Both sides.
@@ -759,6 +829,10 @@ impl State {
         afterwards.empties.append(&mut self.requests.empties);
         let why = self.why_no_get();
         afterwards.gets.extend(self.requests.gets.drain(..).map(|(_, reply)| (reply, why.clone())));
+        let ended = self.status.check().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+        let snapshots = self.requests.snapshots.drain(..);
+        afterwards.snapshots.extend(snapshots.map(|request| (request, SnapshotError::Ended(ended.clone()))));
+        self.frames.unpin();
         let flushed = self.flushed();
         afterwards.flushes.extend(self.flushes.drain(..).map(|(_, reply)| (reply, flushed.clone())));
     }

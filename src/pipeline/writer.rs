@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use ndarray::ArrayD;
 
-use crate::error::{ClosedBy, IndexError, LaneId, RowsMissing, WriteError};
+use crate::error::{ClosedBy, IndexError, LaneId, ResumeError, RowsMissing, SnapshotError, WriteError};
 use crate::memory::convert::widen;
 use crate::memory::frame::Frame;
 use crate::pipeline::afterwards::{Afterwards, GetReply};
@@ -21,14 +21,17 @@ use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::{HandedOver, Message};
 use crate::pipeline::ready::ReadyFrame;
 use crate::pipeline::restart::{ledger, position, resumed_lanes, segments, turn};
+use crate::pipeline::saving::{Saving, SnapshotRequest};
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
 use crate::pipeline::stats::Stats;
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
 use crate::rows::index::Index;
 use crate::rows::layout::Layout;
-use crate::snapshot::body::Body;
+use crate::snapshot::body::{Body, SavedFrame};
+use crate::snapshot::files::RowsReader;
 use crate::snapshot::journal::Segment;
+use crate::snapshot::snapshot::Form;
 
 /// The most rows that are dealt before the writer looks at the state again, and the fewest.
 const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
@@ -56,6 +59,10 @@ pub(crate) struct Writer {
     looked: bool,
     /// An empty frame at hand.
     spare: Option<Frame>,
+    /// The number of the first minibatch of the rows left at the close, once they are served.
+    first_leftover: Option<u64>,
+    /// The full snapshot that is being written.
+    saving: Option<Saving>,
     /// Dealt since the last report.
     dealt: Vec<Segment>,
     /// A full frame of leftover rows, on its way to the consumers.
@@ -121,6 +128,11 @@ impl Work for Writer {
                 }
                 continue;
             }
+            // While there is nothing else to do it waits for the disk.
+            let idle = matches!(step, Step::Wait(_) | Step::Done);
+            if self.save_next(idle) && idle {
+                continue;
+            }
             match step {
                 Step::Again => {}
                 Step::Wait(waits_for) => self.wait(waits_for),
@@ -131,8 +143,9 @@ impl Work for Writer {
                     return Exit::Done;
                 }
                 Step::Done => {
-                    self.end();
-                    return Exit::Done;
+                    if self.end() {
+                        return Exit::Done;
+                    }
                 }
             }
         }
@@ -146,7 +159,9 @@ impl Work for Writer {
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
         // Foreign code, too: a subscriber may panic.
         panics.catch(|| tracing::error!(cause, "the writer panicked"));
-        panics.catch(|| self.end());
+        panics.catch(|| {
+            let _ = self.end();
+        });
     }
 }
 
@@ -163,6 +178,8 @@ impl Writer {
             plan: *PLAN.start(),
             looked: false,
             spare: None,
+            first_leftover: None,
+            saving: None,
             dealt: Vec::new(),
             filled: None,
             waits_for_room: false,
@@ -215,6 +232,7 @@ impl Writer {
         if ring.is_full() {
             return;
         }
+        // A frame that is full is taken in the same step.
         let start = Instant::now();
         let mut left = self.plan;
         while left > 0 && !ring.is_full() {
@@ -228,11 +246,125 @@ impl Writer {
             self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
             left -= dealt;
         }
+        let full = ring.full();
         if start.elapsed() > PLAN_TIME {
             self.plan = (self.plan / 2).max(*PLAN.start());
         } else if left == 0 {
             self.plan = (self.plan * 2).min(*PLAN.end());
         }
+        full.into_iter().for_each(|frame| self.save(frame, true));
+    }
+
+    // A full snapshot.
+
+    /// Starts to save everything that the store holds now.
+    fn start_saving(&mut self, request: SnapshotRequest) {
+        let shared = self.shared.clone();
+        let (mut body, mut ready) = {
+            let mut state = shared.lock();
+            (state.body(&self.config, Form::Full), state.borrow_ready())
+        };
+        let (left, full) = match &self.ring {
+            Phase::Dealing(ring) => (ring.filled(), ring.full()),
+            Phase::Serving(leftover) => (leftover.filled(), None),
+            Phase::Discarded => (Vec::new(), None),
+        };
+        // Rows left at the close are served again from the open frames.
+        let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
+        body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
+        let mut all: Vec<&ReadyFrame> = ready.iter().filter(|frame| frame.ordinal() < first_leftover).collect();
+        let mut copied = None;
+        if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
+            // It is as good as ready.
+            match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
+                Ok(mut copy) => {
+                    ring.save_full(full, &mut copy);
+                    copied = Some(ReadyFrame::full(copy, body.position.completing_minibatch));
+                    body.position.completing_minibatch += (self.config.layout.rows() / self.config.batch_size) as u64;
+                }
+                Err(error) => {
+                    request.refuse(SnapshotError::Memory(error));
+                    shared.change(|state, afterwards| state.return_ready(std::mem::take(&mut ready), afterwards));
+                    return;
+                }
+            }
+        }
+        all.extend(&copied);
+        self.saving = Saving::start_with(request, body, &self.config.layout, all, left);
+        shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+    }
+
+    /// Saves the next open frame, if the disk has time for it; waits for the disk if told to. Returns whether it did.
+    fn save_next(&mut self, wait: bool) -> bool {
+        let Some(saving) = &self.saving else { return false };
+        match saving.next() {
+            Some((frame, _)) => self.save(frame, wait),
+            None => self.saving = None,
+        }
+        self.saving.is_some() && wait
+    }
+
+    /// Saves an open frame, unless that has been done.
+    fn save(&mut self, frame: usize, wait: bool) {
+        let Some(saving) = &mut self.saving else { return };
+        let rows = saving.left(frame);
+        if rows == 0 {
+            return;
+        }
+        let Some(mut buffer) = saving.buffer(wait) else {
+            if wait {
+                // The snapshot has failed.
+                self.saving = None;
+            }
+            return;
+        };
+        match &self.ring {
+            Phase::Dealing(ring) => ring.save(frame, rows, &mut buffer),
+            Phase::Serving(leftover) => leftover.save(frame, rows, &mut buffer),
+            Phase::Discarded => return,
+        }
+        saving.write(SavedFrame::Open { frame, rows }, buffer);
+        saving.saved(frame);
+    }
+
+    /// Fills the ring, and the ready frames, with the rows of a full snapshot.
+    pub(crate) fn restore(&mut self, body: &Body, rows: &mut RowsReader<'_>) -> Result<(), ResumeError> {
+        let Some(saved) = &body.saved else { return Ok(()) };
+        let layout = self.config.layout.clone();
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        let mut buffer = Frame::allocate_one(&layout, "a snapshot's rows")?;
+        let mut filled = match &self.ring {
+            Phase::Dealing(ring) => ring.filled(),
+            _ => Vec::new(),
+        };
+        for &frame in &saved.frames {
+            match (frame, &mut self.ring) {
+                (SavedFrame::Ready { first_minibatch, rows: n }, _)
+                    if first_minibatch == state.frames.next_ordinal() =>
+                {
+                    let mut ready = match state.frames.take_empty() {
+                        Some(empty) => empty,
+                        None => Frame::allocate_one(&layout, "a minibatch")?,
+                    };
+                    rows.read(frame, &mut ready)?;
+                    self.ledger.make_ready(state.frames.push(ready, n));
+                }
+                (SavedFrame::Open { frame: open, rows: n }, Phase::Dealing(ring))
+                    if filled.get(open).is_some_and(|&filled| filled as usize == n) =>
+                {
+                    rows.read(frame, &mut buffer)?;
+                    ring.restore(open, n, &buffer);
+                    filled[open] = 0;
+                }
+                _ => return Err(rows.damaged("its list of frames", "it does not fit its position")),
+            }
+        }
+        if filled.iter().any(|&rows| rows > 0) || state.frames.next_ordinal() != body.position.completing_minibatch {
+            return Err(rows.damaged("its list of frames", "it lacks one"));
+        }
+        state.take_over(&self.ledger);
+        Ok(())
     }
 
     /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
@@ -322,7 +454,10 @@ impl Writer {
             Phase::Dealing(_) if self.lanes.next().is_some() => Step::Again,
             Phase::Dealing(_) if !self.finishing => Step::Wait(None),
             Phase::Dealing(_) if !self.lanes.is_empty() || !self.queue.is_empty() => Step::Again,
-            Phase::Dealing(_) => Step::ServeLeftover,
+            Phase::Dealing(_) => {
+                self.first_leftover = Some(state.frames.next_ordinal());
+                Step::ServeLeftover
+            }
             Phase::Serving(leftover) => {
                 if leftover.len() < self.config.batch_size && self.config.drop_last {
                     self.ledger.drop_open(leftover.clear(), |dropped| &mut dropped.last);
@@ -443,10 +578,14 @@ impl Writer {
             let gets = std::mem::take(&mut self.requests.gets);
             self.get_all(gets);
         }
+        for request in std::mem::take(&mut self.requests.snapshots) {
+            self.start_saving(request);
+        }
     }
 
     /// Discards everything that has been handed over. Its writes have succeeded: they came before.
     fn empty(&mut self, times: u64) {
+        while self.save_next(true) {}
         self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
         let rows = match &mut self.ring {
             Phase::Dealing(ring) => ring.clear(times),
@@ -528,7 +667,7 @@ impl Writer {
         let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
         let mut panics = Panics::default();
         self.refuse_all(&error, &mut panics);
-        self.end();
+        let _ = self.end();
         if let Err(panic) = panics.first() {
             std::panic::resume_unwind(panic);
         }
@@ -537,6 +676,7 @@ impl Writer {
     /// Drops what has been handed over, each batch on its own, and tells the callers why.
     fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
         self.ring = Phase::Discarded;
+        self.saving = None;
         (self.spare, self.filled) = (None, None);
         let Writer { lanes, queue, finished, .. } = self;
         for batch in finished.batches.drain(..) {
@@ -567,8 +707,8 @@ impl Writer {
         finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
     }
 
-    /// Nothing more becomes ready.
-    fn end(&self) {
+    /// Nothing more becomes ready. `false` if there is something to do first.
+    fn end(&self) -> bool {
         let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
         let mut panics = Panics::default();
         panics.catch(|| {
@@ -579,9 +719,10 @@ impl Writer {
                 "no more minibatches become ready"
             );
         });
-        self.shared.change(State::end);
+        let ended = self.shared.change(State::end);
         if let Err(panic) = panics.first() {
             std::panic::resume_unwind(panic);
         }
+        ended
     }
 }

@@ -88,7 +88,12 @@ impl Ring {
 
     /// Copies the first `rows` rows of an open frame, in the order in which they were dealt to it, to the front of `into`.
     pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
-        into.gather(rows, |i| (&self.open[frame], self.dealer.place(frame, i as u32).slot as usize));
+        save(&self.open, &self.dealer, frame, rows, into);
+    }
+
+    /// Copies all rows of the frame that is full, slot by slot.
+    pub(crate) fn save_full(&self, frame: usize, into: &mut Frame) {
+        into.gather(self.layout.rows(), |slot| (&self.open[frame], slot));
     }
 
     /// The opposite of [`save`](Self::save).
@@ -138,8 +143,12 @@ impl Ring {
     /// Ends dealing: the rows still in the ring, to be served in random order.
     pub(crate) fn into_leftover(self) -> Leftover {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
-        Leftover { places: self.dealer.shuffle_leftover(), served: 0, open: self.open }
+        Leftover { places: self.dealer.shuffle_leftover(), served: 0, dealer: self.dealer, open: self.open }
     }
+}
+
+fn save(open: &[Frame], dealer: &Dealer, frame: usize, rows: usize, into: &mut Frame) {
+    into.gather(rows, |i| (&open[frame], dealer.place(frame, i as u32).slot as usize));
 }
 
 /// Where the plan puts a component's rows.
@@ -188,6 +197,7 @@ impl Rows<'_> {
 pub(crate) struct Leftover {
     places: Vec<Place>,
     served: usize,
+    dealer: Dealer,
     open: Vec<Frame>,
 }
 
@@ -202,6 +212,16 @@ impl Leftover {
         let places = &self.places[self.served..];
         frame.gather(rows, |slot| (&self.open[places[slot].frame as usize], places[slot].slot as usize));
         self.served += rows;
+    }
+
+    /// How many rows each open frame held at the close.
+    pub(crate) fn filled(&self) -> Vec<u32> {
+        self.dealer.filled()
+    }
+
+    /// As [`Ring::save`], for the rows there were at the close.
+    pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
+        save(&self.open, &self.dealer, frame, rows, into);
     }
 
     /// Discards the rows not served yet. Returns how many they were.

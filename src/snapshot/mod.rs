@@ -4,5 +4,7 @@
 //! checked, or not at all. The store that is built from it deals on where the first one stood.
 
 pub(crate) mod body;
+pub(crate) mod files;
 pub(crate) mod journal;
 pub(crate) mod snapshot;
+pub(crate) mod snapshots;

@@ -1,12 +1,15 @@
 //! Building a store that goes on where another stood.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use crate::disk::disk::{Disk, Files};
 use crate::error::{ResumeError, WriteError};
 use crate::pipeline::config::RingStoreBuilder;
 use crate::pipeline::producer::Producer;
+use crate::snapshot::files::{RowsReader, read};
 use crate::snapshot::snapshot::{ResumeAt, Snapshot};
 use crate::store::ring_store::RingStore;
 
@@ -52,7 +55,29 @@ impl RingStoreBuilder {
         }
         let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
         let config = self.check_over(&snapshot.body.config)?;
-        RingStore::start(config, runtime, Some(&snapshot.body)).map_err(ResumeError::from)
+        RingStore::start(config, runtime, Some(&snapshot.body), |_| Ok(()))
+    }
+
+    /// Builds a store that goes on from the newest snapshot in `dir`, or from the snapshot that `dir` is. As
+    /// [`resume_from`](Self::resume_from), and reads the rows of a full snapshot.
+    ///
+    /// # Errors
+    /// [`ResumeError`]: there is no snapshot; it is damaged, foreign, or of another version, and then the error names the one before it; a
+    /// setting that does not match; or a store that cannot be built here.
+    pub fn resume(self, dir: impl AsRef<Path>) -> Result<RingStore, ResumeError> {
+        self.resume_on(&Files, dir.as_ref())
+    }
+
+    pub(crate) fn resume_on(self, disk: &dyn Disk, dir: &Path) -> Result<RingStore, ResumeError> {
+        let (snapshot, path) = read(disk, dir)?;
+        let Some(saved) = &snapshot.body.saved else { return self.resume_from(&snapshot) };
+        let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
+        let config = self.check_over(&snapshot.body.config)?;
+        let mut rows = RowsReader::open(disk, &path, saved, &config.layout)?;
+        RingStore::start(config, runtime, Some(&snapshot.body), |writer| {
+            writer.restore(&snapshot.body, &mut rows)?;
+            rows.finish()
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crossbeam_channel::unbounded;
 use ndarray::ArrayD;
 use tokio::runtime::Handle;
 
-use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
+use crate::error::{BuildError, ClosedBy, IndexError, ResumeError, UnknownComponent, WriteError};
 use crate::memory::available::available;
 use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, RingStoreBuilder};
@@ -79,7 +79,11 @@ impl RingStoreBuilder {
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
         let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
-        RingStore::start(self.check()?, runtime, None)
+        RingStore::start(self.check()?, runtime, None, |_| Ok(())).map_err(|error| match error {
+            ResumeError::Build(error) => error,
+            // Nothing was resumed.
+            other => BuildError::Thread { reason: other.to_string() },
+        })
     }
 }
 
@@ -90,7 +94,12 @@ impl RingStore {
     }
 
     /// Starts a store, or goes on where the store of a snapshot stood.
-    pub(crate) fn start(config: Config, runtime: Option<Handle>, body: Option<&Body>) -> Result<Self, BuildError> {
+    pub(crate) fn start(
+        config: Config,
+        runtime: Option<Handle>,
+        body: Option<&Body>,
+        restore: impl FnOnce(&mut Writer) -> Result<(), ResumeError>,
+    ) -> Result<Self, ResumeError> {
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));
         if !config.allow_overcommit {
@@ -102,11 +111,12 @@ impl RingStore {
         let shared = Arc::new(Shared::new(config, sender, spares, body));
         let mut writer = Writer::new(shared.clone(), queue, frames);
         body.into_iter().for_each(|body| writer.resume(body));
+        restore(&mut writer)?;
         let leaving = shared.clone();
         if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {
             // A writer that found a thread all the same must end.
             shared.discard(ClosedBy::Abort);
-            return Err(error);
+            return Err(error.into());
         }
         Ok(RingStore { producer: Arc::new(Producer::of_store(shared)) })
     }

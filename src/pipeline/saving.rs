@@ -1,0 +1,158 @@
+//! Writing a full snapshot while the pipeline runs: the writer copies frames, and a thread writes the copies.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::sync::oneshot;
+
+use crate::disk::disk::Disk;
+use crate::error::{ClosedBy, SnapshotError, WriteError};
+use crate::memory::frame::Frame;
+use crate::pipeline::ready::ReadyFrame;
+use crate::rows::layout::Layout;
+use crate::snapshot::body::{Body, SavedFrame};
+use crate::snapshot::files::{FullWriter, write_light};
+use crate::snapshot::snapshot::Snapshot;
+
+/// What a snapshot resolves with: where it is.
+pub(crate) type Saved = Result<PathBuf, SnapshotError>;
+
+/// A snapshot that was asked for.
+#[derive(Debug)]
+pub(crate) struct SnapshotRequest {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) reply: oneshot::Sender<Saved>,
+    /// Held until the snapshot is written: there is one at a time.
+    pub(crate) busy: Arc<()>,
+}
+
+impl SnapshotRequest {
+    pub(crate) fn refuse(self, error: SnapshotError) {
+        // The caller may be gone.
+        let _ = self.reply.send(Err(error));
+    }
+
+    /// Writes a snapshot without rows, on a thread of its own.
+    pub(crate) fn write_light(self, snapshot: Snapshot) {
+        let SnapshotRequest { disk, dir, reply, busy } = self;
+        on_thread(reply, move || {
+            let _busy = busy;
+            write_light(disk, &dir, &snapshot).map_err(SnapshotError::from)
+        });
+    }
+}
+
+/// A full snapshot that is being written.
+pub(crate) struct Saving {
+    /// The rows that each open frame held at the snapshot's position, until they are saved.
+    left: Vec<u32>,
+    full: Sender<(SavedFrame, Frame)>,
+    free: Receiver<Frame>,
+}
+
+impl Saving {
+    /// Saves the ready frames, and starts to save the rows that `left` says of each open frame. Waits until the ready frames are
+    /// copied. `None` if it fails; the caller of the snapshot knows why.
+    pub(crate) fn start_with<'a>(
+        request: SnapshotRequest,
+        body: Body,
+        layout: &Arc<Layout>,
+        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
+        left: Vec<u32>,
+    ) -> Option<Self> {
+        let ready_frames = ready.clone().into_iter().count();
+        let buffers = match Frame::allocate(layout, ready_frames + 2, "the copies of a snapshot") {
+            Ok(buffers) => buffers,
+            Err(error) => {
+                request.refuse(SnapshotError::Memory(error));
+                return None;
+            }
+        };
+        let frames = ready_frames + left.iter().filter(|&&rows| rows > 0).count();
+        let rows = ready.clone().into_iter().map(ReadyFrame::rows).sum::<usize>()
+            + left.iter().map(|&rows| rows as usize).sum::<usize>();
+        let saving = Saving::start(request, body, layout.clone(), (frames, rows as u64), left, buffers);
+        for frame in ready {
+            let mut buffer = saving.buffer(true)?;
+            frame.save(&mut buffer);
+            saving.write(SavedFrame::Ready { first_minibatch: frame.ordinal(), rows: frame.rows() }, buffer);
+        }
+        Some(saving)
+    }
+
+    /// Starts the thread. `frames` frames will be saved, with `rows` rows in all; `left` are those of the open frames.
+    fn start(
+        request: SnapshotRequest,
+        body: Body,
+        layout: Arc<Layout>,
+        (frames, rows): (usize, u64),
+        left: Vec<u32>,
+        buffers: Vec<Frame>,
+    ) -> Self {
+        let (full, to_write) = unbounded::<(SavedFrame, Frame)>();
+        let (give_back, free) = unbounded();
+        buffers.into_iter().for_each(|buffer| give_back.send(buffer).unwrap_or_default());
+        let SnapshotRequest { disk, dir, reply, busy } = request;
+        on_thread(reply, move || {
+            let _busy = busy;
+            let mut writer = FullWriter::begin(disk, &dir, body, &layout, rows)?;
+            for _ in 0..frames {
+                // An error means that the store was aborted, or its writer panicked.
+                let (saved, buffer) =
+                    to_write.recv().map_err(|_| SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort)))?;
+                writer.append(saved, &buffer)?;
+                let _ = give_back.send(buffer);
+            }
+            Ok(writer.finish()?)
+        });
+        Saving { left, full, free }
+    }
+
+    /// An empty buffer. `None` if none is free now, or the snapshot has failed; with `wait`, only if it has failed.
+    pub(crate) fn buffer(&self, wait: bool) -> Option<Frame> {
+        if wait { self.free.recv().ok() } else { self.free.try_recv().ok() }
+    }
+
+    /// Hands over the first rows of a buffer.
+    pub(crate) fn write(&self, saved: SavedFrame, buffer: Frame) {
+        // An error means that the snapshot has failed, and its handle says why.
+        let _ = self.full.send((saved, buffer));
+    }
+
+    /// The next open frame to save, and its rows.
+    pub(crate) fn next(&self) -> Option<(usize, usize)> {
+        let frame = self.left.iter().position(|&rows| rows > 0)?;
+        Some((frame, self.left[frame] as usize))
+    }
+
+    /// The rows of an open frame that are not saved yet.
+    pub(crate) fn left(&self, frame: usize) -> usize {
+        self.left[frame] as usize
+    }
+
+    pub(crate) fn saved(&mut self, frame: usize) {
+        self.left[frame] = 0;
+    }
+}
+
+fn on_thread(reply: oneshot::Sender<Saved>, write: impl FnOnce() -> Saved + Send + 'static) {
+    let (hand_over, taken) = crossbeam_channel::bounded(1);
+    let thread = thread::Builder::new().name("activation-store snapshot".to_owned()).spawn(move || {
+        let reply: Option<oneshot::Sender<Saved>> = taken.recv().ok();
+        let saved = write();
+        reply.into_iter().for_each(|reply| {
+            let _ = reply.send(saved.clone());
+        });
+    });
+    match thread {
+        Ok(_) => {
+            let _ = hand_over.send(reply);
+        }
+        Err(error) => {
+            let _ = reply.send(Err(SnapshotError::Thread { reason: error.to_string() }));
+        }
+    }
+}

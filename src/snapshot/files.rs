@@ -1,0 +1,206 @@
+//! Snapshots on disk: a folder `snapshot-K` for each, with the state and, in the full form, one file of rows for each component.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::checksum::Checksum;
+use crate::disk::disk::{Disk, DiskFile, Doing, read_all};
+use crate::disk::folder::UnfinishedFolder;
+use crate::disk::safetensors::{header, read_header};
+use crate::error::{DiskError, RefusedSnapshot, ResumeError};
+use crate::memory::frame::Frame;
+use crate::rows::layout::Layout;
+use crate::snapshot::body::{Body, SavedBody, SavedFile, SavedFrame};
+use crate::snapshot::snapshot::Snapshot;
+
+/// The file with the state.
+const STATE: &str = "snapshot.jsonl";
+const PREFIX: &str = "snapshot-";
+
+fn folder_name(minibatches: u64) -> String {
+    format!("{PREFIX}{minibatches}")
+}
+
+/// The snapshots in a folder, oldest first: k, and where each is.
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
+    let k = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok();
+    let all = disk.list(dir).doing("list", dir)?;
+    let mut snapshots: Vec<(u64, PathBuf)> = all.into_iter().filter_map(|path| Some((k(&path)?, path))).collect();
+    snapshots.sort();
+    Ok(snapshots)
+}
+
+/// Writes a snapshot without rows.
+pub(crate) fn write_light(disk: Arc<dyn Disk>, dir: &Path, snapshot: &Snapshot) -> Result<PathBuf, DiskError> {
+    let folder = UnfinishedFolder::begin(disk, dir, &folder_name(snapshot.minibatches()))?;
+    folder.write(STATE, &snapshot.to_bytes())?;
+    folder.finish()
+}
+
+/// A full snapshot that is being written, frame by frame.
+pub(crate) struct FullWriter {
+    folder: UnfinishedFolder,
+    body: Body,
+    files: Vec<RowsFile>,
+    frames: Vec<SavedFrame>,
+}
+
+struct RowsFile {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    offset: u64,
+    bytes: u64,
+    checksum: Checksum,
+}
+
+impl FullWriter {
+    /// Begins the snapshot of a state with so many rows.
+    pub(crate) fn begin(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        body: Body,
+        layout: &Layout,
+        rows: u64,
+    ) -> Result<Self, DiskError> {
+        let folder = UnfinishedFolder::begin(disk.clone(), dir, &folder_name(body.minibatches))?;
+        let file = |(number, component): (usize, &crate::rows::layout::Component)| {
+            let path = folder.path().join(format!("component-{number}.safetensors"));
+            let header = header(component.dtype, rows, component.features);
+            let mut file = disk.create(&path).doing("create", &path)?;
+            file.write_all(&header).doing("write", &path)?;
+            Ok(RowsFile { path, file, offset: header.len() as u64, bytes: 0, checksum: Checksum::default() })
+        };
+        let files = layout.components().iter().enumerate().map(file).collect::<Result<_, DiskError>>()?;
+        Ok(FullWriter { folder, body, files, frames: Vec::new() })
+    }
+
+    /// Writes the first rows of `from`, as many as `frame` says.
+    pub(crate) fn append(&mut self, frame: SavedFrame, from: &Frame) -> Result<(), DiskError> {
+        for (component, RowsFile { path, file, bytes, checksum, .. }) in self.files.iter_mut().enumerate() {
+            let rows = from.rows(component, frame.rows());
+            file.write_all(rows).doing("write", path)?;
+            *bytes += rows.len() as u64;
+            checksum.update(rows);
+        }
+        self.frames.push(frame);
+        Ok(())
+    }
+
+    /// Makes everything durable, and gives the snapshot its name.
+    pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
+        let mut files = Vec::new();
+        for (component, RowsFile { path, mut file, offset, bytes, checksum }) in self.files.into_iter().enumerate() {
+            file.sync().doing("sync", &path)?;
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            files.push(SavedFile { component, file: name, offset, bytes, xxh3: checksum.finish() });
+        }
+        self.body.saved = Some(SavedBody { frames: self.frames, files });
+        self.folder.write(STATE, &Snapshot::new(self.body).to_bytes())?;
+        self.folder.finish()
+    }
+}
+
+/// Reads the newest snapshot in `dir`, or the snapshot that `dir` is.
+pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), ResumeError> {
+    let inside = disk.list(dir).doing("list", dir)?;
+    let path = if inside.contains(&dir.join(STATE)) {
+        dir.to_owned()
+    } else {
+        let newest = list(disk, dir)?.pop();
+        newest.ok_or_else(|| ResumeError::NoSnapshot { dir: dir.to_owned() })?.1
+    };
+    let refuse = |reason| refused(disk, &path, reason);
+    match read_all(disk, &path.join(STATE)) {
+        Ok(bytes) => Ok((Snapshot::parse(&bytes).map_err(refuse)?, path)),
+        Err(DiskError { path: file, error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(refuse(RefusedSnapshot::Damaged { reason: format!("{} is missing", file.display()) }))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The error of a snapshot that cannot be used. Offers the one before it.
+fn refused(disk: &dyn Disk, path: &Path, reason: RefusedSnapshot) -> ResumeError {
+    let dir = path.parent().unwrap_or(path);
+    let others = list(disk, dir).unwrap_or_default();
+    let earlier = others.iter().rposition(|(_, other)| other == path).and_then(|at| at.checked_sub(1));
+    ResumeError::Refused { what: path.display().to_string(), reason, earlier: earlier.map(|at| others[at].1.clone()) }
+}
+
+/// Reads the rows of a full snapshot, frame by frame, as they were written.
+pub(crate) struct RowsReader<'a> {
+    disk: &'a dyn Disk,
+    path: &'a Path,
+    saved: &'a SavedBody,
+    files: Vec<(Box<dyn Read + Send>, Checksum)>,
+}
+
+impl<'a> RowsReader<'a> {
+    pub(crate) fn open(
+        disk: &'a dyn Disk,
+        path: &'a Path,
+        saved: &'a SavedBody,
+        layout: &Layout,
+    ) -> Result<Self, ResumeError> {
+        let mut reader = RowsReader { disk, path, saved, files: Vec::new() };
+        let rows: usize = saved.frames.iter().map(|frame| frame.rows()).sum();
+        for (component, file) in layout.components().iter().zip(&saved.files) {
+            let name = path.join(&file.file);
+            let mut file = disk.open(&name).map_err(|error| reader.damaged(&file.file, &error.to_string()))?;
+            let shape = read_header(&mut file, component.dtype);
+            let shape = shape.map_err(|error| reader.damaged(&name.display().to_string(), &error.to_string()))?;
+            if shape != [rows as u64, component.features as u64] {
+                let what = format!("it holds {} × {} values, not {rows} × {}", shape[0], shape[1], component.features);
+                return Err(reader.damaged(&name.display().to_string(), &what));
+            }
+            reader.files.push((file, Checksum::default()));
+        }
+        Ok(reader)
+    }
+
+    /// Fills the first rows of `into`.
+    pub(crate) fn read(&mut self, frame: SavedFrame, into: &mut Frame) -> Result<(), ResumeError> {
+        if frame.rows() > into.layout().rows() {
+            return Err(self.damaged("its list of frames", "a frame has more rows than there is room for"));
+        }
+        for component in 0..self.files.len() {
+            let (file, checksum) = &mut self.files[component];
+            let rows = into.rows_mut(component, frame.rows());
+            if let Err(error) = file.read_exact(rows) {
+                return Err(self.damaged(&self.saved.files[component].file, &error.to_string()));
+            }
+            checksum.update(rows);
+        }
+        Ok(())
+    }
+
+    /// Compares the checksums, once everything is read.
+    pub(crate) fn finish(self) -> Result<(), ResumeError> {
+        for ((_, checksum), saved) in self.files.iter().zip(&self.saved.files) {
+            let found = checksum.finish();
+            if found != saved.xxh3 {
+                let what = format!("its checksum is {found}, and {} when it was written", saved.xxh3);
+                return Err(self.damaged(&saved.file, &what));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn damaged(&self, file: &str, what: &str) -> ResumeError {
+        refused(self.disk, self.path, RefusedSnapshot::Damaged { reason: format!("{file}: {what}") })
+    }
+}
+
+/// Removes all but the newest `keep` snapshots, and what processes that died have left. Returns the k of those removed.
+pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
+    let mut all = list(disk, dir)?;
+    all.truncate(all.len().saturating_sub(keep));
+    for (_, path) in &all {
+        // First without its name, so that a half removed one is not taken for whole.
+        let gone = path.with_file_name(format!("{}gone-{}", crate::disk::folder::UNFINISHED, std::process::id()));
+        disk.rename(path, &gone).doing("rename", path)?;
+        disk.remove_dir_all(&gone).doing("remove", &gone)?;
+    }
+    Ok(all.into_iter().map(|(k, _)| k).collect())
+}
