@@ -204,3 +204,6 @@ pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>
     }
     Ok(all.into_iter().map(|(k, _)| k).collect())
 }
+
+#[cfg(test)]
+mod tests;

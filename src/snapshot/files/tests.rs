@@ -1,0 +1,150 @@
+use std::io::ErrorKind;
+use std::path::Path;
+
+use ndarray::Array2;
+use tempfile::tempdir;
+
+use super::*;
+use crate::disk::faulty::{Fault, Faulty, FaultyDisk};
+use crate::error::SnapshotError;
+use crate::pipeline::consumer::Minibatches;
+use crate::snapshot::snapshot::Form;
+use crate::store::ring_store::RingStore;
+
+fn store() -> RingStore {
+    RingStore::builder().component("a", 3).component("b", 2).batch_size(8).window(32).seed(5).build().unwrap()
+}
+
+/// A store with minibatches ready and rows in open frames.
+fn filled() -> (RingStore, Minibatches) {
+    let store = store();
+    let minibatches = store.minibatches();
+    for pass in 0..6 {
+        let rows = |features| Array2::<f32>::from_elem((6, features), pass as f32);
+        store.extend_pass([("a", rows(3)), ("b", rows(2))]).unwrap().wait().unwrap();
+    }
+    (store, minibatches)
+}
+
+fn bits(minibatches: &mut Minibatches) -> Vec<Vec<u8>> {
+    let minibatches = minibatches.blocking().map(|minibatch| minibatch.unwrap());
+    minibatches.map(|minibatch| [minibatch.bytes("a").unwrap(), minibatch.bytes("b").unwrap()].concat()).collect()
+}
+
+fn resume(disk: &FaultyDisk, dir: &Path) -> (RingStore, u64) {
+    let store = RingStore::builder().resume_on(disk, dir).unwrap();
+    let served = store.stats().minibatches_served;
+    (store, served)
+}
+
+#[test]
+fn a_failure_or_a_kill_at_any_operation_leaves_the_old_snapshot_or_the_new_one() {
+    let dir = Path::new("/run/checkpoints");
+    for form in [Form::Light, Form::Full] {
+        let faults = [Fault::Kill, Fault::Error(ErrorKind::StorageFull), Fault::Error(ErrorKind::PermissionDenied)];
+        for fault in faults {
+            for n in 0.. {
+                let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+                let save = |minibatches: &Minibatches| {
+                    minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), dir, form).unwrap().wait()
+                };
+                let (_store, mut minibatches) = filled();
+                save(&minibatches).unwrap();
+                let _ = minibatches.blocking().next().unwrap().unwrap();
+                let before = disk.0.operations();
+                disk.0.fail_at(n, fault);
+                let saved = save(&minibatches);
+                let done = n >= disk.0.operations() - before && saved.is_ok();
+                if let Err(error) = &saved {
+                    assert!(matches!(error, SnapshotError::Disk(_)), "{error}");
+                    assert!(error.to_string().contains("/run/checkpoints"), "{error}");
+                }
+                disk.0.restart();
+                let (resumed, served) = resume(&disk, dir);
+                // One that has failed may have got its name; one that has succeeded must have.
+                assert!(served == 1 || (served == 0 && saved.is_err()), "{form:?} {fault:?} {n}: {served}");
+                drop(resumed);
+                // The next one works, whatever the last has left behind.
+                let _ = minibatches.blocking().next().unwrap().unwrap();
+                save(&minibatches).unwrap();
+                assert_eq!(resume(&disk, dir).1, 2);
+                prune(&disk, dir, 1).unwrap();
+                assert_eq!(list(&disk, dir).unwrap().len(), 1);
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_anywhere() {
+    let dir = Path::new("/checkpoints");
+    for form in [Form::Light, Form::Full] {
+        let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+        let (store, mut minibatches) = filled();
+        for _ in 0..2 {
+            let _ = minibatches.blocking().next().unwrap().unwrap();
+            minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), dir, form).unwrap().wait().unwrap();
+        }
+        store.close();
+        for (path, length) in disk.0.files() {
+            if !path.starts_with(dir.join("snapshot-2")) {
+                continue;
+            }
+            for byte in (0..length).step_by(if length > 4096 { 61 } else { 1 }) {
+                // Spaces that pad the header, and numbers in it that nothing depends on.
+                let padding = path.extension().is_some_and(|extension| extension == "safetensors") && byte < 4096;
+                disk.0.flip(&path, byte);
+                match RingStore::builder().resume_on(&disk, dir) {
+                    Err(ResumeError::Refused { what, earlier, .. }) => {
+                        assert!(what.ends_with("snapshot-2"), "{what}");
+                        assert_eq!(earlier, Some(dir.join("snapshot-1")));
+                    }
+                    Err(other) => panic!("{} {byte}: {other}", path.display()),
+                    Ok(_) => assert!(padding, "{} {byte}", path.display()),
+                }
+                disk.0.flip(&path, byte);
+            }
+        }
+        let (resumed, served) = resume(&disk, dir);
+        assert_eq!(served, 2);
+        if form == Form::Full {
+            resumed.close();
+            assert_eq!(bits(&mut resumed.minibatches()), bits(&mut minibatches));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused_and_why() {
+    let dir = tempdir().unwrap();
+    let resume = || RingStore::builder().resume(dir.path()).unwrap_err().to_string();
+    assert!(resume().contains("has no complete snapshot"), "{}", resume());
+    let folder = dir.path().join("snapshot-7");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(resume().contains("snapshot.jsonl is missing"), "{}", resume());
+    std::fs::write(folder.join(STATE), "a trainer's notes").unwrap();
+    assert!(resume().contains("is not a snapshot of an activation store"), "{}", resume());
+
+    let (_store, minibatches) = filled();
+    let bytes = String::from_utf8(minibatches.state().unwrap().to_bytes()).unwrap();
+    let resealed = |from: &str, to: &str| {
+        let body = bytes.lines().next().unwrap().replace(from, to);
+        assert_ne!(body, bytes.lines().next().unwrap());
+        format!("{body}\n{{\"xxh3\":\"{}\"}}\n", crate::disk::checksum::checksum(body.as_bytes()))
+    };
+    for (from, to, says) in [
+        ("\"dealing_version\":1", "\"dealing_version\":9", "its dealing version is 9, and this release knows 1"),
+        ("\"format_version\":1", "\"format_version\":3", "its format version is 3, and this release knows 1"),
+        ("\"dealt\":36", "\"dealt\":35", "the log does not end where dealing stood"),
+        ("\"merge\":\"arrival\"", "\"merge\":\"rank\"", "merge is \"rank\", which this release does not know"),
+    ] {
+        std::fs::write(folder.join(STATE), resealed(from, to)).unwrap();
+        assert!(resume().contains(says), "{}", resume());
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    let missing = RingStore::builder().resume(dir.path().join("nowhere")).unwrap_err().to_string();
+    assert!(missing.contains("nowhere") && missing.contains("does not exist"), "{missing}");
+}
