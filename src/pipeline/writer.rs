@@ -633,7 +633,9 @@ impl Writer {
         match &self.ring {
             Phase::Dealing(ring) => {
                 let rows = ring.rows();
-                self.get_from(ready, index, rows.len(), |n, component| rows.row(n, component))
+                // What is dealt again is not there before all of it is.
+                let whole = if self.lanes.deals_again() { 0 } else { rows.len() };
+                self.get_from(ready, index, whole, |n, component| rows.row(n, component))
             }
             Phase::Serving(rest) => self.get_from(ready, index, rest.len(), |n, component| rest.row(n, component)),
             Phase::Discarded => Err(IndexError::Ended),
