@@ -4,8 +4,8 @@
 mod common;
 
 use activation_store::{
-    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, RingStore, RingStoreBuilder, RowsMissing,
-    Snapshot, SnapshotError, Snapshots, WhenFull, WriteError,
+    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, RingStore, RingStoreBuilder,
+    RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull, WriteError,
 };
 use common::{assert_adds_up, drain, finish, rows, watchdog};
 

@@ -5,6 +5,7 @@
 //! same time.
 
 mod capture;
+mod checkpoint;
 mod dataset;
 mod dependencies;
 mod fetch;
@@ -25,13 +26,14 @@ use std::process;
 use std::thread;
 use std::time::Instant;
 
-use activation_store::{Batch, Merge, Producer, RingStore};
+use activation_store::{Batch, Form, Merge, Producer, RingStore};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use ndarray::Array2;
 use tokio::sync::oneshot;
 
 use crate::capture::Hooked;
+use crate::checkpoint::Checkpoints;
 use crate::dataset::Dataset;
 use crate::model::Bert;
 use crate::progress::Progress;
@@ -83,6 +85,18 @@ struct Args {
     /// Take the threads' rows in turn, not as they come, so that the same arguments give the same SAEs to the last bit
     #[arg(long)]
     reproducible: bool,
+    /// Save a checkpoint of the SAEs, their optimiser and the store here, once for every window of rows
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Minibatches between two checkpoints [default: a window of rows]
+    #[arg(long, value_name = "N", requires = "checkpoint")]
+    checkpoint_every: Option<u64>,
+    /// Save the rows in the ring, too, so that a resumed run captures none of them again
+    #[arg(long, requires = "checkpoint")]
+    full: bool,
+    /// Go on from the newest checkpoint; with --reproducible, to the same SAEs to the last bit as a run that was never stopped
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
     /// Seed of all that is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -156,7 +170,6 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
     for component in components.iter() {
         builder = builder.component(&component.name, hooked.model.width());
     }
-    let store = builder.build()?;
     let plan = Plan {
         latents: args.latents,
         k: args.k,
@@ -164,6 +177,26 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
         steps: args.rows.div_ceil(args.batch_size),
         seed: args.seed,
     };
+    let every = args.checkpoint_every.unwrap_or((args.window / args.batch_size) as u64).max(1);
+    let form = if args.full { Form::Full } else { Form::Light };
+    let checkpoints = args.checkpoint.clone().map(|dir| Checkpoints::new(dir, every, form)).transpose()?;
+    let resumed = match &checkpoints {
+        Some(checkpoints) if args.resume => checkpoints.load(components, &plan)?,
+        _ => None,
+    };
+    let store = match &resumed {
+        Some((k, snapshot)) => {
+            println!("resumed behind minibatch {k} from {}", snapshot.display());
+            builder.resume(snapshot)?
+        }
+        None => {
+            if args.resume {
+                println!("note: there is no checkpoint yet, so the run starts anew");
+            }
+            builder.build()?
+        }
+    };
+    let resume_at = store.resume_at().to_vec();
     let monitor = store.monitor();
     let progress = Progress::new(args.rows, args.window);
     let start = Instant::now();
@@ -179,11 +212,19 @@ fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components
             for (index, share) in shares.iter().enumerate() {
                 // The rows that do not divide evenly go to the first threads.
                 let rows = args.rows / shares.len() + usize::from(index < args.rows % shares.len());
-                producers.spawn(format!("capture {index}"), move |lane| capture(hooked, share, rows, cores, &lane))?;
+                let name = format!("capture {index}");
+                let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
+                let passes = match at {
+                    Some(at) => at.passes as usize,
+                    // All of its passes are safe.
+                    None if resumed.is_some() => usize::MAX,
+                    None => 0,
+                };
+                producers.spawn(name, move |lane| capture(hooked, share, rows, passes, cores, &lane))?;
             }
             Ok(())
         },
-        |minibatches| runtime.block_on(train(minibatches, components, plan, start, &progress)),
+        |minibatches| runtime.block_on(train(minibatches, components, plan, start, &progress, checkpoints)),
     )?;
     let elapsed = start.elapsed();
     drop(stop);
@@ -204,13 +245,13 @@ async fn stop_at_ctrl_c(store: RingStore) {
     }
 }
 
-/// One capture thread: writes each forward pass to its lane as a whole, and waits while the store is full.
-fn capture(hooked: &Hooked, share: &[Sequence], rows: usize, cores: usize, lane: &Producer) -> Result<()> {
+/// One capture thread: writes each forward pass but the first `skip` to its lane as a whole, and waits while the store is full.
+fn capture(hooked: &Hooked, share: &[Sequence], rows: usize, skip: usize, cores: usize, lane: &Producer) -> Result<()> {
     // Candle computes in the pool it is called from: each thread has one of its own.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
     let width = hooked.model.width();
     pool.install(|| {
-        for inputs in hooked.inputs(share, rows) {
+        for inputs in hooked.inputs(share, rows).skip(skip) {
             let mut pass = lane.begin_pass();
             hooked.forward(&inputs?, &mut |component, rows| Ok(pass.put(component, Batch::from_vec(rows, width)?)?))?;
             pass.commit_blocking()?;

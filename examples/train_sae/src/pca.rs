@@ -1,7 +1,10 @@
 //! Principal components, the yardstick of the SAEs.
 
+use anyhow::{Context as _, Result};
 use nalgebra::{DMatrix, SymmetricEigen};
 use ndarray::{Array1, Array2, ArrayView2, Axis};
+
+use crate::checkpoint::Visitor;
 
 /// Mean and covariance of rows as they pass.
 pub(crate) struct Covariance {
@@ -14,6 +17,14 @@ pub(crate) struct Covariance {
 impl Covariance {
     pub(crate) fn new(width: usize) -> Self {
         Self { rows: 0, sum: Array1::zeros(width), products: Array2::zeros((width, width)) }
+    }
+
+    pub(crate) fn visit(&mut self, name: &str, visitor: &mut impl Visitor) -> Result<()> {
+        let mut rows = [self.rows as u64];
+        visitor.numbers(&format!("{name}.rows"), &mut rows)?;
+        self.rows = rows[0] as usize;
+        visitor.numbers(&format!("{name}.sum"), self.sum.as_slice_mut().context("contiguous")?)?;
+        visitor.numbers(&format!("{name}.products"), self.products.as_slice_mut().context("contiguous")?)
     }
 
     /// Takes the rows of a minibatch into account. Products of one minibatch are summed in f32, minibatches in f64.

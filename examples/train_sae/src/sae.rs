@@ -11,6 +11,8 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt as _, SeedableRng as _};
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::checkpoint::Visitor;
+
 /// One array for each parameter: its values, its gradient, or what an optimiser remembers of that.
 pub(crate) struct Parameters {
     /// `[latent, width]`
@@ -29,6 +31,17 @@ impl Parameters {
             decoder: Array2::zeros((latents, width)),
             decoder_bias: Array1::zeros(width),
         }
+    }
+
+    pub(crate) fn visit(&mut self, name: &str, visitor: &mut impl Visitor) -> Result<()> {
+        let Parameters { encoder, encoder_bias, decoder, decoder_bias } = self;
+        for (part, array) in [("encoder", encoder), ("decoder", decoder)] {
+            visitor.numbers(&format!("{name}.{part}"), array.as_slice_mut().context("contiguous")?)?;
+        }
+        for (part, array) in [("encoder_bias", encoder_bias), ("decoder_bias", decoder_bias)] {
+            visitor.numbers(&format!("{name}.{part}"), array.as_slice_mut().context("contiguous")?)?;
+        }
+        Ok(())
     }
 
     /// Latents and width.
@@ -78,6 +91,16 @@ impl Sae {
         weights.encoder.assign(&weights.decoder);
         weights.decoder_bias = mean(rows) / scale;
         Self { weights, scale, k }
+    }
+
+    /// One that is to be loaded.
+    pub(crate) fn zeros(latents: usize, k: usize, width: usize) -> Self {
+        Self { weights: Parameters::zeros(latents, width), scale: 1.0, k }
+    }
+
+    pub(crate) fn visit(&mut self, name: &str, visitor: &mut impl Visitor) -> Result<()> {
+        self.weights.visit(&format!("{name}.weights"), visitor)?;
+        visitor.numbers(&format!("{name}.scale"), std::slice::from_mut(&mut self.scale))
     }
 
     /// Encodes and decodes `rows`.

@@ -1,7 +1,9 @@
 //! Adam, and an SAE in its hands.
 
+use anyhow::Result;
 use ndarray::{Array, ArrayView2, Dimension, Zip};
 
+use crate::checkpoint::Visitor;
 use crate::sae::{Parameters, Sae};
 
 /// An SAE in training.
@@ -32,6 +34,17 @@ impl Trainer {
             square: Parameters::zeros(latents, width),
             active: vec![0; latents],
         }
+    }
+
+    pub(crate) fn visit(&mut self, name: &str, visitor: &mut impl Visitor) -> Result<()> {
+        self.sae.visit(&format!("{name}.sae"), visitor)?;
+        self.momentum.visit(&format!("{name}.momentum"), visitor)?;
+        self.square.visit(&format!("{name}.square"), visitor)?;
+        let mut counts: Vec<u64> = [&[self.step], &self.active[..]].concat().into_iter().map(|n| n as u64).collect();
+        visitor.numbers(&format!("{name}.steps"), &mut counts)?;
+        self.step = counts[0] as usize;
+        self.active = counts[1..].iter().map(|&n| n as usize).collect();
+        Ok(())
     }
 
     /// One step on a minibatch. Returns its loss before the step.

@@ -1,5 +1,6 @@
 //! The asynchronous training loop: one SAE per component, on the same minibatches.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use activation_store::{Minibatches, Monitor};
@@ -8,6 +9,7 @@ use ndarray::Array2;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::checkpoint::{Checkpoints, Visitor};
 use crate::pca::Covariance;
 use crate::progress::Progress;
 use crate::sae::Sae;
@@ -22,6 +24,13 @@ pub(crate) struct Plan {
     /// Minibatches there will be.
     pub(crate) steps: usize,
     pub(crate) seed: u64,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { latents, k, rate, steps, seed } = self;
+        write!(f, "{latents} latents, {k} active, rate {rate}, {steps} steps, seed {seed}")
+    }
 }
 
 /// What is learnt and noted about one component.
@@ -50,6 +59,21 @@ impl Component {
     pub(crate) fn new(name: String, held_out: Array2<f32>) -> Self {
         let covariance = Covariance::new(held_out.ncols());
         Self { name, held_out, covariance, trainer: None, before: f64::NAN, losses: Vec::new() }
+    }
+
+    /// Goes through all that is learnt and noted.
+    pub(crate) fn visit(&mut self, plan: &Plan, visitor: &mut impl Visitor) -> Result<()> {
+        let width = self.held_out.ncols();
+        let new = || Trainer::new(Sae::zeros(plan.latents, plan.k, width), plan.rate, plan.steps);
+        let name = self.name.clone();
+        self.trainer.get_or_insert_with(new).visit(&name, visitor)?;
+        self.covariance.visit(&format!("{name}.covariance"), visitor)?;
+        visitor.numbers(&format!("{name}.before"), std::slice::from_mut(&mut self.before))?;
+        let (mut times, mut losses): (Vec<f64>, Vec<f64>) = self.losses.iter().copied().unzip();
+        visitor.list(&format!("{name}.times"), &mut times)?;
+        visitor.list(&format!("{name}.losses"), &mut losses)?;
+        self.losses = times.into_iter().zip(losses).collect();
+        Ok(())
     }
 
     /// Trains on a minibatch; the first one also says how to start.
@@ -93,6 +117,7 @@ pub(crate) async fn train(
     plan: Plan,
     start: Instant,
     progress: &Progress,
+    mut checkpoints: Option<Checkpoints>,
 ) -> Result<()> {
     while let Some(minibatch) = minibatches.try_next().await? {
         // The step is all computation: the runtime may move its other tasks to another thread meanwhile.
@@ -104,6 +129,12 @@ pub(crate) async fn train(
             Ok(())
         })?;
         progress.losses(components.iter().filter_map(|c| Some((c.name.as_str(), c.losses.last()?.1))));
+        if let Some(checkpoints) = &mut checkpoints {
+            checkpoints.save(minibatch.ordinal() + 1, components, &plan, &minibatches).await?;
+        }
+    }
+    if let Some(checkpoints) = &mut checkpoints {
+        checkpoints.finish().await?;
     }
     Ok(())
 }
@@ -147,7 +178,7 @@ mod tests {
         let plan = Plan { latents: 12, k: 3, rate: 0.01, steps: 3, seed: 0 };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let progress = Progress::new(20, 16);
-        let trained = train(minibatches, &mut components, plan, Instant::now(), &progress);
+        let trained = train(minibatches, &mut components, plan, Instant::now(), &progress, None);
         let error = runtime.block_on(trained).unwrap_err();
         capture.join().unwrap();
         assert!(error.to_string().contains("the text is no UTF-8"), "{error}");

@@ -2,18 +2,22 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn train_sae(args: &[&str], dir: &Path) -> Output {
+    command(args, dir).output().expect("can run")
+}
+
+fn command(args: &[&str], dir: &Path) -> Command {
     let paragraph = |n| format!("Paragraph {n} tells of {} rivers and {} towns.\n\n", n * 7 % 31, n * 11 % 17);
     fs::write(dir.join("text.txt"), (0..600).map(paragraph).collect::<String>()).expect("can write");
-    Command::new(env!("CARGO_BIN_EXE_train_sae"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train_sae"));
+    command
         .args("--text text.txt --out out --rows 1501 --layers 0,1".split(' '))
         .args("--batch-size 64 --window 256 --latents 96 -k 8".split(' '))
         .args(args)
-        .current_dir(dir)
-        .output()
-        .expect("can run")
+        .current_dir(dir);
+    command
 }
 
 #[test]
@@ -41,7 +45,7 @@ fn reproducible_runs_agree_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let output = train_sae(&["--reproducible"], dir.path());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        ["layer.0", "layer.1"].map(|layer| fs::read(dir.path().join(format!("out/sae.{layer}.safetensors"))).unwrap())
+        saes(dir.path())
     });
     assert!(first == second);
 }
@@ -62,5 +66,46 @@ fn what_makes_no_sense_is_refused_with_its_value() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && stderr.contains(message), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}
+
+/// The SAEs of a run.
+fn saes(dir: &Path) -> [Vec<u8>; 2] {
+    ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).unwrap())
+}
+
+/// Kills runs as soon as there are some checkpoints more, three times over; then lets one end.
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_saes() {
+    let whole = tempfile::tempdir().unwrap();
+    assert!(train_sae(&["--reproducible"], whole.path()).status.success());
+    for form in [&[][..], &["--full"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let resume = "--reproducible --checkpoint saved --checkpoint-every 2 --resume".split(' ');
+        let args: Vec<&str> = resume.chain(form.iter().copied()).collect();
+        let newest = || {
+            let snapshots = activation_store::Snapshots::new(dir.path().join("saved"));
+            snapshots.list().unwrap_or_default().pop().map_or(0, |(k, _)| k)
+        };
+        for kill in 0..3 {
+            let before = newest();
+            let mut run = command(&args, dir.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            // A different number of minibatches each time.
+            while newest() <= before + kill && run.try_wait().unwrap().is_none() {
+                std::thread::yield_now();
+            }
+            let _ = run.kill();
+            let _ = run.wait();
+            assert!(newest() > before || newest() == 24, "{kill}: nothing was saved since {before}");
+        }
+        let output = train_sae(&args, dir.path());
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{stdout}{stderr}");
+        assert!(stdout.contains("resumed behind minibatch"), "{stdout}");
+        assert!(stdout.contains("1501 rows taken, 1501 served in 24 minibatches, 0 in the ring"), "{stdout}");
+        assert!(saes(dir.path()) == saes(whole.path()), "the SAEs differ");
+        let other = train_sae(&[&args[..], &["--rate", "0.1"]].concat(), dir.path());
+        let stderr = String::from_utf8_lossy(&other.stderr);
+        assert!(!other.status.success() && stderr.contains("it is of another run"), "{stderr}");
     }
 }
