@@ -4,6 +4,7 @@
 //! written here is whole and synced, or does not have its final name.
 
 pub(crate) mod checksum;
+#[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod disk;
 #[cfg(test)]
 pub(crate) mod faulty;

@@ -83,7 +83,7 @@ pub(crate) struct Writer {
 enum Phase {
     Dealing(Box<Ring>),
     /// No more rows come; the rows left in the ring are being served.
-    Serving(Leftover),
+    Serving(Box<Leftover>),
     /// Everything has been discarded.
     Discarded,
 }
@@ -546,7 +546,7 @@ impl Writer {
     /// No more rows come: turns to those left in the ring.
     fn serve_leftover(&mut self) {
         self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
-            Phase::Dealing(ring) => Phase::Serving(ring.into_leftover()),
+            Phase::Dealing(ring) => Phase::Serving(Box::new(ring.into_leftover())),
             other => other,
         };
     }

@@ -6,5 +6,6 @@
 pub(crate) mod body;
 pub(crate) mod files;
 pub(crate) mod journal;
+#[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod snapshot;
 pub(crate) mod snapshots;

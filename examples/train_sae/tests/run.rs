@@ -71,7 +71,7 @@ fn what_makes_no_sense_is_refused_with_its_value() {
 
 /// The SAEs of a run.
 fn saes(dir: &Path) -> [Vec<u8>; 2] {
-    ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).unwrap())
+    ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).expect("an SAE"))
 }
 
 /// Kills runs as soon as there are some checkpoints more, three times over; then lets one end.
