@@ -15,6 +15,7 @@ from .future import Future, Written
 from .hooks import Capture, capture
 from .producer import Producer
 from .ring_store import RingStore
+from .snapshots import ResumeAt, Snapshots
 from .tensor_store import TensorActivationStore
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "Dropped",
     "Future",
     "Producer",
+    "ResumeAt",
     "RingStore",
+    "Snapshots",
     "Stats",
     "StoreClosedError",
     "StoreFullError",

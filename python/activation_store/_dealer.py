@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from ._positions import Position
+from ._warnings import warn
 
 
 class Dealer:
@@ -17,29 +20,33 @@ class Dealer:
     ring bounds how far a replica runs ahead.
     """
 
-    def __init__(self, batches: Iterable[Any], replicas: int, *, in_turn: bool = False) -> None:
+    def __init__(self, batches: Iterable[Any], starts: Sequence[Position | None], *, in_turn: bool = False) -> None:
+        self._starts = list(starts)
         self._in_turn = in_turn
         self._batches: Iterable[Any] | None = batches
         self._iterator: Iterator[Any] | None = None
-        self._kept: list[deque[Any]] = [deque() for _ in range(replicas)]
-        self._next = 0
+        self._kept: list[deque[tuple[int, Any]]] = [deque() for _ in starts]
+        self._next = min((start.batch for start in starts if start is not None), default=0)
         """Index of the next batch."""
-        self._is_loading = self._has_ended = False
+        self._is_loading = False
+        self._has_ended = all(start is None for start in starts)
         # Its lock may be taken twice by one thread: the garbage collector may stop a run anywhere.
         self._changed = threading.Condition()
 
-    def batches_for(self, replica: int) -> Iterator[Any]:
-        """The batches of a replica.
+    def batches_for(self, replica: int) -> Iterator[tuple[int, Any]]:
+        """The batches of a replica, with their indices.
 
         Raises:
             BaseException: The loader's error, on the thread that asked it for a batch.
         """
         kept = self._kept[replica]
+        if self._starts[replica] is None:
+            return
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: kept or self._has_ended or self._may_load())
                 if kept:
-                    batch = kept.popleft()
+                    batch: Any = kept.popleft()
                     self._changed.notify_all()
                 elif self._has_ended:
                     return
@@ -68,7 +75,7 @@ class Dealer:
         try:
             if self._iterator is None:
                 assert self._batches is not None
-                self._iterator, self._batches = iter(self._batches), None
+                self._iterator, self._batches = _from(self._batches, self._next), None
             batch = next(self._iterator, _NONE)
             has_ended = batch is _NONE
         finally:
@@ -77,9 +84,27 @@ class Dealer:
                 if has_ended or self._has_ended:
                     self._has_ended, self._iterator = True, None  # a DataLoader's workers end with its iterator
                 else:
-                    self._kept[self._next % len(self._kept)].append(batch)
+                    replica = self._next % len(self._kept)
+                    start = self._starts[replica]
+                    if start is not None and self._next >= start.batch:
+                        self._kept[replica].append((self._next, batch))
                     self._next += 1
                 self._changed.notify_all()
+
+
+def _from(batches: Iterable[Any], first: int) -> Iterator[Any]:
+    """The batches from an index on. What cannot be indexed is read from its start."""
+    if first == 0:
+        return iter(batches)
+    if hasattr(batches, "__getitem__") and hasattr(batches, "__len__"):
+        indexed: Any = batches
+        return (indexed[index] for index in range(first, len(indexed)))
+    warn(f"the run goes on with batch {first}: `batches` ({type(batches).__name__}) cannot be indexed, so the batches before are "
+         "loaded and skipped")  # fmt: skip
+    iterator = iter(batches)
+    for _ in range(first):
+        next(iterator, None)
+    return iterator
 
 
 _NONE: Any = object()

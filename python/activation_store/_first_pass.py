@@ -9,6 +9,7 @@ from ._dtypes import dtype_name
 from ._incoming import element, incoming
 from ._opening import Layout, Opening
 from ._pass_sinks import RingSink, kept_rows
+from ._positions import Position, value_of
 
 if TYPE_CHECKING:
     from ._torch import torch
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 class FirstPass:
     """Keeps the rows of the thread's first pass, opens the ring with them, and is a `RingSink` from then on."""
 
-    def __init__(self, opening: Opening, number: int, names: list[str]) -> None:
+    def __init__(self, opening: Opening, number: int, names: list[str], start: Position | None) -> None:
+        self._start = start
+        self._batch = self._passes = 0
+        """The index of the batch that runs, and its passes so far."""
         self._opening = opening
         self._number = number
         self._names = names
@@ -32,6 +36,10 @@ class FirstPass:
         """The component's number: its place among the names."""
         return self._names.index(str(component))
 
+    def begin_batch(self, index: int) -> None:
+        """The batch of that index runs now."""
+        self._batch, self._passes = index, 0
+
     def note_writer(self) -> None:
         """The ring is told when it is open."""
 
@@ -40,12 +48,15 @@ class FirstPass:
         return kept_rows(rows, mask, hold) if self._ring is None else self._ring.stage(rows, component, mask, hold)
 
     def write(self, staged: list[tuple[int, Any]]) -> None:
-        """Writes the rows of one pass."""
+        """Writes the rows of one pass, unless the store has them from before it was resumed."""
+        self._passes += 1
+        if self._start is not None and self._batch == self._start.batch and self._passes <= self._start.passes:
+            return
         if self._ring is None:
             by_name = {self._names[number]: rows for number, rows in staged}
             self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
             staged = [(number, incoming(rows)) for number, rows in staged]
-        self._ring.write(staged)
+        self._ring.write(staged, value_of(self._batch, self._passes))
 
     def close(self) -> None:
         """The run ends the lane."""

@@ -1,8 +1,9 @@
 """The native side: moves bytes, waits without the GIL, maps errors. Not part of the public interface."""
 
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeAlias, final
 
 __all__ = [
     "Block",
@@ -15,14 +16,20 @@ __all__ = [
     "Minibatches",
     "Ring",
     "Rows",
+    "Saving",
     "Stats",
     "Tensor",
     "Watcher",
     "WriteOutcome",
     "__version__",
+    "list_snapshots",
+    "prune_snapshots",
+    "resume_points",
 ]
 
 __version__: str
+
+_Place: TypeAlias = tuple[str | None, int, int, int, bytes | None, int | None]
 
 @final
 class Rows:
@@ -77,7 +84,9 @@ class Lane:
         if_full: IfFull,
         timeout: float | None = None,
         notice: tuple[float, Callable[[], object]] | None = None,
+        value: bytes | None = None,
     ) -> WriteOutcome: ...
+    def send_again(self) -> None: ...
     @property
     def n_components(self) -> int: ...
     @property
@@ -95,6 +104,8 @@ class ComponentStats:
     def resident(self) -> int: ...
     @property
     def served(self) -> int: ...
+    @property
+    def resent(self) -> int: ...
     @property
     def dropped(self) -> int: ...
     @property
@@ -139,19 +150,30 @@ class Ring:
         cls,
         components: Sequence[tuple[str, int, str]],
         *,
-        batch_size: int,
-        window: int,
-        ready_frames: int,
-        queue_rows: int | None,
-        max_skew: int | None,
-        seed: int,
-        drop_last: bool,
-        when_full: str,
-        merge: str,
-        allow_overcommit: bool,
+        batch_size: int | None = None,
+        window: int | None = None,
+        ready_frames: int | None = None,
+        queue_rows: int | None = None,
+        max_skew: int | None = None,
+        seed: int | None = None,
+        drop_last: bool | None = None,
+        when_full: str | None = None,
+        merge: str | None = None,
+        allow_overcommit: bool = False,
+        folder: str | None = None,
+        snapshot: bytes | None = None,
     ) -> Ring: ...
+    @property
+    def components(self) -> list[tuple[str, int, str]]: ...
+    @property
+    def batch_size(self) -> int: ...
+    def state(self) -> bytes: ...
+    def snapshot(self, dir: str, full: bool) -> Saving: ...
+    @property
+    def resume_at(self) -> list[_Place]: ...
     def own_lane(self) -> Lane: ...
-    def open_lane(self) -> Lane: ...
+    def open_lane(self, name: str | None = None) -> Lane: ...
+    def open_numbered_lane(self, prefix: str) -> Lane: ...
     def consumer(self) -> Consumer: ...
     def flush(self, timeout: float | None = None, notice: tuple[float, Callable[[], object]] | None = None) -> None: ...
     def close(self, error: str | None = None) -> None: ...
@@ -168,6 +190,13 @@ class Ring:
     def rows(self, rows: list[int]) -> bytearray: ...
     def stats(self) -> Stats: ...
 
+@final
+class Saving:
+    def wait(self, timeout: float | None = None) -> pathlib.Path: ...
+
+def resume_points(folder: str | None = None, snapshot: bytes | None = None) -> list[_Place]: ...
+def list_snapshots(folder: str) -> list[tuple[int, pathlib.Path]]: ...
+def prune_snapshots(folder: str, keep: int) -> list[int]: ...
 @final
 class Tensor:
     def __new__(cls, components: Sequence[tuple[str, int, str]], max_items: int, seed: int) -> Tensor: ...

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._failure import Failure
+from ._positions import lane_name
 from .errors import StoreClosedError
 
 if TYPE_CHECKING:
@@ -48,6 +49,33 @@ class Opening:
         """Whether no more passes are taken."""
         return self._has_ended
 
+    def resume(self, store: RingStore) -> None:
+        """Takes a store that goes on from a snapshot: its layout is known before the first pass."""
+        with self._lock:
+            self._open(store)
+
+    def _open(self, store: RingStore) -> None:
+        self._store = store
+        store._parties.expect_reader()  # noqa: SLF001
+        # One that has served everything is closed.
+        self._lanes = [] if store.closed else [store.producer(lane_name(number)) for number in range(self._n_lanes)]
+        self._consumer = store._consumer()  # noqa: SLF001
+        if self._has_ended:  # by the garbage collector, meanwhile
+            store.abort()
+        self._decide()
+
+    @property
+    def store(self) -> RingStore:
+        """The ring.
+
+        Raises:
+            RuntimeError: If there is none yet, or not any more.
+        """
+        store = self._store
+        if store is None:
+            raise RuntimeError("there is no store: the first forward pass has not ended, or the run has")
+        return store
+
     def lane(self, number: int, layout: Layout) -> Producer:
         """A replica's lane. The first call opens the ring and the lanes of all replicas, so that their order repeats.
 
@@ -58,13 +86,7 @@ class Opening:
             if self._has_ended:
                 raise StoreClosedError("the run has ended, so its store takes no more rows")
             if self._store is None:
-                self._store = store = self._build(layout)
-                store._parties.expect_reader()  # noqa: SLF001
-                self._lanes = [store.producer() for _ in range(self._n_lanes)]
-                self._consumer = store._consumer()  # noqa: SLF001
-                if self._has_ended:  # by the garbage collector, meanwhile
-                    store.abort()
-                self._decide()
+                self._open(self._build(layout))
             return self._lanes[number]
 
     def end_lane(self, number: int) -> None:

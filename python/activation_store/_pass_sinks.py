@@ -75,15 +75,15 @@ class RingSink:
         self._lane.stage(component, staged)
         return staged
 
-    def write(self, staged: list[tuple[int, _native.Rows]]) -> None:
-        """Writes the rows of one pass."""
+    def write(self, staged: list[tuple[int, _native.Rows]], value: bytes | None = None) -> None:
+        """Writes the rows of one pass, with a value of the caller's."""
         counts = {component: len(rows) for component, rows in staged}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the captured modules give different numbers of rows, by component: {counts}; they cannot be aligned")
         lane = self._take()
         try:
             if len(staged) == lane.n_components:
-                self._hand_in(partial(lane.extend_pass, staged))
+                self._hand_in(partial(lane.extend_pass, staged, value=value))
             else:
                 self._write_part(lane, staged)
         except StoreFullError as error:
@@ -113,7 +113,7 @@ class RingSink:
         try:
             return self._free.pop()
         except IndexError:
-            return self._store._ring.open_lane()  # noqa: SLF001
+            return self._store._ring.open_numbered_lane("capture")  # noqa: SLF001
 
     def close(self) -> None:
         """Ends the lanes that were opened here."""

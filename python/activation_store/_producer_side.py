@@ -66,6 +66,7 @@ class ProducerSide:
         mask: Any = None,
         copy: bool = True,
         timeout: float | None = None,
+        value: bytes | None = None,
     ) -> Future:
         """Hands over the rows of all components that one forward pass gave, as a whole: all of them, or none.
 
@@ -79,6 +80,8 @@ class ProducerSide:
             mask: Which rows to keep, of every component; see `extend`.
             copy: False hands the arrays' own memory over; leave them unchanged until the future is done.
             timeout: Seconds to wait for room.
+            value: A small value of your own, such as the data loader's position after this pass. A resumed store returns that of
+                the last pass that need not be sent again, in `resume_at`.
 
         Returns:
             The future of the pass's arrival in the ring. It need not be kept.
@@ -89,7 +92,7 @@ class ProducerSide:
             TimeoutError, StoreFullError, StoreClosedError, TypeError, IndexError: As `extend`.
         """
         notice = self._parties.writer_waits("`extend_pass`")
-        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout, notice))
+        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout, notice, value))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
@@ -117,6 +120,17 @@ class ProducerSide:
         """
         self._parties.note_writer()
         return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), IfFull.REFUSE))
+
+    def send_again(self) -> None:
+        """Says that all rows of this lane come again, from its first on. The store skips those it does not need.
+
+        For a capture that cannot start in the middle. Call it before the first write to a lane of a resumed store.
+
+        Raises:
+            ValueError: If rows were written already.
+            StoreClosedError: If the lane had ended.
+        """
+        self._lane.send_again()
 
 
 def _incoming_pass(batches: Mapping[int | str, Any], mask: Any, copy: bool) -> list[tuple[int | str, _native.Rows]]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from ._first_pass import FirstPass, layout_of
 from ._opening import Opening
 from ._pass_mask import Mask
+from ._positions import Position, value_of
 from ._torch import is_tensor, torch
 from .errors import StoreClosedError, StoreFullError
 from .hooks import Capture
@@ -27,8 +28,8 @@ class Replica(Protocol):
     def model(self) -> Any:
         """The model, None for a function."""
 
-    def run(self, batch: Any) -> bool:
-        """Runs a batch and hands its rows in. False if no more rows are taken."""
+    def run(self, index: int, batch: Any) -> bool:
+        """Runs a batch, which has that index, and hands its rows in. False if no more rows are taken."""
 
     def remove(self) -> None:
         """Takes the hooks off the model, if there are any."""
@@ -38,13 +39,21 @@ class ModelReplica:
     """A model, of which some modules are captured."""
 
     def __init__(
-        self, model: torch.nn.Module, modules: Mapping[str, str], opening: Opening, number: int, mask: Mask, point: Any
+        self,
+        model: torch.nn.Module,
+        modules: Mapping[str, str],
+        opening: Opening,
+        number: int,
+        start: Position | None,
+        mask: Mask,
+        point: Any,
     ) -> None:
         self.model = model
         names = list(modules.values())
         if len(set(names)) != len(names):
             raise ValueError(f"two modules have one name in {names}; give each a name of its own")
-        self._capture = _OwnCapture(model, modules, FirstPass(opening, number, names), mask=mask, point=point)
+        self._sink = FirstPass(opening, number, names, start)
+        self._capture = _OwnCapture(model, modules, self._sink, mask=mask, point=point)
 
     def __enter__(self) -> Self:
         self._capture.__enter__()
@@ -55,7 +64,8 @@ class ModelReplica:
     ) -> None:
         self._capture.__exit__(kind, error, traceback)
 
-    def run(self, batch: Any) -> bool:
+    def run(self, index: int, batch: Any) -> bool:
+        self._sink.begin_batch(index)
         args, kwargs = _arguments(batch)
         self.model(*args, **kwargs)
         if self._capture.error is not None:
@@ -71,7 +81,10 @@ class FunctionReplica:
 
     model = None
 
-    def __init__(self, function: Callable[[Any], Mapping[str, Any]], opening: Opening, number: int) -> None:
+    def __init__(
+        self, function: Callable[[Any], Mapping[str, Any]], opening: Opening, number: int, start: Position | None
+    ) -> None:
+        self._start = start
         self._function = function
         self._opening = opening
         self._number = number
@@ -84,12 +97,15 @@ class FunctionReplica:
     ) -> None:
         """Has no hooks to take off."""
 
-    def run(self, batch: Any) -> bool:
+    def run(self, index: int, batch: Any) -> bool:
+        if self._start is not None and (index, 1) == self._start:
+            return True  # a batch is one pass, and the store has it
         rows = self._function(batch)
         if not isinstance(rows, Mapping):
             raise TypeError(f"the function gives {type(rows).__name__}; it must give the rows by name, such as {{'layer.2': rows}}")
         try:
-            self._opening.lane(self._number, layout_of(rows)).extend_pass({str(name): batch for name, batch in rows.items()})
+            lane = self._opening.lane(self._number, layout_of(rows))
+            lane.extend_pass({str(name): batch for name, batch in rows.items()}, value=value_of(index, 1))
         except StoreFullError:
             pass  # the store rejects: nothing of this pass is stored
         except StoreClosedError:

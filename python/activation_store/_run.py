@@ -75,8 +75,8 @@ class Run:
         error: BaseException | None = None
         try:
             with torch.no_grad() if HAS_TORCH else contextlib.nullcontext(), replica:
-                for batch in self._dealer.batches_for(number):
-                    if self._is_stopping or not replica.run(batch):
+                for index, batch in self._dealer.batches_for(number):
+                    if self._is_stopping or not replica.run(index, batch):
                         break
                     self._progress.passed(self.opening)
         except BaseException as raised:  # noqa: BLE001

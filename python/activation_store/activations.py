@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -12,6 +14,7 @@ from ._dealer import Dealer
 from ._dtypes import dtype_name
 from ._opening import Opening, builder
 from ._pass_mask import Mask
+from ._positions import Position, first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import FunctionReplica, ModelReplica, Replica
 from ._run import Run
@@ -51,6 +54,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
+    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[torch.Tensor]: ...
 
@@ -67,6 +71,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
+    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[dict[str, torch.Tensor]]: ...
 
@@ -80,6 +85,7 @@ def activations(
     window: int = ...,
     dtype: object = ...,
     progress: bool = ...,
+    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[Any]: ...
 
@@ -96,6 +102,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
+    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
     output: Literal["torch", "numpy"] | None = ...,
     stacked: bool = ...,
     **settings: Unpack[RingSettings],
@@ -113,6 +120,7 @@ def activations(
     point: Literal["output", "input"] = "output",
     dtype: object = None,
     progress: bool = False,
+    resume: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     output: Literal["torch", "numpy"] | None = None,
     stacked: bool = False,
     **settings: Unpack[RingSettings],
@@ -152,6 +160,10 @@ def activations(
         point: Whether to take the modules' `"output"` or their `"input"`.
         dtype: Element type of the components of floats. Default: that of the activations.
         progress: Whether to show a line of `tqdm`: forward passes, rows per second, how full the ring is, who waits.
+        resume: Go on from a snapshot of a run of the same model and batches: the folder that `snapshot` was given, or what
+            `state_dict` returned. The run starts with the first batch whose rows are needed. If `batches` can be
+            indexed, earlier ones are not loaded; otherwise they are loaded and skipped, which a warning says. They
+            must come in the same order as before. Batch k must go to the same replica, so give as many models.
         output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
         stacked: Several components as one `[batch, component, feature]` array, instead of a dict by name.
         settings: Others of `RingStore`'s: `seed`, `ready_frames`, `queue_rows`, `drop_last`, `when_full`, `merge`,
@@ -179,9 +191,12 @@ def activations(
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
     opening = Opening(builder(dtype, sizes), len(models))
-    replicas = [_replica(each, modules, opening, number, mask, point) for number, each in enumerate(models)]
+    starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
+    replicas = [_replica(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches) if progress else NoProgress()
-    run = Run(replicas, Dealer(batches, len(models), in_turn=settings.get("merge") == "round_robin"), opening, line)
+    run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line)
+    if resume is not None:
+        opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     result: Activations[Any] = Activations(run)
     if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
         warn("another activations(...) was running this model; it has been ended, and this one takes its place")
@@ -238,6 +253,24 @@ class Activations(Generic[BatchT_co]):
     ) -> None:
         self.close()
 
+    def snapshot(
+        self, folder: str | os.PathLike[str], *, form: Literal["light", "full"] = "light", timeout: float | None = None
+    ) -> Path:
+        """Saves the state between the minibatches taken and the next ones; see `RingStore.snapshot`. `resume=folder` goes on from it.
+
+        Raises:
+            RuntimeError: Before the first minibatch, or after the end of the run; else as there.
+        """
+        return self._run.opening.store.snapshot(folder, form=form, timeout=timeout)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A light snapshot as a dict, for a checkpoint of your own; see `RingStore.state_dict`. `resume=state` goes on from it.
+
+        Raises:
+            RuntimeError: As `snapshot`.
+        """
+        return self._run.opening.store.state_dict()
+
     def stats(self) -> _native.Stats | None:
         """The ring's counts; None before the first pass."""
         return self._run.opening.stats()
@@ -246,7 +279,7 @@ class Activations(Generic[BatchT_co]):
         raise TypeError("a run of a model cannot be pickled: its threads belong to this process")
 
 
-def _replica(model: Any, modules: Any, opening: Opening, number: int, mask: Mask, point: Any) -> Replica:
+def _replica(model: Any, modules: Any, opening: Opening, number: int, start: Position | None, mask: Mask, point: Any) -> Replica:
     if HAS_TORCH and isinstance(model, torch.nn.Module):
         if modules is None:
             raise TypeError("name the modules to capture: a path, a list of paths, or a mapping from paths to names")
@@ -254,9 +287,9 @@ def _replica(model: Any, modules: Any, opening: Opening, number: int, mask: Mask
             modules = [modules]
         if not isinstance(modules, Mapping):
             modules = {path: path for path in modules}
-        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, mask, point)
+        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, start, mask, point)
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}; give a torch module, a function, or a list of them")
     if modules is not None or mask is not None or point != "output":
         raise TypeError("modules, mask and point are for a torch module; a function gives the rows to keep, by name")
-    return FunctionReplica(model, opening, number)
+    return FunctionReplica(model, opening, number, start)

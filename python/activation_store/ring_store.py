@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _native
 from ._batches import Batch, batch_of, converter
 from ._checks import count, seed_of
-from ._components import components_of
+from ._components import Component, Components, components_of
 from ._consumer import Consumer
 from ._failure import Failure
 from ._indexing import get
@@ -20,6 +22,7 @@ from ._returned import Returned
 from ._torch import IterableDataset
 from .base_store import ActivationStore
 from .producer import Producer
+from .snapshots import ResumeAt, snapshot_of, state_of
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
@@ -96,39 +99,181 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         Raises:
             ValueError: If it cannot be so; says what would work.
         """
-        self._components = components_of(components, dtype)
-        layouts = {(component.features, component.dtype) for component in self._components}
-        if stacked and len(layouts) > 1:
-            raise ValueError(f"components of {len(layouts)} different widths or dtypes cannot be stacked; use stacked=False")
-        self._convert = converter(output, [component.dtype for component in self._components])
+        wanted = components_of(components, dtype)
+        self._check_output(wanted, output, stacked)
+        optional = _given({"queue_rows": queue_rows, "max_skew": max_skew})
+        settings = _settings({
+            "batch_size": batch_size, "window": window, "ready_frames": ready_frames, "seed": seed, "drop_last": drop_last,
+            "when_full": when_full, "merge": merge,
+        })  # fmt: skip
+        self._open(_native.Ring(wanted, allow_overcommit=allow_overcommit, **settings, **optional), output, stacked)
+
+    @classmethod
+    def resume(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        components: int | Mapping[str, int | tuple[int, object]] | None = None,
+        batch_size: int | None = None,
+        window: int | None = None,
+        dtype: object = "f32",
+        seed: int | None = None,
+        ready_frames: int | None = None,
+        queue_rows: int | None = None,
+        drop_last: bool | None = None,
+        when_full: Literal["wait", "reject", "drop_oldest"] | None = None,
+        max_skew: int | None = None,
+        merge: Literal["arrival", "round_robin"] | None = None,
+        allow_overcommit: bool = False,
+        output: Literal["torch", "numpy"] | None = None,
+        stacked: bool = False,
+    ) -> Self:
+        """A store that goes on where another stood: it serves the minibatches that would have been served next.
+
+        Open its lanes again (by name, or in the same order), and send each lane's rows from where `resume_at` says:
+
+            >>> store = RingStore.resume("checkpoints")
+            >>> [at] = store.resume_at
+            >>> for batch in batches[at.passes:]:
+            ...     store.extend_pass(run(batch))
+
+        Args:
+            source: The folder that `snapshot` was given, of which the newest snapshot is taken; one snapshot's folder; or
+                what `state_dict` returned.
+            components: This and the other settings come from the snapshot. What is given must be the same there, except
+                `ready_frames`, `queue_rows` and `allow_overcommit`. (`dtype` is for `components`.)
+            batch_size: See the class, and so on.
+            window: Rows that a minibatch's rows are spread over.
+            dtype: Element type of the components that have none of their own.
+            seed: The seed.
+            ready_frames: Full minibatches that may wait for a consumer.
+            queue_rows: Rows of each component and lane that may wait for the writer.
+            drop_last: Whether to drop the last, partial minibatch.
+            when_full: What happens when the consumer lags.
+            max_skew: Rows that one component may run ahead of another on one lane.
+            merge: How the rows of several producers become one sequence.
+            allow_overcommit: Whether to build a store that needs more than nine tenths of the memory available now.
+            output: Minibatches as `"torch"` tensors or `"numpy"` arrays.
+            stacked: Several components as one array.
+
+        Raises:
+            FileNotFoundError: If there is no snapshot.
+            ValueError: If it is damaged (the message names the one before it), of another version, or does not match; or if the store
+                cannot be so here.
+            OSError: If it cannot be read.
+        """
+        settings = _given({
+            "batch_size": batch_size, "window": window, "ready_frames": ready_frames, "queue_rows": queue_rows,
+            "max_skew": max_skew, "seed": seed, "drop_last": drop_last, "when_full": when_full, "merge": merge,
+        })  # fmt: skip
+        wanted = () if components is None else components_of(components, dtype)
+        folder = None if isinstance(source, Mapping) else os.fspath(source)
+        snapshot = snapshot_of(source) if isinstance(source, Mapping) else None
+        ring = _native.Ring(wanted, allow_overcommit=allow_overcommit, folder=folder, snapshot=snapshot, **settings)
+        store = cls.__new__(cls)
+        store._open(ring, output, stacked)
+        return store
+
+    def _open(self, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool) -> None:
+        components = tuple(Component(*component) for component in ring.components)
+        self._check_output(components, output, stacked)
+        self._components = components
+        self._output: Literal["torch", "numpy"] | None = output
+        self._convert = converter(output, [component.dtype for component in components])
         self._stacked = stacked
-        self._batch_size = count("batch_size", batch_size)
-        self._ring = _native.Ring(
-            self._components,
-            batch_size=self._batch_size,
-            window=count("window", window),
-            ready_frames=count("ready_frames", ready_frames),
-            queue_rows=None if queue_rows is None else count("queue_rows", queue_rows),
-            max_skew=None if max_skew is None else count("max_skew", max_skew),
-            seed=seed_of(seed),
-            drop_last=drop_last,
-            when_full=when_full,
-            merge=merge,
-            allow_overcommit=allow_overcommit,
-        )
-        self._lane = self._ring.own_lane()
+        self._batch_size = ring.batch_size
+        self._ring = ring
+        self._lane = ring.own_lane()
         self._returned, self._failure, self._parties = Returned(), Failure(), Parties()
         self._own = self._consumer()
 
-    def producer(self) -> Producer:
+    @staticmethod
+    def _check_output(components: Components, output: Literal["torch", "numpy"] | None, stacked: bool) -> None:
+        layouts = {(component.features, component.dtype) for component in components}
+        if stacked and len(layouts) > 1:
+            raise ValueError(f"components of {len(layouts)} different widths or dtypes cannot be stacked; use stacked=False")
+        converter(output, [component.dtype for component in components])
+
+    def producer(self, name: str | None = None) -> Producer:
         """Opens a lane of its own, for one model replica or one thread of capture.
 
         On one lane, row r of every component belongs to the same token, so replicas that write at once each need one.
 
+        Args:
+            name: By which a resumed store knows the lane; else it knows it by the order of opening.
+
         Raises:
             StoreClosedError: If the store is closed.
+            ValueError: If a lane of that name is open.
         """
-        return Producer(self._ring.open_lane(), self._parties)
+        return Producer(self._ring.open_lane(name), self._parties)
+
+    # Snapshots.
+
+    def snapshot(
+        self, folder: str | os.PathLike[str], *, form: Literal["light", "full"] = "light", timeout: float | None = None
+    ) -> Path:
+        """Saves the state between the minibatches that were taken and the next ones, in `folder/snapshot-K`; K counts those taken.
+
+        `RingStore.resume` goes on from it. Save your own checkpoint for K first; `Snapshots(folder).prune(2)` removes old
+        ones. K counts the minibatches of all loops over the store. So call it where minibatches are taken, while none is on its way
+        through a prefetcher or another loop.
+
+        Waits until the snapshot is whole and on disk. The pipeline runs on meanwhile.
+
+        Args:
+            folder: Where the snapshots go.
+            form: `"light"`: what was dealt, some bytes for each batch in the window; the rows of about one window must be sent
+                again. `"full"`: the rows, too, as many bytes as the ring holds.
+            timeout: Seconds to wait. The snapshot is written all the same.
+
+        Raises:
+            OSError: If it cannot be written; earlier snapshots stay.
+            ValueError: If the store drops rows when it is full (`when_full="drop_oldest"`, or for a light snapshot `"reject"`).
+            RuntimeError: If the store was aborted; if a minibatch that a cancelled task has returned waits to be served; or, for a full
+                one, if another is being written, or the store was resumed and rows are still sent again.
+            TimeoutError: If it is not on disk in time.
+        """
+        if form not in ("light", "full"):
+            raise ValueError(f'form is {form!r}; use "light" or "full"')
+        self._check_returned()
+        return Path(self._ring.snapshot(os.fspath(folder), form == "full").wait(timeout))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A light snapshot as a dict, for a checkpoint of your own, as torchdata's `StatefulDataLoader` has it.
+
+        Raises:
+            ValueError, RuntimeError: As `snapshot`.
+        """
+        self._check_returned()
+        return state_of(self._ring.state())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another store stood, whose `state_dict` this is. Before anything is written to this one, or read.
+
+        See `resume`. This store's settings must be those of the other, except `ready_frames` and `queue_rows`.
+
+        Raises:
+            ValueError: If it is no such state, or does not match this store.
+            RuntimeError: If rows were written or minibatches taken.
+        """
+        stats = self.stats()
+        if stats.minibatches_served or any(counts.accepted or counts.queued for counts in stats.components.values()):
+            raise RuntimeError("rows have been written to this store: call load_state_dict before the first, or use RingStore.resume(state)")
+        ring = _native.Ring(self._components, batch_size=self._batch_size, window=self.window, snapshot=snapshot_of(state))
+        self._ring.abort()
+        self._open(ring, self._output, self._stacked)
+
+    @property
+    def resume_at(self) -> list[ResumeAt]:
+        """Where each lane of a resumed store goes on, in the order of opening; empty for another store."""
+        return [ResumeAt(*place) for place in self._ring.resume_at]
+
+    def _check_returned(self) -> None:
+        if self._returned:
+            raise RuntimeError(
+                f"{len(self._returned)} minibatches that cancelled tasks have returned wait to be served, and would be lost: take them first"
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         return self._consumer()
@@ -266,3 +411,15 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     def __repr__(self) -> str:
         components = {component.name: component[1:] for component in self._components}
         return f"RingStore({components}, batch_size={self._batch_size}, window={self.window})"
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are given, as `_settings` has them."""
+    return _settings({name: value for name, value in settings.items() if value is not None})
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as the native side takes them."""
+    counts = ("batch_size", "window", "ready_frames", "queue_rows", "max_skew")
+    checked = {name: count(name, value) if name in counts else value for name, value in settings.items()}
+    return {**checked, "seed": seed_of(checked["seed"])} if "seed" in checked else checked

@@ -1,10 +1,12 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
 use activation_store::{
-    BuildError, IndexError, ReadError, Refused, RefusedPass, ShapeError, UnknownComponent, UnknownDType, ViewError,
-    WriteError,
+    BuildError, DiskError, IndexError, ReadError, Refused, RefusedPass, ResumeError, ShapeError, SnapshotError,
+    UnknownComponent, UnknownDType, ViewError, WriteError,
 };
-use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyIndexError, PyOSError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 mod python {
@@ -55,6 +57,44 @@ impl IntoPython for ReadError {
         match self {
             ReadError::Aborted => "the store was aborted before this loop began; make another store".to_owned(),
             other => other.to_string(),
+        }
+    }
+}
+
+impl IntoPython for DiskError {
+    fn kind(&self, message: String) -> PyErr {
+        PyOSError::new_err(message)
+    }
+}
+
+impl IntoPython for SnapshotError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            SnapshotError::Disk(error) => error.kind(message),
+            SnapshotError::Policy { .. } => PyValueError::new_err(message),
+            _ => PyRuntimeError::new_err(message),
+        }
+    }
+
+    fn message(&self) -> String {
+        self.to_string().replace("WhenFull::Wait", "when_full=\"wait\"")
+    }
+}
+
+impl IntoPython for ResumeError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            ResumeError::Disk(error) => error.kind(message),
+            ResumeError::NoSnapshot { .. } => PyFileNotFoundError::new_err(message),
+            ResumeError::Build(error) => error.kind(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            ResumeError::Build(error) => error.message(),
+            other => other.to_string().replace("start anew with build()", "make a new RingStore"),
         }
     }
 }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activation_store::{
-    Batch, Component, Permit, Producer, Refused, RefusedPass, Reserve, RingStore, UnknownComponent, WriteError,
-    WriteHandle,
+    Batch, Component, Pass, Permit, Producer, Refused, Reserve, RingStore, UnknownComponent, WriteError, WriteHandle,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -78,7 +77,7 @@ impl Lane {
     }
 
     /// Hands in the rows of all components that one forward pass gave: all of them, or none.
-    #[pyo3(signature = (pass_, if_full, timeout=None, notice=None))]
+    #[pyo3(signature = (pass_, if_full, timeout=None, notice=None, value=None))]
     fn extend_pass(
         &self,
         py: Python<'_>,
@@ -86,6 +85,7 @@ impl Lane {
         if_full: IfFull,
         timeout: Option<f64>,
         notice: Option<Notice<'_>>,
+        value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let end = self.end.get()?;
         let components = &self.intake.components;
@@ -93,15 +93,26 @@ impl Lane {
         let pass = pass_.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
         let rows = check_pass(components, &pass).or_raise()?;
         let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
-        let batch = |(component, rows): (usize, Py<Rows>)| {
-            Ok((component, rows.get().take()?.into_batch(py, &self.intake.depot)?))
-        };
-        let batches = pass.into_iter().map(batch).collect::<PyResult<Vec<_>>>()?;
-        let handle = match room {
-            Some(room) => room.extend_pass(batches),
-            None => end.extend_pass(batches, if_full),
+        let mut gathered = end.begin_pass();
+        value.into_iter().for_each(|value| gathered.attach(value));
+        for (component, rows) in pass {
+            gathered.put(component, rows.get().take()?.into_batch(py, &self.intake.depot)?).or_raise()?;
+        }
+        let handle = match (room, if_full) {
+            (Some(room), _) => room.commit(gathered),
+            (None, IfFull::Refuse) => gathered.try_commit(),
+            (None, _) => gathered.commit(),
         };
         Ok(WriteOutcome::new(handle.or_raise()?, rows))
+    }
+
+    /// Says that all rows come again, from the lane's first on.
+    fn send_again(&self) -> PyResult<()> {
+        match self.end.get()? {
+            End::Own(store) => store.send_again(),
+            End::Opened(producer) => producer.send_again(),
+        }
+        .or_raise()
     }
 
     /// How many components its store has.
@@ -203,12 +214,10 @@ impl End {
         }
     }
 
-    fn extend_pass(&self, pass: Vec<(usize, Batch)>, if_full: IfFull) -> Result<WriteHandle, RefusedPass> {
-        match (self, if_full) {
-            (End::Own(store), IfFull::Refuse) => store.try_extend_pass(pass),
-            (End::Own(store), _) => store.extend_pass(pass),
-            (End::Opened(producer), IfFull::Refuse) => producer.try_extend_pass(pass),
-            (End::Opened(producer), _) => producer.extend_pass(pass),
+    fn begin_pass(&self) -> Pass {
+        match self {
+            End::Own(store) => store.begin_pass(),
+            End::Opened(producer) => producer.begin_pass(),
         }
     }
 

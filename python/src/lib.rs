@@ -14,6 +14,7 @@ mod minibatch;
 mod process;
 mod ring;
 mod rows;
+mod saving;
 mod stats;
 mod tensor;
 mod uncopied;
@@ -33,9 +34,11 @@ mod _native {
     #[pymodule_export]
     use crate::minibatch::{Block, Minibatch};
     #[pymodule_export]
-    use crate::ring::Ring;
+    use crate::ring::{Ring, list_snapshots, prune_snapshots, resume_points};
     #[pymodule_export]
     use crate::rows::Rows;
+    #[pymodule_export]
+    use crate::saving::Saving;
     #[pymodule_export]
     use crate::stats::{ComponentStats, Dropped, Stats};
     #[pymodule_export]

@@ -1,11 +1,15 @@
 //! The ring store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use activation_store::{ActivationStore, Merge, Minibatches, RingStore, WhenFull};
+use activation_store::{
+    ActivationStore, Form, Merge, Minibatches, ResumeAt, RingStore, RingStoreBuilder, Snapshot, Snapshots, WhenFull,
+    WriteError,
+};
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
+use pyo3::types::{PyByteArray, PyBytes};
 
 use crate::component::Spec;
 use crate::consumer::Consumer;
@@ -15,6 +19,7 @@ use crate::errors::OrRaise;
 use crate::fetch::fetch;
 use crate::lane::{End, Intake, Lane};
 use crate::process::Home;
+use crate::saving::Saving;
 use crate::stats::Stats;
 use crate::uncopied::PIECE;
 use crate::wait::{Deadline, Notice, wait_and_notice};
@@ -22,8 +27,8 @@ use crate::wait::{Deadline, Notice, wait_and_notice};
 /// What a ring keeps while its Python object lives.
 struct Inside {
     store: RingStore,
-    /// A consumer of the store's own, so that dropping all others does not close the store.
-    _consumer: Minibatches,
+    /// A consumer of the store's own, so that dropping all others does not close the store; it takes snapshots.
+    consumer: Minibatches,
 }
 
 #[pyclass(frozen, module = "activation_store._native")]
@@ -32,66 +37,110 @@ pub(crate) struct Ring {
     intake: Arc<Intake>,
 }
 
+/// Where a store begins.
+enum Start {
+    New,
+    /// From the newest snapshot in a folder.
+    Folder(PathBuf),
+    /// From a light snapshot's bytes.
+    Bytes(Vec<u8>),
+}
+
 #[pymethods]
 impl Ring {
+    /// A new store; or one that goes on from the newest snapshot in `folder`, or from a snapshot's bytes. What is None has its
+    /// default, or is as the snapshot says.
     #[new]
-    #[pyo3(signature = (components, *, batch_size, window, ready_frames, queue_rows, max_skew, seed, drop_last, when_full, merge, allow_overcommit))]
+    #[pyo3(signature = (components, *, batch_size=None, window=None, ready_frames=None, queue_rows=None, max_skew=None, seed=None, drop_last=None, when_full=None, merge=None, allow_overcommit=false, folder=None, snapshot=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
     fn new(
         py: Python<'_>,
         components: Vec<Spec>,
-        batch_size: usize,
-        window: usize,
-        ready_frames: usize,
+        batch_size: Option<usize>,
+        window: Option<usize>,
+        ready_frames: Option<usize>,
         queue_rows: Option<usize>,
         max_skew: Option<usize>,
-        seed: u64,
-        drop_last: bool,
-        when_full: &str,
-        merge: &str,
+        seed: Option<u64>,
+        drop_last: Option<bool>,
+        when_full: Option<&str>,
+        merge: Option<&str>,
         allow_overcommit: bool,
+        folder: Option<PathBuf>,
+        snapshot: Option<Vec<u8>>,
     ) -> PyResult<Self> {
-        // A later piece of a batch must not be refused for running ahead of another component.
-        let one_component = components.len() == 1;
-        let mut builder = RingStore::builder();
-        let mut row_bytes = 0_usize;
+        let mut builder = RingStore::builder().allow_overcommit(allow_overcommit);
         for (name, features, element) in components {
-            let element = dtype::parse(&element)?;
-            row_bytes = row_bytes.saturating_add(features.saturating_mul(element.size()));
-            builder = builder.component_of(name, features, element);
+            builder = builder.component_of(name, features, dtype::parse(&element)?);
         }
-        let (when_full, in_pieces) = match when_full {
-            "wait" => (WhenFull::Wait, one_component),
-            "reject" => (WhenFull::Reject, false),
-            "drop_oldest" => (WhenFull::DropOldest, one_component),
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "when_full is {other:?}; use \"wait\", \"reject\" or \"drop_oldest\""
-                )));
-            }
+        // Each setting that is given.
+        builder = batch_size.into_iter().fold(builder, RingStoreBuilder::batch_size);
+        builder = window.into_iter().fold(builder, RingStoreBuilder::window);
+        builder = ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
+        builder = queue_rows.into_iter().fold(builder, RingStoreBuilder::queue_rows);
+        builder = max_skew.into_iter().fold(builder, RingStoreBuilder::max_skew);
+        builder = seed.into_iter().fold(builder, RingStoreBuilder::seed);
+        builder = drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
+        if let Some(when_full) = when_full {
+            builder = builder.when_full(parse_when_full(when_full)?);
+        }
+        if let Some(merge) = merge {
+            builder = builder.merge(parse_merge(merge)?);
+        }
+        let start = match (folder, snapshot) {
+            (Some(folder), _) => Start::Folder(folder),
+            (None, Some(bytes)) => Start::Bytes(bytes),
+            (None, None) => Start::New,
         };
-        let merge = match merge {
-            "arrival" => Merge::Arrival,
-            "round_robin" => Merge::RoundRobin,
-            other => {
-                return Err(PyValueError::new_err(format!("merge is {other:?}; use \"arrival\" or \"round_robin\"")));
+        let store = py.detach(|| match start {
+            Start::New => builder.build().or_raise(),
+            Start::Folder(folder) => builder.resume(folder).or_raise(),
+            Start::Bytes(bytes) => {
+                Snapshot::from_bytes(&bytes).and_then(|snapshot| builder.resume_from(&snapshot)).or_raise()
             }
-        };
-        let waits = !matches!(when_full, WhenFull::Reject);
-        builder = builder.batch_size(batch_size).window(window).ready_frames(ready_frames).seed(seed);
-        builder = builder.drop_last(drop_last).when_full(when_full).merge(merge).allow_overcommit(allow_overcommit);
-        if let Some(rows) = queue_rows {
-            builder = builder.queue_rows(rows);
-        }
-        if let Some(rows) = max_skew {
-            builder = builder.max_skew(rows);
-        }
-        let queue = queue_rows.unwrap_or(batch_size.saturating_mul(2)).saturating_mul(row_bytes);
-        let store = py.detach(|| builder.build()).or_raise()?;
+        })?;
         let consumer = store.minibatches();
         let components = store.components().to_vec();
+        let row_bytes = components.iter().map(|c| c.features.saturating_mul(c.dtype.size())).sum::<usize>();
+        let queue = queue_rows.unwrap_or(store.batch_size().saturating_mul(2)).saturating_mul(row_bytes);
+        let when_full = store.when_full();
+        // A later piece of a batch must not be refused for running ahead of another component.
+        let in_pieces = components.len() == 1 && when_full != WhenFull::Reject;
+        let waits = when_full != WhenFull::Reject;
         let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
-        Ok(Ring { inside: Home::new(Inside { store, _consumer: consumer }), intake: Arc::new(intake) })
+        Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
+    }
+
+    /// The components: name, features and dtype of each.
+    #[getter]
+    fn components(&self) -> Vec<(String, usize, String)> {
+        let components = self.intake.components.iter();
+        components.map(|c| (c.name.to_string(), c.features, c.dtype.to_string())).collect()
+    }
+
+    #[getter]
+    fn batch_size(&self) -> PyResult<usize> {
+        Ok(self.inside.get()?.store.batch_size())
+    }
+
+    /// A light snapshot's bytes.
+    fn state(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        let consumer = &self.inside.get()?.consumer;
+        let snapshot = py.detach(|| consumer.state()).or_raise()?;
+        Ok(PyBytes::new(py, &snapshot.to_bytes()).unbind())
+    }
+
+    /// Begins a snapshot.
+    fn snapshot(&self, py: Python<'_>, dir: PathBuf, full: bool) -> PyResult<Saving> {
+        let consumer = &self.inside.get()?.consumer;
+        let form = if full { Form::Full } else { Form::Light };
+        Ok(Saving::new(py.detach(|| consumer.snapshot(dir, form)).or_raise()?))
+    }
+
+    /// Where the lanes of a resumed store go on.
+    #[getter]
+    fn resume_at(&self) -> PyResult<Vec<Place>> {
+        Ok(self.inside.get()?.store.resume_at().iter().map(place).collect())
     }
 
     /// The store's own lane.
@@ -99,9 +148,27 @@ impl Ring {
         Ok(Lane::new(End::Own(self.inside.get()?.store.clone()), self.intake.clone()))
     }
 
-    /// Opens a lane.
-    fn open_lane(&self) -> PyResult<Lane> {
-        let producer = self.inside.get()?.store.producer().or_raise()?;
+    /// Opens a lane, with a name if one is given.
+    #[pyo3(signature = (name=None))]
+    fn open_lane(&self, name: Option<&str>) -> PyResult<Lane> {
+        let store = &self.inside.get()?.store;
+        let producer = match name {
+            Some(name) => store.producer_named(name),
+            None => store.producer(),
+        };
+        Ok(Lane::new(End::Opened(producer.or_raise()?), self.intake.clone()))
+    }
+
+    /// Opens a lane, named `prefix` and the first number for which no lane is open.
+    fn open_numbered_lane(&self, prefix: &str) -> PyResult<Lane> {
+        let store = &self.inside.get()?.store;
+        let mut number = 0;
+        let producer = loop {
+            match store.producer_named(&format!("{prefix} {number}")) {
+                Err(WriteError::LaneName { .. }) => number += 1,
+                opened => break opened.or_raise()?,
+            }
+        };
         Ok(Lane::new(End::Opened(producer), self.intake.clone()))
     }
 
@@ -186,5 +253,59 @@ impl Ring {
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         let store = &self.inside.get()?.store;
         Ok(py.detach(|| store.stats()).into())
+    }
+}
+
+/// Where a lane goes on: its name, its number, passes and rows that need not be sent, the last value, and where it ends.
+type Place = (Option<String>, u64, u64, u64, Option<Vec<u8>>, Option<u64>);
+
+fn place(at: &ResumeAt) -> Place {
+    let name = at.lane.name.as_ref().map(|name| name.to_string());
+    (name, at.lane.number, at.passes, at.row, at.value.as_ref().map(|value| value.to_vec()), at.ends_at)
+}
+
+/// Where the lanes of a store go on that is resumed from the newest snapshot in a folder, or from a snapshot's bytes.
+#[pyfunction]
+#[pyo3(signature = (folder=None, snapshot=None))]
+pub(crate) fn resume_points(
+    py: Python<'_>,
+    folder: Option<PathBuf>,
+    snapshot: Option<Vec<u8>>,
+) -> PyResult<Vec<Place>> {
+    let read = || match (folder, snapshot) {
+        (Some(folder), _) => Snapshots::new(folder).newest(),
+        (None, bytes) => Snapshot::from_bytes(&bytes.unwrap_or_default()),
+    };
+    Ok(py.detach(read).or_raise()?.resume_at().iter().map(place).collect())
+}
+
+/// The snapshots in a folder, oldest first.
+#[pyfunction]
+pub(crate) fn list_snapshots(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<(u64, PathBuf)>> {
+    py.detach(|| Snapshots::new(folder).list()).or_raise()
+}
+
+/// Removes all but the newest snapshots in a folder.
+#[pyfunction]
+pub(crate) fn prune_snapshots(py: Python<'_>, folder: PathBuf, keep: usize) -> PyResult<Vec<u64>> {
+    py.detach(|| Snapshots::new(folder).prune(keep)).or_raise()
+}
+
+fn parse_when_full(when_full: &str) -> PyResult<WhenFull> {
+    match when_full {
+        "wait" => Ok(WhenFull::Wait),
+        "reject" => Ok(WhenFull::Reject),
+        "drop_oldest" => Ok(WhenFull::DropOldest),
+        other => {
+            Err(PyValueError::new_err(format!("when_full is {other:?}; use \"wait\", \"reject\" or \"drop_oldest\"")))
+        }
+    }
+}
+
+fn parse_merge(merge: &str) -> PyResult<Merge> {
+    match merge {
+        "arrival" => Ok(Merge::Arrival),
+        "round_robin" => Ok(Merge::RoundRobin),
+        other => Err(PyValueError::new_err(format!("merge is {other:?}; use \"arrival\" or \"round_robin\""))),
     }
 }

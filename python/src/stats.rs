@@ -120,6 +120,12 @@ impl ComponentStats {
         self.0.served
     }
 
+    /// Rows that a resumed store was sent again. They are in no other count.
+    #[getter]
+    fn resent(&self) -> u64 {
+        self.0.resent
+    }
+
     /// Rows that were taken but are never served.
     #[getter]
     fn dropped(&self) -> u64 {

@@ -100,7 +100,11 @@ impl Admission {
 
     /// Opens a lane, or hands out the lane of that name, or the next without a name, of the store that this one goes on for.
     pub(crate) fn open_lane(&mut self, name: Option<Arc<str>>) -> Result<Opened, WriteError> {
-        let resumed = self.unclaimed.iter().find(|(_, (other, _))| *other == name).map(|(&id, _)| id);
+        // Of several lanes of one name, the one that was open.
+        let of_name = || self.unclaimed.iter().filter(|(_, (other, _))| *other == name);
+        let open = || of_name().find(|(_, (_, ended))| !ended);
+        let resumed = if name.is_some() { open().or_else(|| of_name().next()) } else { of_name().next() };
+        let resumed = resumed.map(|(&id, _)| id);
         if let Some(id) = resumed {
             self.unclaimed.remove(&id);
             return Ok(Opened { id, resumed: true });

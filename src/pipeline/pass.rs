@@ -172,6 +172,14 @@ impl Pass {
 }
 
 impl Permit {
+    /// Hands over a pass that was gathered; returns at once.
+    ///
+    /// # Errors
+    /// As [`Pass::commit`]; [`WriteError::Full`] if the pass has more rows than are left.
+    pub fn commit(mut self, pass: Pass) -> Result<WriteHandle, RefusedPass> {
+        pass.hand_over(|rows| self.use_up(rows))
+    }
+
     /// Hands over the pass that the permit is for; returns at once.
     ///
     /// # Errors

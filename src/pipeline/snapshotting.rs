@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -94,6 +95,13 @@ impl SnapshotHandle {
     /// [`SnapshotError`] says why it is not.
     pub fn wait(mut self) -> Result<PathBuf, SnapshotError> {
         wait_for(&mut self, None).unwrap_or(Err(SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort))))
+    }
+}
+
+impl SnapshotHandle {
+    /// Blocks this thread until the snapshot is on disk, but no longer than `timeout`: `None` if it is not by then.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<PathBuf, SnapshotError>> {
+        wait_for(self, Instant::now().checked_add(timeout))
     }
 }
 

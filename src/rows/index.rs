@@ -21,7 +21,7 @@ use crate::error::IndexError;
 /// store.extend(Array2::<f32>::ones((10, 3)), 1)?.wait()?;
 /// assert_eq!(store.get(4)?.shape(), [2, 3]); // [component, feature]
 /// assert_eq!(store.get((4, 1))?.shape(), [3]); // [feature]
-/// assert_eq!(store.get((4, 1, 2))?.shape(), []); // a number
+/// assert_eq!(store.get((4, 1, 2))?.ndim(), 0); // a number
 /// assert_eq!(store.get(2..6)?.shape(), [4, 2, 3]);
 /// assert_eq!(store.get(s![..;3, 1, -2..])?.shape(), [4, 2]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use crate::error::{BuildError, ClosedBy, IndexError, ResumeError, UnknownComponent, WriteError};
 use crate::memory::available::available;
 use crate::memory::frame::Frame;
-use crate::pipeline::config::{Config, RingStoreBuilder};
+use crate::pipeline::config::{Config, RingStoreBuilder, WhenFull};
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::flush::Flush;
 use crate::pipeline::group::{self, ProducerGroup, ProducerHandle, ProducerScope, SpawnError};
@@ -480,6 +480,12 @@ impl RingStore {
     #[must_use]
     pub fn components(&self) -> &[Component] {
         self.shared().config.layout.components()
+    }
+
+    /// What happens when the consumers lag.
+    #[must_use]
+    pub fn when_full(&self) -> WhenFull {
+        self.shared().config.when_full
     }
 
     /// Rows of a minibatch.
