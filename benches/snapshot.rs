@@ -81,7 +81,9 @@ fn main() {
             let seconds = start.elapsed().as_secs_f64();
             let rate = (taken.load(Ordering::Relaxed) - before) as f64 / seconds / 1e6;
             let [producer, consumer] = [producing.take(), consuming.take()].map(|longest| longest.as_secs_f64() * 1e3);
-            println!("{name:<12} {seconds:>8.2} s {rate:>8.2} M rows/s   longest call: producer {producer:>7.1} ms, consumer {consumer:>7.1} ms");
+            println!(
+                "{name:<12} {seconds:>8.2} s {rate:>8.2} M rows/s   longest call: producer {producer:>7.1} ms, consumer {consumer:>7.1} ms"
+            );
             rate
         };
         // Every page of the ring has been written to by then.
@@ -106,7 +108,8 @@ fn main() {
                     };
                 });
                 let folder = folder.unwrap();
-                let bytes: u64 = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+                let bytes: u64 =
+                    std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
                 println!(
                     "{:12} {:.1} MB on disk, {:.1} MB more memory, {:.2} of the rate without",
                     "",

@@ -3,6 +3,7 @@
 //! [docs/performance.md]: _documentation::performance
 //! [docs/promises.md]: _documentation::promises
 //! [docs/python.md]: _documentation::python
+//! [docs/resume.md]: _documentation::resume
 //! [awaited `extend`]: _documentation::awaited_extend
 //! [concurrent capture]: _documentation::concurrent_capture
 //! [a slow trainer and its backpressure]: _documentation::slow_trainer
@@ -74,8 +75,10 @@ pub use crate::{
 pub mod _documentation {
     /// [performance.md]: performance
     /// [promises.md]: promises
+    /// [resume.md]: resume
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    /// [resume.md]: resume
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
     // These pages cannot link to a picture, but they can hold it: it comes last, and an empty one is where it was.
@@ -88,6 +91,9 @@ pub mod _documentation {
     pub mod performance {}
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
+    /// [promises.md]: promises
+    #[doc = include_str!("../docs/resume.md")]
+    pub mod resume {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
     /// ```no_run

@@ -5,7 +5,7 @@ mod common;
 
 use std::thread;
 
-use activation_store::{Batch, DType, Index, Merge, RingStore, RingStoreBuilder, TensorStore};
+use activation_store::{Batch, DType, Form, Index, Merge, RingStore, RingStoreBuilder, TensorStore};
 use common::{LIMIT, assert_adds_up, assert_exactly, drain, id_rows, ids, long_ids, rows};
 use futures::StreamExt;
 use futures::executor::block_on;
@@ -248,4 +248,30 @@ fn a_store_is_closed_with_an_error_while_callers_wait() {
     assert_eq!(read.iter().map(|(rows, _)| rows).sum::<usize>(), taken);
     assert!(read.iter().all(|(_, errors)| errors == &["the model failed"]));
     assert_adds_up(&store.stats());
+}
+
+#[test]
+fn a_store_that_goes_on_from_a_snapshot() {
+    let pass = |store: &RingStore, at: usize| {
+        drop(store.extend_pass([(1, id_rows(at..at + 4).into()), (0, Batch::from(rows(at..at + 4, 3)))]).unwrap())
+    };
+    for form in [Form::Light, Form::Full] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        (0..20).step_by(4).for_each(|at| pass(&store, at));
+        let first = ids(&minibatches.blocking().next().unwrap().unwrap(), 0);
+        let saving = minibatches.snapshot(dir.path(), form).unwrap();
+        // The pipeline goes on meanwhile.
+        let second = ids(&minibatches.blocking().next().unwrap().unwrap(), 0);
+        let _ = saving.wait().unwrap();
+        let resumed = RingStore::builder().resume(dir.path()).unwrap();
+        let mut again = resumed.minibatches();
+        let from = resumed.resume_at()[0].row as usize;
+        (from..20).step_by(4).for_each(|at| pass(&resumed, at));
+        resumed.close();
+        let rest = drain(&mut again);
+        assert_eq!(rest[0], second);
+        assert_exactly(0..20, &[vec![first], rest].concat());
+    }
 }

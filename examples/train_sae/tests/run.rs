@@ -74,35 +74,39 @@ fn saes(dir: &Path) -> [Vec<u8>; 2] {
     ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).expect("an SAE"))
 }
 
-/// Kills runs as soon as there are some checkpoints more, three times over; then lets one end.
+/// Kills runs as soon as there are some checkpoints more, three times over or as often as KILLS says; then lets one end.
 #[test]
 fn a_run_that_is_killed_goes_on_to_the_same_saes() {
+    let kills: u64 = std::env::var("KILLS").map_or(3, |kills| kills.parse().unwrap());
+    let rows = (500 * kills + 1).to_string();
+    let minibatches = (500 * kills + 1).div_ceil(64);
     let whole = tempfile::tempdir().unwrap();
-    assert!(train_sae(&["--reproducible"], whole.path()).status.success());
+    assert!(train_sae(&["--reproducible", "--rows", &rows], whole.path()).status.success());
     for form in [&[][..], &["--full"]] {
         let dir = tempfile::tempdir().unwrap();
         let resume = "--reproducible --checkpoint saved --checkpoint-every 2 --resume".split(' ');
-        let args: Vec<&str> = resume.chain(form.iter().copied()).collect();
+        let args: Vec<&str> = resume.chain(["--rows", &rows]).chain(form.iter().copied()).collect();
         let newest = || {
             let snapshots = activation_store::Snapshots::new(dir.path().join("saved"));
             snapshots.list().unwrap_or_default().pop().map_or(0, |(k, _)| k)
         };
-        for kill in 0..3 {
+        for kill in 0..kills {
             let before = newest();
             let mut run = command(&args, dir.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             // A different number of minibatches each time.
-            while newest() <= before + kill && run.try_wait().unwrap().is_none() {
+            while newest() <= before + kill % 3 && run.try_wait().unwrap().is_none() {
                 std::thread::yield_now();
             }
             let _ = run.kill();
             let _ = run.wait();
-            assert!(newest() > before || newest() == 24, "{kill}: nothing was saved since {before}");
+            assert!(newest() > before || newest() + 2 > minibatches, "{kill}: nothing was saved since {before}");
         }
         let output = train_sae(&args, dir.path());
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{stdout}{stderr}");
         assert!(stdout.contains("resumed behind minibatch"), "{stdout}");
-        assert!(stdout.contains("1501 rows taken, 1501 served in 24 minibatches, 0 in the ring"), "{stdout}");
+        let all = format!("{rows} rows taken, {rows} served in {minibatches} minibatches, 0 in the ring");
+        assert!(stdout.contains(&all), "{stdout}");
         assert!(saes(dir.path()) == saes(whole.path()), "the SAEs differ");
         let other = train_sae(&[&args[..], &["--rate", "0.1"]].concat(), dir.path());
         let stderr = String::from_utf8_lossy(&other.stderr);

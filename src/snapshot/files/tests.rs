@@ -38,6 +38,7 @@ fn resume(disk: &FaultyDisk, dir: &Path) -> (RingStore, u64) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "runs hundreds of stores")]
 fn a_failure_or_a_kill_at_any_operation_leaves_the_old_snapshot_or_the_new_one() {
     let dir = Path::new("/run/checkpoints");
     for form in [Form::Light, Form::Full] {
@@ -79,6 +80,7 @@ fn a_failure_or_a_kill_at_any_operation_leaves_the_old_snapshot_or_the_new_one()
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "runs hundreds of stores")]
 fn a_flipped_bit_is_found_anywhere() {
     let dir = Path::new("/checkpoints");
     for form in [Form::Light, Form::Full] {
@@ -118,6 +120,7 @@ fn a_flipped_bit_is_found_anywhere() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "parses JSON many times")]
 fn what_is_no_snapshot_is_refused_and_why() {
     let dir = tempdir().unwrap();
     let resume = || RingStore::builder().resume(dir.path()).unwrap_err().to_string();
