@@ -75,7 +75,8 @@ fn main() {
             }
         });
         let phase = |name: &str, run: &mut dyn FnMut()| {
-            (producing.take(), consuming.take());
+            producing.take();
+            consuming.take();
             let (start, before) = (Instant::now(), taken.load(Ordering::Relaxed));
             run();
             let seconds = start.elapsed().as_secs_f64();

@@ -89,6 +89,7 @@ pub mod _documentation {
     ///
     #[doc = include_str!("../docs/performance.svg")]
     pub mod performance {}
+    /// [resume.md]: resume
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
     /// [promises.md]: promises

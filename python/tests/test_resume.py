@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from activation_store import RingStore, Snapshots, StoreClosedError, activations
+from activation_store import RingStore, Snapshots, StoreClosedError, activations, capture
 
 PASSES = 40
 
@@ -223,3 +223,44 @@ def test_a_model_that_runs_twice_for_a_batch_goes_on():
         state = loop.state_dict()
         loop.close()
         assert minibatches + [batch[:, 0].tolist() for batch in run(state)] == uninterrupted
+
+
+def test_a_capture_starts_where_the_store_says():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    torch.manual_seed(0)
+    text = [torch.randn(5 + number % 7, 3) for number in range(PASSES)]
+
+    def run(target, inputs) -> threading.Thread:
+        def write() -> None:
+            with torch.no_grad(), capture(model, {"0": 0}, target) as captured:
+                for batch in inputs:
+                    if captured.stopped:
+                        break
+                    model(batch)
+            target.close()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        return thread
+
+    uninterrupted = RingStore(4, batch_size=8, window=64, queue_rows=16)
+    thread = run(uninterrupted, text)
+    whole = list(uninterrupted)
+    thread.join()
+    first = RingStore(4, batch_size=8, window=64, queue_rows=16)
+    thread = run(first, text)
+    minibatches = [next(first) for _ in range(20)]
+    state = first.state_dict()
+    first.close()
+    first.abort()
+    thread.join()
+    resumed = RingStore.resume(state)
+    [at] = resumed.resume_at
+    assert at.name == "capture 0"
+    assert 0 < at.passes < PASSES
+    thread = run(resumed, text[at.passes :])
+    minibatches += list(resumed)
+    thread.join()
+    assert len(minibatches) == len(whole)
+    assert all(torch.equal(one, other) for one, other in zip(minibatches, whole, strict=True))
