@@ -50,22 +50,19 @@ impl UnfinishedFolder {
     pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
-        if self.disk.list(&self.parent).doing("list", &self.parent)?.contains(&named) {
-            // Folders cannot replace each other in one step. The old one keeps a name by which it is not taken for whole.
-            let old = self.parent.join(format!("{UNFINISHED}old-{}-{}", self.name, std::process::id()));
+        // Folders cannot replace each other in one step. The old one gets a name by which it is not taken for whole.
+        let old = self.parent.join(format!("{UNFINISHED}old-{}-{}", self.name, std::process::id()));
+        let replaces = self.disk.list(&self.parent).doing("list", &self.parent)?.contains(&named);
+        if replaces {
             self.disk.rename(&named, &old).doing("rename", &named)?;
-            self.give_name(&named)?;
+        }
+        self.disk.rename(&self.path, &named).doing("rename", &self.path)?;
+        self.finished = true;
+        self.disk.sync_dir(&self.parent).doing("sync", &self.parent)?;
+        if replaces {
             let _ = self.disk.remove_dir_all(&old);
-        } else {
-            self.give_name(&named)?;
         }
         Ok(named)
-    }
-
-    fn give_name(&mut self, named: &Path) -> Result<(), DiskError> {
-        self.disk.rename(&self.path, named).doing("rename", &self.path)?;
-        self.finished = true;
-        self.disk.sync_dir(&self.parent).doing("sync", &self.parent)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::rows::element::DType;
 
 /// Rows start at a multiple of this.
-pub(crate) const PAGE: u64 = 4096;
+const PAGE: u64 = 4096;
 
 #[derive(Serialize, Deserialize)]
 struct Header {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ResumeError};
-use crate::ring::deal::frame_rows;
+use crate::ring::deal::{Runs, frame_rows};
 use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
 use crate::snapshot::body::{ComponentBody, ConfigBody};
@@ -128,6 +128,16 @@ impl Config {
     /// Rows of the window: whole frames.
     pub(crate) fn window(&self) -> usize {
         self.open_frames.saturating_mul(self.layout.rows())
+    }
+
+    /// Minibatches that share a frame.
+    pub(crate) fn minibatches_per_frame(&self) -> u64 {
+        (self.layout.rows() / self.batch_size) as u64
+    }
+
+    /// When frames complete.
+    pub(crate) fn runs(&self) -> Runs {
+        Runs::new(self.open_frames, self.layout.rows())
     }
 
     /// All frames.
@@ -344,6 +354,7 @@ impl RingStoreBuilder {
             allow_overcommit: self.allow_overcommit,
         })
     }
+
     /// Checks the configuration of a store that goes on for another: what is not set here comes from there, and what is set must
     /// be as it was there, but for `ready_frames`, `queue_rows` and what depends on the machine.
     pub(crate) fn check_over(self, saved: &ConfigBody) -> Result<Config, ResumeError> {

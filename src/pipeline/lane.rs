@@ -231,7 +231,7 @@ impl Lanes {
             let whole = self.lanes.iter().map(|(&id, lane)| (id, lane.available()));
             order.extend(whole.filter(|&(_, rows)| rows > 0));
         }
-        ledger.settle_debt();
+        let _ = ledger.settle_debt();
     }
 
     /// Reports every lane on which something has changed, after setting aside the rows that only lack other components.
@@ -338,7 +338,8 @@ struct Column {
     rows: usize,
     /// Rows that ever came.
     received: u64,
-    /// Rows to skip as they come, because they were dealt before the store was resumed. They come before those of `skip`.
+    /// Rows to skip as they come, because they were dealt before the store was resumed. The column skips them first, and then
+    /// discards the rows that `skip` counts.
     resent: u64,
     /// Rows to discard as they come, because their counterparts were discarded.
     skip: u64,

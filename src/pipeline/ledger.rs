@@ -46,12 +46,12 @@ impl Ledger {
         }
     }
 
-    /// Counts what is owed as open: everything has been dealt again.
-    pub(crate) fn settle_debt(&mut self) {
-        if let Some(owed) = self.owed.take() {
-            self.open_rows = owed;
-            self.accept(owed);
-        }
+    /// Counts what is owed as open: nothing more is dealt again. Returns how many rows were owed, if any could be.
+    pub(crate) fn settle_debt(&mut self) -> Option<usize> {
+        let owed = self.owed.take()?;
+        self.open_rows = owed;
+        self.accept(owed);
+        Some(owed)
     }
 
     fn accept(&mut self, rows: usize) {

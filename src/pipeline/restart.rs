@@ -1,28 +1,24 @@
 //! Where the parts of a resumed store start, from what its snapshot says.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::error::SnapshotError;
 use crate::pipeline::config::{Config, WhenFull};
 use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::stats::Dropped;
-use crate::ring::deal::{Position, Runs};
-use crate::snapshot::body::{Body, SavedFrame};
+use crate::ring::deal::Position;
+use crate::snapshot::body::{Body, LaneBody, SavedFrame};
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
-/// The lanes, in the order of the snapshot's; `None` for those that stay ended.
-pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = Option<ResumedLane>> {
-    body.lanes.iter().map(|lane| {
-        // The rows of a lane that had ended are sent again where they are dealt again.
-        let stays_ended = lane.ended && (body.is_full() || lane.start == lane.end);
-        (!stays_ended).then(|| ResumedLane {
-            id: lane.lane,
-            from: body.place(lane).row,
-            needed: body.needed(lane),
-            ends_at: lane.ended.then_some(lane.end),
-        })
+/// The lanes that go on, in the order of opening, with their names.
+pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, Option<Arc<str>>)> {
+    body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
+        let needed = body.needed(journal);
+        let ends_at = journal.ended.then_some(journal.end);
+        (ResumedLane { id: *lane, from: journal.place(needed).row, needed, ends_at }, journal.name.clone())
     })
 }
 
@@ -54,9 +50,7 @@ pub(crate) fn restarts_with(config: &Config, body: &Body) -> u64 {
     if body.position.ended {
         return body.position.completing_minibatch;
     }
-    let frames = Runs::new(config.open_frames, config.layout.rows()).completed(body.log.from);
-    let per_frame = (config.layout.rows() / config.batch_size) as u64;
-    body.position.first_minibatch + frames * per_frame
+    body.position.first_minibatch + config.runs().completed(body.log.from) * config.minibatches_per_frame()
 }
 
 pub(crate) fn turn(body: &Body) -> Option<(u64, usize)> {
@@ -79,7 +73,7 @@ pub(crate) fn ledger(body: &Body) -> Ledger {
     }
     ledger.owed = Some(body.stats.whole_rows as usize);
     if segments(body).is_empty() {
-        ledger.settle_debt();
+        let _ = ledger.settle_debt();
     }
     ledger
 }

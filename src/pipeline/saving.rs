@@ -56,24 +56,23 @@ pub(crate) struct Saving {
 impl Saving {
     /// Saves the ready frames, and starts to save the rows that `left` says of each open frame. Waits until the ready frames are
     /// copied. `None` if it fails; the caller of the snapshot knows why.
-    pub(crate) fn start_with<'a>(
+    pub(crate) fn start_with(
         request: SnapshotRequest,
         body: Body,
         layout: &Arc<Layout>,
-        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
+        ready: &[&ReadyFrame],
         left: Vec<u32>,
     ) -> Option<Self> {
-        let ready_frames = ready.clone().into_iter().count();
-        let buffers = match Frame::allocate(layout, ready_frames + 2, "the copies of a snapshot") {
+        let buffers = match Frame::allocate(layout, ready.len() + 2, "the copies of a snapshot") {
             Ok(buffers) => buffers,
             Err(error) => {
                 request.refuse(SnapshotError::Memory(error));
                 return None;
             }
         };
-        let frames = ready_frames + left.iter().filter(|&&rows| rows > 0).count();
-        let rows = ready.clone().into_iter().map(ReadyFrame::rows).sum::<usize>()
-            + left.iter().map(|&rows| rows as usize).sum::<usize>();
+        let frames = ready.len() + left.iter().filter(|&&rows| rows > 0).count();
+        let ready_rows = ready.iter().map(|frame| frame.rows());
+        let rows: usize = ready_rows.chain(left.iter().map(|&rows| rows as usize)).sum();
         let saving = Saving::start(request, body, layout.clone(), (frames, rows as u64), left, buffers);
         for frame in ready {
             let mut buffer = saving.buffer(true)?;
@@ -83,7 +82,7 @@ impl Saving {
         Some(saving)
     }
 
-    /// Starts the thread. `frames` frames will be saved, with `rows` rows in all; `left` are those of the open frames.
+    /// Starts the thread. It writes `frames` frames, which have `rows` rows in all. `left` says how many rows each open frame has.
     fn start(
         request: SnapshotRequest,
         body: Body,
@@ -122,10 +121,9 @@ impl Saving {
         let _ = self.full.send((saved, buffer));
     }
 
-    /// The next open frame to save, and its rows.
-    pub(crate) fn next(&self) -> Option<(usize, usize)> {
-        let frame = self.left.iter().position(|&rows| rows > 0)?;
-        Some((frame, self.left[frame] as usize))
+    /// The next open frame to save.
+    pub(crate) fn next(&self) -> Option<usize> {
+        self.left.iter().position(|&rows| rows > 0)
     }
 
     /// The rows of an open frame that are not saved yet.

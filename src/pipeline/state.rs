@@ -36,12 +36,11 @@ use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
 use crate::pipeline::waits::Waits;
 use crate::pipeline::worker::discard;
-use crate::ring::deal::Runs;
 use crate::rows::index::Index;
 use crate::snapshot::body::{
     Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
 };
-use crate::snapshot::journal::{Journal, PassEntry, Segment};
+use crate::snapshot::journal::{Journal, LaneJournal, PassEntry, Segment};
 use crate::snapshot::snapshot::{Form, ResumeAt, Snapshot};
 
 /// The fewest segments that the journal keeps before it forgets any.
@@ -140,7 +139,12 @@ pub(crate) struct ConsumerState {
 
 impl Shared {
     /// For a new store, or one that goes on where the store of a snapshot stood.
-    pub(crate) fn new(config: Arc<Config>, queue: Sender<Message>, empty: Vec<Frame>, body: Option<&Body>) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        queue: Sender<Message>,
+        empty: Vec<Frame>,
+        snapshot: Option<&Snapshot>,
+    ) -> Self {
         let mut state = State {
             status: Status::default(),
             ended: false,
@@ -163,8 +167,8 @@ impl Shared {
             look_sent: false,
             writer_waits_for: None,
         };
-        body.into_iter().for_each(|body| state.resume(&config, body));
-        let resume_at = body.map_or_else(Vec::new, |body| Snapshot::new(body.clone()).resume_at());
+        snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
+        let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
         Shared { config, resume_at, state: Mutex::new(state), queue }
     }
 
@@ -260,7 +264,7 @@ impl Shared {
     fn send(
         &self,
         lane: u64,
-        rows: HandedOver,
+        mut rows: HandedOver,
         admit: impl FnOnce(&mut Admission, Demand) -> Result<u64, WriteError>,
     ) -> Result<WriteHandle, (WriteError, HandedOver)> {
         let demand = rows.demand();
@@ -279,7 +283,6 @@ impl Shared {
             return Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row })));
         }
         state.journal.handed_over(lane);
-        let mut rows = rows;
         if let HandedOver::Pass(_, value) = &mut rows {
             state.journal.pass(lane, PassEntry { first_row, rows: demand.rows as u64, value: value.take() });
         }
@@ -352,16 +355,14 @@ impl Shared {
         form: Form,
         reply: oneshot::Sender<Saved>,
     ) -> Result<(), SnapshotError> {
-        check_policy(&self.config, form)?;
         let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
-        let mut state = self.lock();
-        state.check_saveable()?;
         if form == Form::Light {
-            let snapshot = Snapshot::new(state.body(&self.config, Form::Light));
-            drop(state);
-            request.write_light(snapshot);
+            request.write_light(self.snapshot()?);
             return Ok(());
         }
+        check_policy(&self.config, form)?;
+        let mut state = self.lock();
+        state.check_saveable()?;
         if let Some(owed) = state.ledger.owed {
             return Err(SnapshotError::DealsAgain { left: owed as u64 });
         }
@@ -386,7 +387,7 @@ impl Shared {
             let mut state = self.lock();
             (state.body(&self.config, Form::Full), state.borrow_ready())
         };
-        Saving::start_with(request, body, &self.config.layout, &ready, Vec::new());
+        Saving::start_with(request, body, &self.config.layout, &ready.iter().collect::<Vec<_>>(), Vec::new());
         self.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
 
@@ -412,8 +413,7 @@ impl Shared {
         if by == ClosedBy::NoConsumers && state.ended && state.frames.ready() == 0 {
             return;
         }
-        if state.status.close(by) {
-            state.stop(afterwards);
+        if state.close(by, afterwards) {
             self.announce(state);
         }
     }
@@ -589,11 +589,9 @@ impl FrameHome for Shared {
 
 impl State {
     fn resume(&mut self, config: &Config, body: &Body) {
-        let lanes = body.lanes.iter().zip(resumed_lanes(body));
-        let lanes = lanes.filter_map(|(saved, lane)| Some((lane?, saved.name.as_deref().map(Into::into))));
         let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
-        let own_ended = resumed_lanes(body).zip(&body.lanes).any(|(lane, saved)| saved.lane == 0 && lane.is_none());
-        self.admission.resume(lanes, ended, body.lanes_opened, own_ended);
+        let own_ended = body.lanes.iter().any(|lane| lane.lane == 0 && !body.goes_on(&lane.journal));
+        self.admission.resume(resumed_lanes(body), ended, body.lanes_opened, own_ended);
         self.journal = body.journal();
         self.turn = turn(body);
         let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
@@ -620,8 +618,8 @@ impl State {
         // The full form has the ready frames.
         let ended = served || self.ended && form == Form::Full;
         let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
-        let lanes =
-            if served { Vec::new() } else { journal.lanes.iter().map(|(&id, lane)| LaneBody::new(id, lane)).collect() };
+        let lane = |(&lane, journal): (&u64, &LaneJournal)| LaneBody { lane, journal: journal.clone() };
+        let lanes = if served { Vec::new() } else { journal.lanes.iter().map(lane).collect() };
         let stats = |counts: &ComponentLedger| ComponentStatsBody {
             resent: counts.resent,
             dropped_oldest: counts.dropped.oldest,
@@ -664,10 +662,17 @@ impl State {
     /// The store takes no more rows, and consumers get `failure` after what is ready. Returns the failure if there is one already.
     pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
         let unused = self.status.fail(failure).err();
-        if self.status.close(ClosedBy::Close) {
+        self.close(ClosedBy::Close, afterwards);
+        unused
+    }
+
+    /// The store takes no more rows. Returns whether that is new.
+    fn close(&mut self, by: ClosedBy, afterwards: &mut Afterwards) -> bool {
+        let changed = self.status.close(by);
+        if changed {
             self.stop(afterwards);
         }
-        unused
+        changed
     }
 
     // The writer's side.
@@ -689,13 +694,12 @@ impl State {
     }
 
     /// Notes the rows that the writer has dealt, and whose turn it is then.
-    pub(crate) fn note_dealt(&mut self, dealt: &mut Vec<Segment>, turn: Option<(u64, usize)>) {
+    pub(crate) fn note_dealt(&mut self, dealt: &mut VecDeque<Segment>, turn: Option<(u64, usize)>) {
         self.turn = turn;
         if dealt.is_empty() {
             return;
         }
-        self.journal.dealt(dealt);
-        dealt.clear();
+        self.journal.dealt(dealt.drain(..));
         if self.journal.segments.len() >= self.forget_at {
             let needed = self.needed_from();
             self.journal.forget_before(needed);
@@ -708,10 +712,9 @@ impl State {
     /// row; earlier ones need not be dealt again.
     pub(crate) fn needed_from(&self) -> u64 {
         let config = self.admission.config();
-        let runs = Runs::new(config.open_frames, config.layout.rows());
+        let runs = config.runs();
         let (next, first) = self.frames.ordinals();
-        let per_frame = (config.layout.rows() / config.batch_size) as u64;
-        let frame = ((next - first) / per_frame).min(runs.completed(self.journal.dealt));
+        let frame = ((next - first) / config.minibatches_per_frame()).min(runs.completed(self.journal.dealt));
         runs.rows_before_fill(frame).max(self.journal.from)
     }
 

@@ -4,6 +4,7 @@
 //! one lock, it reports what it has dealt, hands over a full frame, and takes requests. Then it answers, and starts again.
 //! It waits in its `recv` and nowhere else.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,7 @@ pub(crate) struct Writer {
     /// The full snapshot that is being written.
     saving: Option<Saving>,
     /// Dealt since the last report.
-    dealt: Vec<Segment>,
+    dealt: VecDeque<Segment>,
     /// A full frame of leftover rows, on its way to the consumers.
     filled: Option<(Frame, usize)>,
     /// Whether a wait for consumers has been announced.
@@ -180,7 +181,7 @@ impl Writer {
             spare: None,
             first_leftover: None,
             saving: None,
-            dealt: Vec::new(),
+            dealt: VecDeque::new(),
             filled: None,
             waits_for_room: false,
             warned: Warned::No,
@@ -196,7 +197,7 @@ impl Writer {
 
     /// Goes on where the store of a snapshot stood, without the rows of a full one.
     pub(crate) fn resume(&mut self, body: &Body) {
-        let lanes: Vec<ResumedLane> = resumed_lanes(body).flatten().collect();
+        let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
         self.lanes.resume(&lanes, segments(body), turn(body));
         self.ledger = ledger(body);
         if let Phase::Dealing(ring) = &mut self.ring {
@@ -232,7 +233,6 @@ impl Writer {
         if ring.is_full() {
             return;
         }
-        // A frame that is full is taken in the same step.
         let start = Instant::now();
         let mut left = self.plan;
         while left > 0 && !ring.is_full() {
@@ -241,7 +241,7 @@ impl Writer {
             let dealt = ring.deal(rows.min(left), |component| lane.front(component));
             self.ledger.deal(dealt);
             if !again {
-                Segment { lane: lane.id, first_row: lane.next_row, rows: dealt as u64 }.push(&mut self.dealt);
+                Segment { lane: lane.id, first_row: lane.next_row, rows: dealt as u64 }.append_to(&mut self.dealt);
             }
             self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
             left -= dealt;
@@ -260,7 +260,7 @@ impl Writer {
     /// Starts to save everything that the store holds now.
     fn start_saving(&mut self, request: SnapshotRequest) {
         let shared = self.shared.clone();
-        let (mut body, mut ready) = {
+        let (mut body, ready) = {
             let mut state = shared.lock();
             (state.body(&self.config, Form::Full), state.borrow_ready())
         };
@@ -272,7 +272,6 @@ impl Writer {
         // Rows left at the close are served again from the open frames.
         let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
         body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
-        let mut all: Vec<&ReadyFrame> = ready.iter().filter(|frame| frame.ordinal() < first_leftover).collect();
         let mut copied = None;
         if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
             // It is as good as ready.
@@ -280,28 +279,29 @@ impl Writer {
                 Ok(mut copy) => {
                     ring.save_full(full, &mut copy);
                     copied = Some(ReadyFrame::full(copy, body.position.completing_minibatch));
-                    body.position.completing_minibatch += (self.config.layout.rows() / self.config.batch_size) as u64;
+                    body.position.completing_minibatch += self.config.minibatches_per_frame();
                 }
                 Err(error) => {
                     request.refuse(SnapshotError::Memory(error));
-                    shared.change(|state, afterwards| state.return_ready(std::mem::take(&mut ready), afterwards));
+                    shared.change(|state, afterwards| state.return_ready(ready, afterwards));
                     return;
                 }
             }
         }
-        all.extend(&copied);
-        self.saving = Saving::start_with(request, body, &self.config.layout, all, left);
+        let ready_before = ready.iter().filter(|frame| frame.ordinal() < first_leftover);
+        let all: Vec<&ReadyFrame> = ready_before.chain(&copied).collect();
+        self.saving = Saving::start_with(request, body, &self.config.layout, &all, left);
         shared.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
 
-    /// Saves the next open frame, if the disk has time for it; waits for the disk if told to. Returns whether it did.
+    /// Saves the next open frame if the disk has time for it, or waits until it has. Returns `false` once none is left.
     fn save_next(&mut self, wait: bool) -> bool {
         let Some(saving) = &self.saving else { return false };
         match saving.next() {
-            Some((frame, _)) => self.save(frame, wait),
+            Some(frame) => self.save(frame, wait),
             None => self.saving = None,
         }
-        self.saving.is_some() && wait
+        self.saving.is_some()
     }
 
     /// Saves an open frame, unless that has been done.
@@ -487,9 +487,9 @@ impl Writer {
         if let Phase::Dealing(ring) = &mut self.ring {
             ring.clear(1);
         }
-        let owed = self.ledger.owed.unwrap_or(0);
-        self.ledger.settle_debt();
-        self.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
+        if let Some(owed) = self.ledger.settle_debt() {
+            self.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
+        }
         self.finishing = true;
         self.lanes.end_all();
     }
@@ -592,10 +592,8 @@ impl Writer {
             Phase::Serving(leftover) => leftover.clear(),
             Phase::Discarded => 0,
         };
-        // Nothing is dealt again.
-        let owed = self.ledger.owed.unwrap_or(0);
-        self.ledger.settle_debt();
-        let rows = if owed > 0 { owed } else { rows };
+        // While rows are dealt again, the ring does not hold what counts.
+        let rows = self.ledger.settle_debt().unwrap_or(rows);
         let shared = self.shared.clone();
         let reported = shared.change(|state, afterwards| {
             // An abort in the meantime has counted everything already, and refuses these writes.

@@ -1,6 +1,6 @@
 //! What a snapshot says, as it is written. `docs/resume.md` describes every field.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ring::deal::DEALING_VERSION;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
-use crate::snapshot::journal::{Journal, LaneJournal, PassEntry, Place, Segment};
+use crate::snapshot::journal::{Journal, LaneJournal, Segment};
 
 /// What the file says it is.
 pub(crate) const FORMAT: &str = "activation-store snapshot";
@@ -138,58 +138,10 @@ pub(crate) struct TurnBody {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LaneBody {
+    /// Its number.
     pub(crate) lane: u64,
-    pub(crate) name: Option<String>,
-    /// Its first row in the log, or the next to come.
-    pub(crate) start: u64,
-    /// Its first row behind the log.
-    pub(crate) end: u64,
-    pub(crate) ended: bool,
-    pub(crate) passes_before: u64,
-    pub(crate) passes: Vec<PassBody>,
-}
-
-impl LaneBody {
-    pub(crate) fn new(lane: u64, journal: &LaneJournal) -> Self {
-        let pass = |pass: &PassEntry| PassBody {
-            first_row: pass.first_row,
-            rows: pass.rows,
-            value: pass.value.as_ref().map(|value| value.to_vec()),
-        };
-        LaneBody {
-            lane,
-            name: journal.name.as_ref().map(|name| name.to_string()),
-            start: journal.start,
-            end: journal.end,
-            ended: journal.ended,
-            passes_before: journal.passes_before,
-            passes: journal.passes.iter().map(pass).collect(),
-        }
-    }
-
-    pub(crate) fn journal(&self) -> LaneJournal {
-        let pass = |pass: &PassBody| PassEntry {
-            first_row: pass.first_row,
-            rows: pass.rows,
-            value: pass.value.clone().map(Vec::into_boxed_slice),
-        };
-        LaneJournal {
-            name: self.name.as_deref().map(Into::into),
-            start: self.start,
-            end: self.end,
-            ended: self.ended,
-            passes_before: self.passes_before,
-            passes: self.passes.iter().map(pass).collect(),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PassBody {
-    pub(crate) first_row: u64,
-    pub(crate) rows: u64,
-    #[serde(with = "hex", default, skip_serializing_if = "Option::is_none")]
-    pub(crate) value: Option<Vec<u8>>,
+    #[serde(flatten)]
+    pub(crate) journal: LaneJournal,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,13 +228,18 @@ impl Body {
     }
 
     /// The number of the first row of a lane that the store needs, or has not got.
-    pub(crate) fn needed(&self, lane: &LaneBody) -> u64 {
+    pub(crate) fn needed(&self, lane: &LaneJournal) -> u64 {
         if self.is_full() { lane.end } else { lane.start }
     }
 
-    /// Where a lane goes on.
-    pub(crate) fn place(&self, lane: &LaneBody) -> Place {
-        lane.journal().place(self.needed(lane))
+    /// Whether a lane goes on, or stays ended. One that had ended goes on if its rows are dealt again.
+    pub(crate) fn goes_on(&self, lane: &LaneJournal) -> bool {
+        !lane.ended || self.needed(lane) < lane.end
+    }
+
+    /// The lanes that go on.
+    pub(crate) fn lanes_that_go_on(&self) -> impl Iterator<Item = &LaneBody> {
+        self.lanes.iter().filter(|lane| self.goes_on(&lane.journal))
     }
 
     pub(crate) fn journal(&self) -> Journal {
@@ -291,7 +248,7 @@ impl Body {
             from: self.log.from,
             dealt: self.position.dealt,
             segments: self.log.segments(),
-            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.journal())).collect(),
+            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.journal.clone())).collect(),
             ended: self.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into())).collect(),
         }
     }
@@ -299,7 +256,7 @@ impl Body {
     /// What is wrong with it, if its parts contradict each other.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         let Body { position, log, lanes, config, .. } = self;
-        let mut ends: std::collections::BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.start)).collect();
+        let mut ends: BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.journal.start)).collect();
         let mut dealt = log.from;
         for segment in log.segments() {
             let Some(end) = ends.get_mut(&segment.lane) else { return Some("the log names a lane that is not listed") };
@@ -313,41 +270,20 @@ impl Body {
         if dealt != position.dealt {
             return Some("the log does not end where dealing stood");
         }
-        if lanes.iter().any(|lane| ends.get(&lane.lane) != Some(&lane.end)) {
+        if lanes.iter().any(|lane| ends.get(&lane.lane) != Some(&lane.journal.end)) {
             return Some("a lane does not end where the log says");
         }
         if self.stats.components.len() != config.components.len() {
-            return Some("the counts are not those of its components");
+            return Some("the number of counts differs from the number of components");
         }
         if position.next_minibatch < position.first_minibatch {
-            return Some("it has served minibatches that there were not");
+            return Some("it has served fewer minibatches than there were before the ring was last emptied");
         }
         if let Some(saved) = &self.saved
             && saved.files.len() != config.components.len()
         {
-            return Some("it has not one file for each component");
+            return Some("the number of files differs from the number of components");
         }
         None
-    }
-}
-
-/// Bytes as text.
-mod hex {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
-        let digits: String = value.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
-        serializer.serialize_str(&digits)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
-        let digits = String::deserialize(deserializer)?;
-        let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> =
-            digits.as_bytes().chunks(2).map(|digits| pair(digits).filter(|_| digits.len() == 2)).collect();
-        bytes
-            .map(Some)
-            .ok_or_else(|| D::Error::custom(format!("{digits:?} is not an even number of hexadecimal digits")))
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, read_all};
-use crate::disk::folder::UnfinishedFolder;
+use crate::disk::folder::{UNFINISHED, UnfinishedFolder};
 use crate::disk::safetensors::{header, read_header};
 use crate::error::{DiskError, RefusedSnapshot, ResumeError};
 use crate::memory::frame::Frame;
-use crate::rows::layout::Layout;
+use crate::rows::layout::{Component, Layout};
 use crate::snapshot::body::{Body, SavedBody, SavedFile, SavedFrame};
 use crate::snapshot::snapshot::Snapshot;
 
@@ -64,7 +64,7 @@ impl FullWriter {
         rows: u64,
     ) -> Result<Self, DiskError> {
         let folder = UnfinishedFolder::begin(disk.clone(), dir, &folder_name(body.minibatches))?;
-        let file = |(number, component): (usize, &crate::rows::layout::Component)| {
+        let file = |(number, component): (usize, &Component)| {
             let path = folder.path().join(format!("component-{number}.safetensors"));
             let header = header(component.dtype, rows, component.features);
             let mut file = disk.create(&path).doing("create", &path)?;
@@ -198,7 +198,7 @@ pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>
     all.truncate(all.len().saturating_sub(keep));
     for (_, path) in &all {
         // First without its name, so that a half removed one is not taken for whole.
-        let gone = path.with_file_name(format!("{}gone-{}", crate::disk::folder::UNFINISHED, std::process::id()));
+        let gone = path.with_file_name(format!("{UNFINISHED}gone-{}", std::process::id()));
         disk.rename(path, &gone).doing("rename", path)?;
         disk.remove_dir_all(&gone).doing("remove", &gone)?;
     }

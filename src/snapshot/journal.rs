@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::hex;
+
 /// Rows of a lane that were dealt in sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -12,40 +16,14 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Appends `next` to `segments`, in one piece with the last where it continues it.
-    pub(crate) fn push(self, segments: &mut impl Segments) {
-        match segments.last() {
+    /// Appends it to `segments`, in one piece with the last where it continues it.
+    pub(crate) fn append_to(self, segments: &mut VecDeque<Segment>) {
+        match segments.back_mut() {
             Some(last) if last.lane == self.lane && last.first_row + last.rows == self.first_row => {
                 last.rows += self.rows;
             }
-            _ => segments.append(self),
+            _ => segments.push_back(self),
         }
-    }
-}
-
-/// Something that segments are appended to.
-pub(crate) trait Segments {
-    fn last(&mut self) -> Option<&mut Segment>;
-    fn append(&mut self, segment: Segment);
-}
-
-impl Segments for Vec<Segment> {
-    fn last(&mut self) -> Option<&mut Segment> {
-        self.last_mut()
-    }
-
-    fn append(&mut self, segment: Segment) {
-        self.push(segment);
-    }
-}
-
-impl Segments for VecDeque<Segment> {
-    fn last(&mut self) -> Option<&mut Segment> {
-        self.back_mut()
-    }
-
-    fn append(&mut self, segment: Segment) {
-        self.push_back(segment);
     }
 }
 
@@ -67,7 +45,7 @@ pub(crate) struct Journal {
 }
 
 /// What is known of a lane.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LaneJournal {
     pub(crate) name: Option<Arc<str>>,
     /// The row that comes first in the segments, or would.
@@ -83,11 +61,12 @@ pub(crate) struct LaneJournal {
 }
 
 /// A pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassEntry {
     pub(crate) first_row: u64,
     pub(crate) rows: u64,
     /// What the user attached to it.
+    #[serde(with = "hex", default, skip_serializing_if = "Option::is_none")]
     pub(crate) value: Option<Box<[u8]>>,
 }
 
@@ -161,13 +140,13 @@ impl Journal {
     }
 
     /// Notes rows that were dealt.
-    pub(crate) fn dealt(&mut self, segments: &[Segment]) {
-        for &segment in segments {
+    pub(crate) fn dealt(&mut self, segments: impl IntoIterator<Item = Segment>) {
+        for segment in segments {
             self.dealt += segment.rows;
             if let Some(lane) = self.lanes.get_mut(&segment.lane) {
                 lane.end = segment.first_row + segment.rows;
             }
-            segment.push(&mut self.segments);
+            segment.append_to(&mut self.segments);
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod body;
 pub(crate) mod files;
+mod hex;
 pub(crate) mod journal;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod snapshot;

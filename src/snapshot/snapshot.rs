@@ -8,17 +8,17 @@ use serde::Deserialize;
 use crate::disk::checksum::checksum;
 use crate::error::{LaneId, RefusedSnapshot, ResumeError};
 use crate::ring::deal::DEALING_VERSION;
-use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, Versions};
+use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, Versions};
 
 /// What a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Form {
-    /// What was dealt, as lanes and row numbers: some bytes for each batch in the window. Resuming needs the rows of about one
-    /// window again.
+    /// What was dealt, as lanes and row numbers: some bytes for each batch in the window. To resume, you send the rows of
+    /// about one window again.
     #[default]
     Light,
-    /// The rows, too: as many bytes as the ring holds. Resuming needs no row again but those of a pass that was cut.
+    /// The rows, too: as many bytes as the ring holds. To resume, you send again only a pass that was cut.
     Full,
 }
 
@@ -71,16 +71,14 @@ impl Snapshot {
     /// Where each lane goes on, in the order of opening. Lanes that stay ended are left out.
     #[must_use]
     pub fn resume_at(&self) -> Vec<ResumeAt> {
-        let body = &self.body;
-        let lanes = body.lanes.iter().filter(|lane| !lane.ended || (!body.is_full() && lane.start < lane.end));
-        let at = lanes.map(|lane| {
-            let place = body.place(lane);
+        let at = self.body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
+            let place = journal.place(self.body.needed(journal));
             ResumeAt {
-                lane: LaneId { number: lane.lane, name: lane.name.as_deref().map(Into::into) },
+                lane: LaneId { number: *lane, name: journal.name.clone() },
                 passes: place.passes,
                 row: place.row,
                 value: place.value,
-                ends_at: lane.ended.then_some(lane.end),
+                ends_at: journal.ended.then_some(journal.end),
             }
         });
         at.collect()

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
-
 use crate::disk::disk::{Disk, Files};
 use crate::error::{ResumeError, WriteError};
 use crate::pipeline::config::RingStoreBuilder;
@@ -53,9 +51,9 @@ impl RingStoreBuilder {
         if snapshot.body.is_full() {
             return Err(ResumeError::NeedsFiles);
         }
-        let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
+        let runtime = self.runtime.clone();
         let config = self.check_over(&snapshot.body.config)?;
-        RingStore::start(config, runtime, Some(&snapshot.body), |_| Ok(()))
+        RingStore::start(config, runtime, Some(snapshot), |_| Ok(()))
     }
 
     /// Builds a store that goes on from the newest snapshot in `dir`, or from the snapshot that `dir` is. As
@@ -71,10 +69,10 @@ impl RingStoreBuilder {
     pub(crate) fn resume_on(self, disk: &dyn Disk, dir: &Path) -> Result<RingStore, ResumeError> {
         let (snapshot, path) = read(disk, dir)?;
         let Some(saved) = &snapshot.body.saved else { return self.resume_from(&snapshot) };
-        let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
+        let runtime = self.runtime.clone();
         let config = self.check_over(&snapshot.body.config)?;
         let mut rows = RowsReader::open(disk, &path, saved, &config.layout)?;
-        RingStore::start(config, runtime, Some(&snapshot.body), |writer| {
+        RingStore::start(config, runtime, Some(&snapshot), |writer| {
             writer.restore(&snapshot.body, &mut rows)?;
             rows.finish()
         })

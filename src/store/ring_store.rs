@@ -7,7 +7,7 @@ use crossbeam_channel::unbounded;
 use ndarray::ArrayD;
 use tokio::runtime::Handle;
 
-use crate::error::{BuildError, ClosedBy, IndexError, ResumeError, UnknownComponent, WriteError};
+use crate::error::{BuildError, ClosedBy, IndexError, UnknownComponent, WriteError};
 use crate::memory::available::available;
 use crate::memory::frame::Frame;
 use crate::pipeline::config::{Config, RingStoreBuilder, WhenFull};
@@ -27,7 +27,7 @@ use crate::pipeline::writer::Writer;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey};
-use crate::snapshot::body::Body;
+use crate::snapshot::snapshot::Snapshot;
 use crate::store::activation_store::ActivationStore;
 
 /// A bounded store that is filled and drained at the same time.
@@ -78,12 +78,8 @@ impl RingStoreBuilder {
     /// # Errors
     /// [`BuildError`] names the setting that cannot be, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
-        let runtime = self.runtime.clone().or_else(|| Handle::try_current().ok());
-        RingStore::start(self.check()?, runtime, None, |_| Ok(())).map_err(|error| match error {
-            ResumeError::Build(error) => error,
-            // Nothing was resumed.
-            other => BuildError::Thread { reason: other.to_string() },
-        })
+        let runtime = self.runtime.clone();
+        RingStore::start(self.check()?, runtime, None, |_| Ok(()))
     }
 }
 
@@ -93,13 +89,15 @@ impl RingStore {
         RingStoreBuilder::default()
     }
 
-    /// Starts a store, or goes on where the store of a snapshot stood.
-    pub(crate) fn start(
+    /// Starts a store: a new one, or one that goes on from a snapshot, whose rows `restore` reads. The writer runs on the runtime,
+    /// or else on the one of this thread, if there is one.
+    pub(crate) fn start<E: From<BuildError>>(
         config: Config,
         runtime: Option<Handle>,
-        body: Option<&Body>,
-        restore: impl FnOnce(&mut Writer) -> Result<(), ResumeError>,
-    ) -> Result<Self, ResumeError> {
+        snapshot: Option<&Snapshot>,
+        restore: impl FnOnce(&mut Writer) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let runtime = runtime.or_else(|| Handle::try_current().ok());
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));
         if !config.allow_overcommit {
@@ -108,9 +106,9 @@ impl RingStore {
         let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
         let (sender, queue) = unbounded();
-        let shared = Arc::new(Shared::new(config, sender, spares, body));
+        let shared = Arc::new(Shared::new(config, sender, spares, snapshot));
         let mut writer = Writer::new(shared.clone(), queue, frames);
-        body.into_iter().for_each(|body| writer.resume(body));
+        snapshot.into_iter().for_each(|snapshot| writer.resume(&snapshot.body));
         restore(&mut writer)?;
         let leaving = shared.clone();
         if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {

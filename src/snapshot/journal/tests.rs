@@ -41,7 +41,7 @@ proptest! {
             passes(lane, rows).into_iter().for_each(|pass| journal.pass(lane, pass));
         }
         for (lane, rows) in deals {
-            journal.dealt(&[Segment { lane, first_row: next[lane as usize], rows }]);
+            journal.dealt([Segment { lane, first_row: next[lane as usize], rows }]);
             model.dealt.extend((0..rows).map(|row| (lane, next[lane as usize] + row)));
             next[lane as usize] += rows;
         }
@@ -81,7 +81,7 @@ fn emptying_forgets_rows_and_keeps_positions() {
     journal.open(0, None);
     journal.pass(0, PassEntry { first_row: 0, rows: 4, value: Some(Box::from(*b"a")) });
     journal.pass(0, PassEntry { first_row: 4, rows: 4, value: Some(Box::from(*b"b")) });
-    journal.dealt(&[Segment { lane: 0, first_row: 0, rows: 6 }]);
+    journal.dealt([Segment { lane: 0, first_row: 0, rows: 6 }]);
     journal.emptied(2, [(0, 8)].into_iter());
     assert_eq!((journal.emptied, journal.from, journal.dealt, journal.segments.len()), (2, 0, 0, 0));
     let place = journal.lanes[&0].place(8);
@@ -93,7 +93,7 @@ fn an_ended_lane_is_kept_while_its_rows_are() {
     let mut journal = Journal::default();
     journal.open(0, None);
     journal.open(1, Some("replica".into()));
-    journal.dealt(&[Segment { lane: 1, first_row: 0, rows: 6 }, Segment { lane: 0, first_row: 0, rows: 6 }]);
+    journal.dealt([Segment { lane: 1, first_row: 0, rows: 6 }, Segment { lane: 0, first_row: 0, rows: 6 }]);
     journal.end(1);
     assert!(journal.lanes.contains_key(&1));
     journal.forget_before(6);
