@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from . import _native
-from .snapshots import ResumeAt, snapshot_of
+from .snapshots import ResumeAt, Source, native_source
 
 _VALUE = struct.Struct("<QQ")
 """What a pass carries: the index of its batch, and how many passes of that batch there have been with it."""
@@ -34,20 +33,17 @@ def value_of(batch: int, passes: int) -> bytes:
 
 
 def first_positions(replicas: int) -> list[Position | None]:
-    """Those of a new run."""
+    """Where the replicas of a new run start."""
     return [Position(replica, 0) for replica in range(replicas)]
 
 
-def resumed_positions(source: str | os.PathLike[str] | Mapping[str, Any], replicas: int) -> list[Position | None]:
-    """Those of a run that goes on from a snapshot; None for a replica that had ended.
+def resumed_positions(source: Source, replicas: int) -> list[Position | None]:
+    """Where the replicas of a resumed run start. None for a replica that had ended.
 
     Raises:
         ValueError: If the snapshot cannot be used, or is of a run with another number of replicas.
     """
-    if isinstance(source, Mapping):
-        places = _native.resume_points(snapshot=snapshot_of(source))
-    else:
-        places = _native.resume_points(os.fspath(source))
+    places = _native.resume_points(**native_source(source))
     by_name = {place.name: place for place in (ResumeAt(*place) for place in places)}
     names = {lane_name(replica) for replica in range(replicas)}
     unknown = [name for name in by_name if name not in names]

@@ -80,8 +80,8 @@ class ProducerSide:
             mask: Which rows to keep, of every component; see `extend`.
             copy: False hands the arrays' own memory over; leave them unchanged until the future is done.
             timeout: Seconds to wait for room.
-            value: A small value of your own, such as the data loader's position after this pass. A resumed store returns that of
-                the last pass that need not be sent again, in `resume_at`.
+            value: A small value of your own, such as the data loader's position after this pass. `resume_at` of a resumed store
+                has the value of the last pass that you need not send again.
 
         Returns:
             The future of the pass's arrival in the ring. It need not be kept.
@@ -122,7 +122,7 @@ class ProducerSide:
         return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), IfFull.REFUSE))
 
     def send_again(self) -> None:
-        """Says that all rows of this lane come again, from its first on. The store skips those it does not need.
+        """Tells a resumed store that you send this lane again from its first row. The store skips the rows that it does not need.
 
         For a capture that cannot start in the middle. Call it before the first write to a lane of a resumed store.
 

@@ -22,6 +22,7 @@ from ._stream import Stream
 from ._torch import HAS_TORCH, torch
 from ._warnings import warn
 from .ring_store import RingStore
+from .snapshots import Source
 
 if TYPE_CHECKING:
     from . import _native
@@ -54,7 +55,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
-    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
+    resume: Source | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[torch.Tensor]: ...
 
@@ -71,7 +72,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
-    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
+    resume: Source | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[dict[str, torch.Tensor]]: ...
 
@@ -85,7 +86,7 @@ def activations(
     window: int = ...,
     dtype: object = ...,
     progress: bool = ...,
-    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
+    resume: Source | None = ...,
     **settings: Unpack[RingSettings],
 ) -> Activations[Any]: ...
 
@@ -102,7 +103,7 @@ def activations(
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
     progress: bool = ...,
-    resume: str | os.PathLike[str] | Mapping[str, Any] | None = ...,
+    resume: Source | None = ...,
     output: Literal["torch", "numpy"] | None = ...,
     stacked: bool = ...,
     **settings: Unpack[RingSettings],
@@ -120,7 +121,7 @@ def activations(
     point: Literal["output", "input"] = "output",
     dtype: object = None,
     progress: bool = False,
-    resume: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    resume: Source | None = None,
     output: Literal["torch", "numpy"] | None = None,
     stacked: bool = False,
     **settings: Unpack[RingSettings],

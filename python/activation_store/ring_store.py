@@ -22,7 +22,7 @@ from ._returned import Returned
 from ._torch import IterableDataset
 from .base_store import ActivationStore
 from .producer import Producer
-from .snapshots import ResumeAt, snapshot_of, state_of
+from .snapshots import ResumeAt, Source, native_source, snapshot_of, state_of
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
@@ -111,7 +111,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     @classmethod
     def resume(
         cls,
-        source: str | os.PathLike[str] | Mapping[str, Any],
+        source: Source,
         *,
         components: int | Mapping[str, int | tuple[int, object]] | None = None,
         batch_size: int | None = None,
@@ -140,9 +140,9 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         Args:
             source: The folder that `snapshot` was given, of which the newest snapshot is taken; one snapshot's folder; or
                 what `state_dict` returned.
-            components: This and the other settings come from the snapshot. What is given must be the same there, except
-                `ready_frames`, `queue_rows` and `allow_overcommit`. (`dtype` is for `components`.)
-            batch_size: See the class, and so on.
+            components: The components. This and the settings below come from the snapshot. If you give one, it must be the same as
+                in the snapshot; only `ready_frames`, `queue_rows` and `allow_overcommit` may differ. (`dtype` is for `components`.)
+            batch_size: Rows of a minibatch.
             window: Rows that a minibatch's rows are spread over.
             dtype: Element type of the components that have none of their own.
             seed: The seed.
@@ -167,9 +167,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             "max_skew": max_skew, "seed": seed, "drop_last": drop_last, "when_full": when_full, "merge": merge,
         })  # fmt: skip
         wanted = () if components is None else components_of(components, dtype)
-        folder = None if isinstance(source, Mapping) else os.fspath(source)
-        snapshot = snapshot_of(source) if isinstance(source, Mapping) else None
-        ring = _native.Ring(wanted, allow_overcommit=allow_overcommit, folder=folder, snapshot=snapshot, **settings)
+        ring = _native.Ring(wanted, allow_overcommit=allow_overcommit, **native_source(source), **settings)
         store = cls.__new__(cls)
         store._open(ring, output, stacked)
         return store
@@ -200,7 +198,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         On one lane, row r of every component belongs to the same token, so replicas that write at once each need one.
 
         Args:
-            name: By which a resumed store knows the lane; else it knows it by the order of opening.
+            name: A resumed store knows the lane by this name. Without a name, it knows the lane by the order of opening.
 
         Raises:
             StoreClosedError: If the store is closed.
@@ -213,11 +211,11 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     def snapshot(
         self, folder: str | os.PathLike[str], *, form: Literal["light", "full"] = "light", timeout: float | None = None
     ) -> Path:
-        """Saves the state between the minibatches that were taken and the next ones, in `folder/snapshot-K`; K counts those taken.
+        """Saves the state between the minibatches taken so far and the next ones, in `folder/snapshot-K`.
 
         `RingStore.resume` goes on from it. Save your own checkpoint for K first; `Snapshots(folder).prune(2)` removes old
-        ones. K counts the minibatches of all loops over the store. So call it where minibatches are taken, while none is on its way
-        through a prefetcher or another loop.
+        ones. K counts the minibatches that all loops over the store have taken. So call this where you take minibatches, while a
+        prefetcher or another loop holds none.
 
         Waits until the snapshot is whole and on disk. The pipeline runs on meanwhile.
 
@@ -249,9 +247,9 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         return state_of(self._ring.state())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another store stood, whose `state_dict` this is. Before anything is written to this one, or read.
+        """Goes on from the `state_dict` of another store. Call it before you write to this store or take a minibatch.
 
-        See `resume`. This store's settings must be those of the other, except `ready_frames` and `queue_rows`.
+        See `resume`. Both stores must have the same settings, except `ready_frames` and `queue_rows`.
 
         Raises:
             ValueError: If it is no such state, or does not match this store.

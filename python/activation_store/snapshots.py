@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import builtins
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 from . import _native
 
@@ -18,11 +19,11 @@ class ResumeAt(NamedTuple):
     number: int
     """0 for the store's own lane, then in the order in which lanes were opened."""
     passes: int
-    """Passes that need not be sent again: start with the one behind them."""
+    """How many passes you need not send again. Start with the next one."""
     row: int
-    """Rows that need not be sent again, of each component. On a lane that writes passes, the first row of a pass."""
+    """How many rows of each component you need not send again. On a lane that writes passes, a pass starts there."""
     value: bytes | None
-    """The `value` of the last pass that need not be sent."""
+    """The `value` of the last pass that you need not send again."""
     ends_at: int | None
     """The lane had ended before this row: it takes rows up to here, and ends. None if it was open."""
 
@@ -58,12 +59,34 @@ class Snapshots:
         return [ResumeAt(*place) for place in _native.resume_points(self._folder)]
 
     def prune(self, keep: int) -> builtins.list[int]:
-        """Removes all but the newest `keep`. Returns the k of those removed.
+        """Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
 
         Raises:
             OSError: If one cannot be removed.
         """
         return _native.prune_snapshots(self._folder, keep)
+
+
+Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""Where a store goes on from: a folder with snapshots, one snapshot's folder, or what `state_dict` returned."""
+
+
+class NativeSource(TypedDict):
+    """A `Source` as the native side takes it: one of the two."""
+
+    folder: str | None
+    snapshot: bytes | None
+
+
+def native_source(source: Source) -> NativeSource:
+    """A `Source` for the native side.
+
+    Raises:
+        ValueError: If it is a mapping, but no such state.
+    """
+    if isinstance(source, Mapping):
+        return {"folder": None, "snapshot": snapshot_of(source)}
+    return {"folder": os.fspath(source), "snapshot": None}
 
 
 def state_of(snapshot: bytes) -> dict[str, Any]:

@@ -106,7 +106,7 @@ impl Lane {
         Ok(WriteOutcome::new(handle.or_raise()?, rows))
     }
 
-    /// Says that all rows come again, from the lane's first on.
+    /// Tells the store that the lane is sent again from its first row.
     fn send_again(&self) -> PyResult<()> {
         match self.end.get()? {
             End::Own(store) => store.send_again(),

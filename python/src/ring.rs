@@ -256,7 +256,7 @@ impl Ring {
     }
 }
 
-/// Where a lane goes on: its name, its number, passes and rows that need not be sent, the last value, and where it ends.
+/// Where a lane goes on: the fields of `ResumeAt`, with the name first.
 type Place = (Option<String>, u64, u64, u64, Option<Vec<u8>>, Option<u64>);
 
 fn place(at: &ResumeAt) -> Place {

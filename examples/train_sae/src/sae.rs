@@ -35,13 +35,15 @@ impl Parameters {
 
     pub(crate) fn visit(&mut self, name: &str, visitor: &mut impl Visitor) -> Result<()> {
         let Parameters { encoder, encoder_bias, decoder, decoder_bias } = self;
-        for (part, array) in [("encoder", encoder), ("decoder", decoder)] {
-            visitor.numbers(&format!("{name}.{part}"), array.as_slice_mut().context("contiguous")?)?;
-        }
-        for (part, array) in [("encoder_bias", encoder_bias), ("decoder_bias", decoder_bias)] {
-            visitor.numbers(&format!("{name}.{part}"), array.as_slice_mut().context("contiguous")?)?;
-        }
-        Ok(())
+        let parts = [
+            ("encoder", encoder.as_slice_mut()),
+            ("decoder", decoder.as_slice_mut()),
+            ("encoder_bias", encoder_bias.as_slice_mut()),
+            ("decoder_bias", decoder_bias.as_slice_mut()),
+        ];
+        parts
+            .into_iter()
+            .try_for_each(|(part, numbers)| visitor.numbers(&format!("{name}.{part}"), numbers.context("contiguous")?))
     }
 
     /// Latents and width.
