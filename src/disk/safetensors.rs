@@ -31,12 +31,12 @@ fn name_of(dtype: DType) -> &'static str {
     }
 }
 
-/// What a file begins with whose tensor `rows` is `[rows, features]`.
+/// The header of a file with one tensor, `rows`, of the shape `[rows, features]`.
 pub(crate) fn header(dtype: DType, rows: u64, features: usize) -> Vec<u8> {
     let features = features as u64;
     let bytes = rows.saturating_mul(features).saturating_mul(dtype.size() as u64);
     let tensor = Tensor { dtype: name_of(dtype).to_owned(), shape: [rows, features], data_offsets: [0, bytes] };
-    // Plain strings and numbers: nothing that JSON has no form for.
+    // JSON has a form for every string and number.
     let mut json = serde_json::to_vec(&Header { rows: tensor }).unwrap_or_default();
     // Spaces may follow the header.
     let length = (8 + json.len() as u64).next_multiple_of(PAGE) - 8;

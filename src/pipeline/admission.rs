@@ -26,7 +26,7 @@ pub(crate) struct Admission {
     config: Arc<Config>,
     lanes: BTreeMap<u64, LaneRows>,
     next_lane: u64,
-    /// Lanes of the store that this one goes on for: their names, if they had any, and whether they had ended.
+    /// Lanes of the saved store that nothing has opened here: the name of each, if it has one, and whether it had ended.
     unclaimed: BTreeMap<u64, (Option<Arc<str>>, bool)>,
     /// The bound that all lanes share, under [`Merge::Arrival`].
     bound: Option<QueueBound>,
@@ -55,7 +55,7 @@ struct LaneRows {
 /// A lane that was opened.
 pub(crate) struct Opened {
     pub(crate) id: u64,
-    /// It goes on for a lane of another store; the writer knows it, or it has ended.
+    /// It is a lane of the saved store. The writer knows it, or it has ended.
     pub(crate) resumed: bool,
 }
 
@@ -73,8 +73,8 @@ impl Admission {
         admission
     }
 
-    /// Goes on for a store with these lanes, and others that have ended, `opened` in all. Each has a bound of its own: one that
-    /// waits until its rows are dealt again leaves the others their share.
+    /// Takes over the lanes of the saved store: `lanes` go on, all others have ended. The saved store had opened `opened` lanes. Each
+    /// lane has a bound of its own: a lane that waits until its rows are dealt again leaves the others their share.
     pub(crate) fn resume(
         &mut self,
         lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>)>,
@@ -98,7 +98,7 @@ impl Admission {
         self.next_lane = opened.max(1);
     }
 
-    /// Opens a lane, or hands out the lane of that name, or the next without a name, of the store that this one goes on for.
+    /// Opens a lane. In a resumed store, hands out the saved lane of that name or, without a name, the next saved lane without one.
     pub(crate) fn open_lane(&mut self, name: Option<Arc<str>>) -> Result<Opened, WriteError> {
         // Of several lanes of one name, the one that was open.
         let of_name = || self.unclaimed.iter().filter(|(_, (other, _))| *other == name);
@@ -136,7 +136,7 @@ impl Admission {
         if lane.written {
             return Err(WriteError::LaneStarted { rows: lane.handed[0] - lane.ahead });
         }
-        // All counts go on from there, so that those the writer reports meanwhile still fit.
+        // The counts stay as they are, so that they fit what the writer reports meanwhile.
         lane.ahead = lane.handed[0];
         Ok(())
     }
@@ -150,8 +150,7 @@ impl Admission {
         self.next_lane
     }
 
-    /// The lanes of the store that this one goes on for, that had not ended and that nothing has opened here: their numbers and
-    /// names.
+    /// The saved lanes that were open and that nothing has opened here: their numbers and names.
     pub(crate) fn missing_lanes(&self) -> impl Iterator<Item = (u64, Option<&Arc<str>>)> {
         let open = self.unclaimed.iter().filter(|(_, (_, ended))| !ended);
         open.map(|(&id, (name, _))| (id, name.as_ref()))

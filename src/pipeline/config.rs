@@ -355,8 +355,8 @@ impl RingStoreBuilder {
         })
     }
 
-    /// Checks the configuration of a store that goes on for another: what is not set here comes from there, and what is set must
-    /// be as it was there, but for `ready_frames`, `queue_rows` and what depends on the machine.
+    /// Checks the configuration of a resumed store. Settings that are not set here come from the snapshot. Settings that are set must
+    /// match it, except `ready_frames`, `queue_rows` and what depends on the machine.
     pub(crate) fn check_over(self, saved: &ConfigBody) -> Result<Config, ResumeError> {
         let unknown = |what: &'static str, value: &str| ResumeError::Unknown { what, value: value.to_owned() };
         let component = |component: &ComponentBody| {

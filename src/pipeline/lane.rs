@@ -67,7 +67,8 @@ impl Lanes {
         Lanes { lanes: BTreeMap::new(), components, order: Order::new(merge), touched: Vec::new() }
     }
 
-    /// Goes on where the lanes of another store stood: deals again what `segments` say, then in turn, where it is whose `turn`.
+    /// Takes over the lanes of the saved store. Deals the rows of `segments` again. Then, if lanes take turns, goes on with the lane in
+    /// `turn`.
     pub(crate) fn resume(&mut self, lanes: &[ResumedLane], segments: VecDeque<Segment>, turn: Option<(u64, usize)>) {
         for lane in lanes {
             self.lanes.insert(lane.id, Lane::resumed(self.components, *lane));
@@ -326,7 +327,7 @@ pub(crate) struct Lane {
     settled: Vec<u64>,
     /// No more rows come.
     ended: bool,
-    /// It ends there: it had ended when the store that this one goes on for was saved.
+    /// The lane ends at this row: it had ended when the store was saved.
     ends_at: Option<u64>,
 }
 

@@ -55,7 +55,7 @@ impl Pass {
 
     /// Attaches a small value of your own to the pass: the data loader's position behind it, say.
     ///
-    /// A snapshot keeps it. A resumed store returns the value of the last pass that need not be sent again:
+    /// A snapshot keeps it. A resumed store returns the value of the last pass that you need not send again:
     /// [`ResumeAt::value`](crate::ResumeAt::value).
     pub fn attach(&mut self, value: impl Into<Box<[u8]>>) {
         self.value = Some(value.into());

@@ -169,8 +169,8 @@ impl Producer {
         self.lane.reserve(Demand { component: None, rows })
     }
 
-    /// Says that all rows of this lane come again, from its first on, and not just those from where
-    /// [`resume_at`](crate::RingStore::resume_at) says. The store skips those it does not need, and counts them as resent.
+    /// Tells a resumed store that you send this lane again from its first row, and not from where
+    /// [`resume_at`](crate::RingStore::resume_at) says. The store skips the rows that it does not need, and counts them as resent.
     ///
     /// For a capture that cannot start in the middle. Call it before the first write.
     ///

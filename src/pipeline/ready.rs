@@ -128,7 +128,7 @@ impl Frames {
         self.ready.len() < self.most_ready
     }
 
-    /// Makes the first `rows` rows of a frame ready, but for minibatches that were served before the store was resumed. Returns
+    /// Makes the first `rows` rows of a frame ready, except minibatches that were served before the store was resumed. Returns
     /// how many rows are ready.
     pub(crate) fn push(&mut self, frame: Frame, rows: usize) -> usize {
         let ordinal = self.next_ordinal.max(self.next_served);

@@ -18,14 +18,14 @@ use crate::pipeline::wait::wait_for;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
 impl Minibatches {
-    /// Saves the state between the minibatches that consumers have taken and the next ones: a folder `snapshot-K` in `dir`, where K
-    /// counts those taken. Returns at once; the handle resolves with the folder when it is whole, durable and has its name.
+    /// Saves the state between the minibatches that consumers have taken and the next ones, in a folder `snapshot-K` in `dir`. K counts
+    /// the minibatches taken. Returns at once; the handle resolves with the folder when it is whole, durable and has its name.
     ///
     /// A store that is built with [`resume`](crate::RingStoreBuilder::resume) serves what would have been served next. Save your own
     /// checkpoint for K first, then take the snapshot; [`Snapshots::prune`](crate::Snapshots::prune) removes old ones.
     ///
     /// K counts the minibatches of all consumers of the store. So take the snapshot where minibatches are taken, while none is on its way
-    /// through a prefetcher or another consumer; those would be lost.
+    /// through a prefetcher or another consumer. The resumed store would not serve that minibatch.
     ///
     /// Meanwhile the pipeline runs on. A light snapshot copies the journal under the store's mutex. For a full one consumers wait while
     /// the ready minibatches are copied in memory, and the writer copies one open frame after another as the disk takes them. That needs the memory

@@ -68,7 +68,7 @@ pub(crate) struct State {
     pub(crate) journal: Journal,
     /// The journal forgets what no minibatch needs once it has so many segments.
     forget_at: usize,
-    /// Whose turn it is after the rows in the journal, and how many rows are left of it, if lanes take turns.
+    /// If lanes take turns: the lane whose turn comes after the rows in the journal, and the rows left of its turn.
     turn: Option<(u64, usize)>,
     served_rows: u64,
     minibatches_served: u64,
@@ -693,7 +693,7 @@ impl State {
         self.requests.snapshots.extend(requests.snapshots);
     }
 
-    /// Notes the rows that the writer has dealt, and whose turn it is then.
+    /// Notes the rows that the writer has dealt, and the lane that has the next turn.
     pub(crate) fn note_dealt(&mut self, dealt: &mut VecDeque<Segment>, turn: Option<(u64, usize)>) {
         self.turn = turn;
         if dealt.is_empty() {
@@ -708,8 +708,8 @@ impl State {
         }
     }
 
-    /// The first row, since the ring was last emptied, that belongs to a minibatch not served yet or is dealt together with its first
-    /// row; earlier ones need not be dealt again.
+    /// The first row that must be dealt again, counted since the ring was last emptied: the fill of the next minibatch's frame began with
+    /// the run of this row.
     pub(crate) fn needed_from(&self) -> u64 {
         let config = self.admission.config();
         let runs = config.runs();

@@ -45,7 +45,7 @@ pub(crate) struct Body {
     pub(crate) minibatches: u64,
     pub(crate) config: ConfigBody,
     pub(crate) position: PositionBody,
-    /// Under `round_robin`, whose turn it is.
+    /// Under `round_robin`, the lane that has the next turn.
     pub(crate) turn: Option<TurnBody>,
     /// The lanes that are open or have rows in the log.
     pub(crate) lanes: Vec<LaneBody>,

@@ -192,7 +192,7 @@ impl<'a> RowsReader<'a> {
     }
 }
 
-/// Removes all but the newest `keep` snapshots, and what processes that died have left. Returns the k of those removed.
+/// Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
 pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
     let mut all = list(disk, dir)?;
     all.truncate(all.len().saturating_sub(keep));

@@ -99,7 +99,7 @@ impl LaneJournal {
         }
     }
 
-    /// Forgets the passes before `start`, but for the last of them, whose value may be asked for.
+    /// Forgets the passes before `start`, except the last one: a snapshot returns its value.
     fn forget_passes(&mut self) {
         while self.passes.get(1).is_some_and(|second| second.end() <= self.start) {
             self.passes.pop_front();

@@ -40,12 +40,11 @@ pub struct Snapshot {
 pub struct ResumeAt {
     /// The lane.
     pub lane: LaneId,
-    /// Passes that need not be sent again: start with the one behind them.
+    /// How many passes you need not send again. Start with the next one.
     pub passes: u64,
-    /// Rows that need not be sent again, of each component: start with this row, which is the first of a pass on a lane that writes
-    /// passes.
+    /// How many rows of each component you need not send again. On a lane that writes passes, a pass starts there.
     pub row: u64,
-    /// What was [attached](crate::Pass::attach) to the last pass that need not be sent.
+    /// What you [attached](crate::Pass::attach) to the last pass that you need not send again.
     pub value: Option<Box<[u8]>>,
     /// The lane had ended before this row: it takes rows up to here, and ends. `None` if it was open.
     pub ends_at: Option<u64>,
@@ -89,7 +88,7 @@ impl Snapshot {
     /// The rows of a full snapshot are not among them.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Strings, numbers and lists of them: nothing that JSON has no form for.
+        // JSON has a form for strings, numbers and lists.
         let mut text = serde_json::to_string(&*self.body).unwrap_or_default();
         let checksum = checksum(text.as_bytes());
         text.push_str(&format!("\n{{\"xxh3\":\"{checksum}\"}}\n"));

@@ -46,7 +46,7 @@ impl Snapshots {
         Ok(read(&*files(), &self.dir)?.0)
     }
 
-    /// Removes all but the newest `keep`, and returns the k of those removed.
+    /// Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
     ///
     /// # Errors
     /// [`DiskError`] if one cannot be removed.
