@@ -312,9 +312,9 @@ fn a_full_store_says_in_numbers_what_it_had_no_room_for() {
         let store = ring().queue_rows(20).merge(activation_store::Merge::RoundRobin).build().unwrap();
         // The lane whose turn it is has no rows, so those of the other stay in the queue.
         let (_first, lane) = (store.producer().unwrap(), store.producer().unwrap());
-        drop(lane.extend(rows(0..15, 4), "mlp").unwrap());
-        drop(lane.extend(Array2::<u32>::zeros((18, 1)), "token").unwrap());
-        drop(lane.extend(rows(15..18, 4), "mlp").unwrap());
+        // Whole rows: the queue does not count rows that wait only for their other component.
+        let whole = [("mlp", Batch::from(rows(0..18, 4))), ("token", Array2::<u32>::zeros((18, 1)).into())];
+        drop(lane.extend_pass(whole).unwrap());
         let WriteError::Full(full) = lane.try_extend(Array2::<u32>::zeros((3, 1)), "token").unwrap_err().error else {
             panic!("there is room");
         };
