@@ -27,6 +27,7 @@ use crate::pipeline::writer::Writer;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey};
+use crate::snapshot::body::ConfigBody;
 use crate::snapshot::snapshot::Snapshot;
 use crate::store::activation_store::ActivationStore;
 
@@ -46,20 +47,20 @@ use crate::store::activation_store::ActivationStore;
 /// let store = RingStore::builder().component("mlp", 16).batch_size(32).window(256).seed(7).build()?;
 /// let mut minibatches = store.minibatches();
 ///
-/// let hook = std::thread::spawn(move || {
+/// // On a thread of its own. When it returns, the stream ends; if it fails, the loop gets its error after the last row.
+/// store.spawn_producer("hook", |lane| {
 ///     for _ in 0..20 {
 ///         // Blocks only while the consumer lags.
-///         store.extend_blocking(Array2::<f32>::ones((50, 16)), "mlp")?;
+///         lane.extend_blocking(Array2::<f32>::ones((50, 16)), "mlp")?;
 ///     }
 ///     Ok::<(), activation_store::Refused>(())
-/// });
+/// })?;
 ///
 /// let mut rows = 0;
 /// while let Some(minibatch) = minibatches.try_next().await? {
 ///     rows += minibatch.view::<f32>("mlp")?.nrows();
 /// }
 /// assert_eq!(rows, 1000);
-/// hook.join().unwrap()?;
 /// # Ok(())
 /// # }
 /// # futures::executor::block_on(example()).unwrap();
@@ -484,6 +485,19 @@ impl RingStore {
     #[must_use]
     pub fn when_full(&self) -> WhenFull {
         self.shared().config.when_full
+    }
+
+    /// All settings as a JSON object, for the record of a run: those that were given, and what the others came to be.
+    ///
+    /// ```
+    /// let store = activation_store::RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// assert!(store.settings().contains(r#""queue_rows":16"#)); // two minibatches
+    /// # Ok::<(), activation_store::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn settings(&self) -> String {
+        // Nothing in it can fail: no map, and no key that is not a string.
+        serde_json::to_string(&ConfigBody::from(&*self.shared().config)).unwrap_or_default()
     }
 
     /// Rows of a minibatch.

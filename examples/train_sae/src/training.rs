@@ -170,17 +170,18 @@ mod tests {
         let rows = |count: usize| Array2::from_shape_fn((count, 6), |(row, x)| (row * 7 % 13 + x) as f32);
         let store = RingStore::builder().component("a", 6).batch_size(8).window(16).build().unwrap();
         let minibatches = store.minibatches();
-        let capture = std::thread::spawn(move || {
-            store.extend_blocking(rows(20), "a").unwrap();
-            store.close_with(anyhow!("the text is no UTF-8"));
-        });
+        let capture = move |lane: activation_store::Producer| {
+            lane.extend_blocking(rows(20), "a")?;
+            Err(anyhow!("the text is no UTF-8"))
+        };
+        let capture = store.spawn_producer("capture", capture).unwrap();
         let mut components = [Component::new("a".to_owned(), rows(8))];
         let plan = Plan { latents: 12, k: 3, rate: 0.01, steps: 3, seed: 0 };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let progress = Progress::new(20, 16);
         let trained = train(minibatches, &mut components, plan, Instant::now(), &progress, None);
         let error = runtime.block_on(trained).unwrap_err();
-        capture.join().unwrap();
+        assert!(capture.join().is_err());
         assert!(error.to_string().contains("the text is no UTF-8"), "{error}");
         assert_eq!(components[0].losses.len(), 3); // 8, 8 and 4 rows
     }

@@ -50,6 +50,28 @@ fn reproducible_runs_agree_to_the_last_bit() {
     assert!(first == second);
 }
 
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_capture_and_what_is_there_is_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let args: Vec<&str> = "--rows 100000000 --checkpoint saved --checkpoint-every 2".split(' ').collect();
+    let mut run = command(&args, dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let snapshots = activation_store::Snapshots::new(dir.path().join("saved"));
+    while snapshots.list().unwrap_or_default().is_empty() {
+        assert!(run.try_wait().unwrap().is_none(), "it has ended too early");
+        std::thread::yield_now();
+    }
+    assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+    let output = run.wait_with_output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && stderr.contains("stopping"), "{stdout}{stderr}");
+    let counts: Vec<&str> = stdout.lines().find(|line| line.contains(" rows taken, ")).unwrap().split(' ').collect();
+    let number = |behind: &str| counts[counts.iter().position(|word| *word == behind).unwrap() - 1];
+    assert_eq!(number("served"), number("rows"), "{stdout}");
+    assert_ne!(number("rows"), "100000000");
+    assert!(saes(dir.path()).iter().all(|sae| !sae.is_empty()));
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_with_its_value() {
     let dir = tempfile::tempdir().unwrap();
