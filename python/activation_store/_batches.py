@@ -31,7 +31,22 @@ def batch_of(minibatch: _native.Minibatch, components: Components, convert: Conv
     ]
     if len(arrays) == 1:
         return arrays[0][:, None] if stacked else arrays[0]
-    return {component.name: array for component, array in zip(components, arrays, strict=True)}
+    return ByName((component.name, array) for component, array in zip(components, arrays, strict=True))
+
+
+class ByName(dict[str, Any]):
+    """A minibatch of several components: a dict that tells a trainer which takes it for a tensor what it is."""
+
+    def __getattr__(self, name: str) -> Any:
+        names = list(self)
+        raise AttributeError(
+            f"a minibatch of {len(names)} components is a dict, which has no {name!r}: take one of them, such as batch[{names[0]!r}]. "
+            "For a trainer that wants tensors make a store of one component, or use stacked=True"
+            if names and not name.startswith("_")
+            else f"{type(self).__name__!r} object has no attribute {name!r}",
+            name=name,
+            obj=self,
+        )
 
 
 def converter(output: str | None, dtypes: list[str]) -> Convert:

@@ -47,6 +47,22 @@ class HookPoint(NamedTuple):
         return tensor
 
 
+def check_paths(components: object) -> None:
+    """Checks that these are paths of modules, and what becomes of each.
+
+    Raises:
+        TypeError: If they are not.
+    """
+    if not isinstance(components, Mapping):
+        raise TypeError(f"the modules to capture are {components!r}; give a dict from each module's path to the store's component, such as {_EXAMPLE}")
+    for path, component in components.items():
+        if not isinstance(path, str):
+            raise TypeError(f"the modules to capture have the key {path!r}, with {component!r} as its value; the keys are paths, as in {_EXAMPLE}")
+
+
+_EXAMPLE = "{'encoder.layer.2': 0}"
+
+
 def hook_points(model: torch.nn.Module, paths: Collection[str], point: str) -> list[HookPoint]:
     """The hook points at `paths`; those that do not say `":input"` or `":output"` are the modules' `point`.
 

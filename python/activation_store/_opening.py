@@ -24,12 +24,12 @@ Layout: TypeAlias = "Mapping[str, tuple[int, str]]"
 class Opening:
     """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
 
-    def __init__(self, build: Callable[[Layout], RingStore], lanes: int) -> None:
+    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int) -> None:
         self._build = build
         self._n_lanes = lanes
         # The garbage collector may end a run on a thread that holds the lock.
         self._lock = threading.RLock()
-        self._store: RingStore | None = None
+        self._store: RingStore[Any] | None = None
         self._lanes: list[Producer] = []
         self._consumer: Consumer | None = None
         self._failure = Failure()
@@ -49,12 +49,12 @@ class Opening:
         """Whether no more passes are taken."""
         return self._has_ended
 
-    def resume(self, store: RingStore) -> None:
+    def resume(self, store: RingStore[Any]) -> None:
         """Takes a store that goes on from a snapshot: its layout is known before the first pass."""
         with self._lock:
             self._open(store)
 
-    def _open(self, store: RingStore) -> None:
+    def _open(self, store: RingStore[Any]) -> None:
         self._store = store
         store._parties.expect_reader()  # noqa: SLF001
         # One that has served everything is closed.
@@ -65,7 +65,7 @@ class Opening:
         self._decide()
 
     @property
-    def store(self) -> RingStore:
+    def store(self) -> RingStore[Any]:
         """The ring.
 
         Raises:
@@ -149,11 +149,11 @@ class Opening:
             self._decided.set_result(None)
 
 
-def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], RingStore]:
+def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], RingStore[Any]]:
     """What builds the ring. `dtype`, if there is one, goes for all components of floats."""
     from .ring_store import RingStore
 
-    def build(layout: Layout) -> RingStore:
+    def build(layout: Layout) -> RingStore[Any]:
         components = {
             name: (features, found if dtype is None or found in ("u32", "i64") else dtype) for name, (features, found) in layout.items()
         }

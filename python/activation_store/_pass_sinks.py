@@ -54,7 +54,7 @@ def sink_into(store: ActivationStore | Producer | Sink, wait: bool) -> Sink:
 class RingSink:
     """Writes to a ring: each pass on a lane that no other thread uses meanwhile."""
 
-    def __init__(self, store: RingStore | Producer, wait: bool) -> None:
+    def __init__(self, store: RingStore[Any] | Producer, wait: bool) -> None:
         self._store = store
         self._lane = store._lane  # noqa: SLF001
         self._free: deque[_native.Lane] = deque()

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
 from . import _live_runs
 from ._dealer import Dealer
@@ -18,6 +18,7 @@ from ._positions import Position, first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import FunctionReplica, ModelReplica, Replica
 from ._run import Run
+from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import HAS_TORCH, torch
 from ._warnings import warn
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
 
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
-
-
-class RingSettings(TypedDict, total=False):
-    """The settings of `RingStore` that `activations` hands on."""
-
-    seed: int
-    ready_frames: int
-    queue_rows: int | None
-    drop_last: bool
-    when_full: Literal["wait", "reject", "drop_oldest"]
-    merge: Literal["arrival", "round_robin"]
-    allow_overcommit: bool
 
 
 @overload
@@ -56,7 +45,7 @@ def activations(
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
-    **settings: Unpack[RingSettings],
+    **settings: Unpack[RunSettings],
 ) -> Activations[torch.Tensor]: ...
 
 
@@ -73,7 +62,7 @@ def activations(
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
-    **settings: Unpack[RingSettings],
+    **settings: Unpack[RunSettings],
 ) -> Activations[dict[str, torch.Tensor]]: ...
 
 
@@ -87,7 +76,7 @@ def activations(
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
-    **settings: Unpack[RingSettings],
+    **settings: Unpack[RunSettings],
 ) -> Activations[Any]: ...
 
 
@@ -106,7 +95,7 @@ def activations(
     resume: Source | None = ...,
     output: Literal["torch", "numpy"] | None = ...,
     stacked: bool = ...,
-    **settings: Unpack[RingSettings],
+    **settings: Unpack[RunSettings],
 ) -> Activations[Any]: ...
 
 
@@ -124,7 +113,7 @@ def activations(
     resume: Source | None = None,
     output: Literal["torch", "numpy"] | None = None,
     stacked: bool = False,
-    **settings: Unpack[RingSettings],
+    **settings: Unpack[RunSettings],
 ) -> Activations[Any]:
     """Runs a model over batches, on a thread of its own, and gives what some modules put out as shuffled minibatches.
 
@@ -181,9 +170,9 @@ def activations(
         TypeError: If there is no such setting, or the model is neither a module nor a function.
         ImportError: If `progress` is set and tqdm is not installed.
     """
-    unknown = sorted(settings.keys() - RingSettings.__annotations__.keys())
+    unknown = sorted(settings.keys() - RunSettings.__annotations__.keys())
     if unknown:
-        raise TypeError(f"there is no setting {', '.join(map(repr, unknown))}; use one of {', '.join(RingSettings.__annotations__)}")
+        raise TypeError(f"there is no setting {', '.join(map(repr, unknown))}; use one of {', '.join(RunSettings.__annotations__)}")
     if dtype is not None:
         dtype_name(dtype)
     sizes = {**settings, "batch_size": batch_size, "window": window, "output": output, "stacked": stacked}

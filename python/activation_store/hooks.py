@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _live_captures
-from ._hook_points import HookPoint, hook_points
+from ._hook_points import HookPoint, check_paths, hook_points
 from ._pass_mask import Mask, PassMask
 from ._pass_sinks import PassRejected, Sink, sink_into
 from ._torch import HAS_TORCH, torch
@@ -75,6 +75,7 @@ def capture(
             Jupyter notebook does), which stands still meanwhile: train on another thread. False lets rows pile up in memory.
 
     Raises:
+        TypeError: If `components` is no mapping, or its keys are no paths.
         ValueError: If the model has no such module, not all components are captured, or a module is captured twice.
         IndexError: If the store has no such component.
 
@@ -101,6 +102,7 @@ class Capture:
             raise ValueError("capture needs torch; install it")
         if point not in ("output", "input"):
             raise ValueError(f'point is {point!r}; use "output" or "input"')
+        check_paths(components)
         if not components:
             raise ValueError("there is nothing to capture; name at least one module and its component")
         self._model = model

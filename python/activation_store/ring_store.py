@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
+
+import numpy as np
 
 from . import _native
-from ._batches import Batch, batch_of, converter
+from ._batches import batch_of, converter
 from ._checks import count, seed_of
 from ._components import Component, Components, components_of
 from ._consumer import Consumer
@@ -19,18 +22,24 @@ from ._indexing import get
 from ._parties import Parties
 from ._producer_side import ProducerSide
 from ._returned import Returned
-from ._torch import IterableDataset
+from ._settings import RingSettings
+from ._torch import IterableDataset, torch
 from .base_store import ActivationStore
 from .producer import Producer
 from .snapshots import ResumeAt, Source, native_source, snapshot_of, state_of
 
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
 if TYPE_CHECKING:
-    _Iterable = IterableDataset[Any]
+
+    class _Iterable(IterableDataset[BatchT_co], Generic[BatchT_co]): ...
 else:
-    _Iterable = IterableDataset
+
+    class _Iterable(IterableDataset, Generic[BatchT_co]):
+        """A `torch.utils.data.IterableDataset` where torch is installed."""
 
 
-class RingStore(ProducerSide, ActivationStore, _Iterable):
+class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[BatchT_co]):
     """A bounded store that is filled and drained at the same time.
 
     One thread (or several) extends it, usually from a model's hooks; another iterates over it. A background writer
@@ -55,6 +64,56 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     A loop ends when the store is closed and drained, or aborted. If it was closed with an error (`close(error=...)`), the loop
     raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`.
     """
+
+    @overload
+    def __init__(
+        self: RingStore[torch.Tensor],
+        components: int,
+        *,
+        output: Literal["torch"] | None = ...,
+        stacked: bool = ...,
+        **settings: Unpack[RingSettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RingStore[torch.Tensor],
+        components: Mapping[str, int | tuple[int, object]],
+        *,
+        output: Literal["torch"] | None = ...,
+        stacked: Literal[True],
+        **settings: Unpack[RingSettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RingStore[np.ndarray[Any, Any]],
+        components: int,
+        *,
+        output: Literal["numpy"],
+        stacked: bool = ...,
+        **settings: Unpack[RingSettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RingStore[np.ndarray[Any, Any]],
+        components: Mapping[str, int | tuple[int, object]],
+        *,
+        output: Literal["numpy"],
+        stacked: Literal[True],
+        **settings: Unpack[RingSettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RingStore[Any],
+        components: int | Mapping[str, int | tuple[int, object]],
+        *,
+        output: Literal["torch", "numpy"] | None = ...,
+        stacked: bool = ...,
+        **settings: Unpack[RingSettings],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -127,7 +186,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
         allow_overcommit: bool = False,
         output: Literal["torch", "numpy"] | None = None,
         stacked: bool = False,
-    ) -> Self:
+    ) -> RingStore[Any]:
         """A store that goes on where another stood: it serves the minibatches that would have been served next.
 
         Open its lanes again (by name, or in the same order), and send each lane's rows from where `resume_at` says:
@@ -273,13 +332,13 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
                 f"{len(self._returned)} minibatches that cancelled tasks have returned wait to be served, and would be lost: take them first"
             )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchT_co]:
         return self._consumer()
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> BatchT_co:
         return self.next()
 
-    def next(self, timeout: float | None = None) -> Batch:
+    def next(self, timeout: float | None = None) -> BatchT_co:
         """The next minibatch.
 
         Raises:
@@ -287,13 +346,13 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
             StopIteration: If the store is closed and drained, or aborted.
             BaseException: The error that the store was closed with, once, after the last minibatch.
         """
-        return self._own.next(timeout)
+        return cast("BatchT_co", self._own.next(timeout))
 
-    def __aiter__(self) -> AsyncIterator[Batch]:
+    def __aiter__(self) -> AsyncIterator[BatchT_co]:
         return self._consumer()
 
-    async def __anext__(self) -> Batch:
-        return await self._own.__anext__()
+    async def __anext__(self) -> BatchT_co:
+        return cast("BatchT_co", await self._own.__anext__())
 
     def _consumer(self) -> Consumer:
         # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
@@ -353,6 +412,12 @@ class RingStore(ProducerSide, ActivationStore, _Iterable):
     def window(self) -> int:
         """Rows that a minibatch's rows are spread over, in whole minibatches."""
         return self._ring.window
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings, for the record of a run: those that were given, and what the others came to be. JSON can hold it."""
+        config: dict[str, Any] = json.loads(self._ring.settings)
+        return {**config, "output": self._output, "stacked": self._stacked}
 
     @property
     def component_names(self) -> tuple[str, ...]:

@@ -123,6 +123,12 @@ impl Ring {
         Ok(self.inside.get()?.store.batch_size())
     }
 
+    /// All settings, as JSON.
+    #[getter]
+    fn settings(&self) -> PyResult<String> {
+        Ok(self.inside.get()?.store.settings())
+    }
+
     /// A light snapshot's bytes.
     fn state(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
         let consumer = &self.inside.get()?.consumer;
