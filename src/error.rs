@@ -238,6 +238,9 @@ pub enum WriteError {
     /// The values do not have the shape of a batch.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// The rows could not be written to disk. A recorder takes no more after that.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The writer panicked; the store is unusable.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
@@ -759,3 +762,80 @@ fn advice(kind: io::ErrorKind) -> &'static str {
         _ => "",
     }
 }
+
+/// What is wrong with a recording.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordingError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A file does not hold what was written.
+    #[error("{} is damaged: {reason}; move its shard's folder away to use the others, or record its passes again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shard is missing between others of its lane.
+    #[error("shard {number} of lane {lane:?} is missing in {}: bring its folder back, or record the lane again", dir.display())]
+    Missing {
+        /// The recording.
+        dir: PathBuf,
+        /// The lane.
+        lane: String,
+        /// The shard's number on the lane.
+        number: u64,
+    },
+    /// The shards of a recording differ in their components, or from those that were asked for.
+    #[error("{} holds other components than {expected}: use another folder, or the same components", path.display())]
+    Components {
+        /// The shard.
+        path: PathBuf,
+        /// What was expected.
+        expected: String,
+    },
+    /// There is no whole shard.
+    #[error("{} holds no whole shard: record into it first", dir.display())]
+    Empty {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The lane has shards already.
+    #[error("lane {lane:?} is recorded in {} already: resume it, or use another lane", dir.display())]
+    Exists {
+        /// The folder.
+        dir: PathBuf,
+        /// The lane.
+        lane: String,
+    },
+    /// A setting that cannot be.
+    #[error("{what} is {value}; it must be {expected}")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would work.
+        expected: String,
+    },
+    /// The components cannot be.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A row or a component that is not there.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A component that is not there.
+    #[error(transparent)]
+    Component(#[from] UnknownComponent),
+}
+
+/// Equal if the same operation on the same path failed in the same way.
+impl PartialEq for DiskError {
+    fn eq(&self, other: &Self) -> bool {
+        (self.operation, &self.path, self.error.kind()) == (other.operation, &other.path, other.error.kind())
+    }
+}
+
+impl Eq for DiskError {}

@@ -25,6 +25,7 @@ mod disk;
 mod error;
 mod memory;
 mod pipeline;
+mod recording;
 mod ring;
 mod rows;
 mod snapshot;
@@ -35,8 +36,9 @@ pub use {half, ndarray};
 
 pub use crate::{
     error::{
-        BuildError, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RefusedSnapshot,
-        ResumeError, RowsMissing, ShapeError, SnapshotError, StoreFullError, UnknownComponent, ViewError, WriteError,
+        BuildError, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RecordingError,
+        RefusedSnapshot, ResumeError, RowsMissing, ShapeError, SnapshotError, StoreFullError, UnknownComponent,
+        ViewError, WriteError,
     },
     pipeline::{
         config::{Merge, RingStoreBuilder, WhenFull},
@@ -52,6 +54,11 @@ pub use crate::{
         reserve::{Permit, Reserve},
         snapshotting::SnapshotHandle,
         stats::{ComponentStats, Dropped, Stats},
+    },
+    recording::{
+        recorder::{Recorder, RecorderBuilder, Safe},
+        recording::Recording,
+        replay::{Position, Replay, ReplayedRows, Replaying},
     },
     ring::deal::DEALING_VERSION,
     rows::{
@@ -78,6 +85,7 @@ pub mod _documentation {
     /// [resume.md]: resume
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    /// [recording.md]: recording
     /// [resume.md]: resume
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
@@ -95,6 +103,8 @@ pub mod _documentation {
     /// [promises.md]: promises
     #[doc = include_str!("../docs/resume.md")]
     pub mod resume {}
+    #[doc = include_str!("../docs/recording.md")]
+    pub mod recording {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
     /// ```no_run

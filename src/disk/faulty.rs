@@ -178,6 +178,9 @@ impl Disk for FaultyDisk {
         if moved.is_empty() {
             return Err(not_found());
         }
+        if inner.entries.keys().any(|path| path != to && path.starts_with(to)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
         for path in moved {
             let content = inner.entries.remove(&path).flatten();
             let inside = path.strip_prefix(from).map_err(|_| not_found())?;

@@ -56,13 +56,27 @@ impl UnfinishedFolder {
         if replaces {
             self.disk.rename(&named, &old).doing("rename", &named)?;
         }
-        self.disk.rename(&self.path, &named).doing("rename", &self.path)?;
-        self.finished = true;
-        self.disk.sync_dir(&self.parent).doing("sync", &self.parent)?;
+        self.give_name(&named)?;
         if replaces {
             let _ = self.disk.remove_dir_all(&old);
         }
         Ok(named)
+    }
+
+    /// Gives the folder its name, which must be free. All its files must have been synced.
+    ///
+    /// A folder of that name that holds anything makes the renaming fail, even if another process has just made it.
+    pub(crate) fn finish_new(mut self) -> Result<PathBuf, DiskError> {
+        let named = self.parent.join(&self.name);
+        self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
+        self.give_name(&named)?;
+        Ok(named)
+    }
+
+    fn give_name(&mut self, named: &Path) -> Result<(), DiskError> {
+        self.disk.rename(&self.path, named).doing("rename", &self.path)?;
+        self.finished = true;
+        self.disk.sync_dir(&self.parent).doing("sync", &self.parent)
     }
 }
 

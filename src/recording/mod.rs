@@ -1,0 +1,11 @@
+//! Rows on disk, to be recorded once and replayed many times.
+//!
+//! Passes come in through a [`recorder::Recorder`], one for each lane. They go out as whole, checksummed
+//! [shards](shard::ShardInfo), which a [`recording::Recording`] verifies and reads and a [`replay::Replay`] gives out in a
+//! seeded order.
+
+pub(crate) mod recorder;
+#[expect(clippy::module_inception, reason = "the folder is named after its main type")]
+pub(crate) mod recording;
+pub(crate) mod replay;
+pub(crate) mod shard;
