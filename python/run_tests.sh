@@ -42,8 +42,10 @@ wheel=$(build_wheel "$venvs/tools/bin/python" "$venvs/wheels")
 # The tests must use the wheel, not the sources beside them.
 copy=$venvs/copy-of-tests
 rm -rf "$copy"
-mkdir "$copy"
-cp tests/*.py "$copy"
+mkdir -p "$copy/pages/python"
+cp -r tests/*.py tests/typing examples "$copy"
+cp -r ../README.md ../docs "$copy/pages"
+cp README.md "$copy/pages/python"
 cp pyproject.toml "$copy/pyproject.toml"
 sed -i.bak 's/^testpaths = .*/testpaths = ["."]/' "$copy/pyproject.toml"
 
@@ -62,6 +64,8 @@ fi
 step "torch, SAELens and the rest (some GB)"
 [ -x "$venvs/full/bin/python" ] || uv venv -q --python "$python" "$venvs/full"
 uv pip install -q --python "$venvs/full/bin/python" --requirement requirements-test.txt
+# Without what they declare: most of it is for other parts of them, and some of it old.
+uv pip install -q --python "$venvs/full/bin/python" --no-deps --requirement requirements-test-no-deps.txt
 uv pip install -q --python "$venvs/full/bin/python" --reinstall-package activation-store "$wheel"
 
 step "types"

@@ -70,7 +70,7 @@ class ProducerSide:
     ) -> Future:
         """Hands over the rows of all components that one forward pass gave, as a whole: all of them, or none.
 
-            >>> store.extend_pass({"attn": attn, "mlp": mlp}, mask=attention_mask)
+            >>> _ = store.extend_pass({"attn": attn, "mlp": mlp}, mask=attention_mask)
 
         Waits for room as `extend` does. After an error, or Ctrl-C, nothing of the pass was written, so the components stay
         aligned. Several threads may write whole passes at once.

@@ -117,7 +117,7 @@ def activations(
 ) -> Activations[Any]:
     """Runs a model over batches, on a thread of its own, and gives what some modules put out as shuffled minibatches.
 
-        >>> for batch in activations(model, text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
+        >>> for batch in activations(model, tokenised_text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
         ...     train(batch["layer.2"], batch["layer.4"])
 
     The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. Call
@@ -187,7 +187,9 @@ def activations(
     run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
-    result: Activations[Any] = Activations(run)
+    names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
+    config = {**sizes, "modules": names, "point": point, "dtype": None if dtype is None else dtype_name(dtype)}
+    result: Activations[Any] = Activations(run, config)
     if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
         warn("another activations(...) was running this model; it has been ended, and this one takes its place")
     run.start()
@@ -197,8 +199,9 @@ def activations(
 class Activations(Generic[BatchT_co]):
     """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, config: dict[str, Any]) -> None:
         self._run = run
+        self._config = config
         self._stream = Stream(run)
         # Called when the last reference to this goes, and at exit.
         weakref.finalize(self, run.stop)
@@ -260,6 +263,11 @@ class Activations(Generic[BatchT_co]):
             RuntimeError: As `snapshot`.
         """
         return self._run.opening.store.state_dict()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that were given, for the record of a run. JSON can hold it."""
+        return dict(self._config)
 
     def stats(self) -> _native.Stats | None:
         """The ring's counts; None before the first pass."""

@@ -18,12 +18,15 @@ _FINISHED = "FINISHED"
 
 
 class Written(NamedTuple):
-    """Rows that a store has taken."""
+    """Rows that a store has taken.
+
+    Attributes:
+        rows: How many rows.
+        first_row: The position of the first in the sequence of rows that its component has taken on its lane.
+    """
 
     rows: int
-    """How many rows."""
     first_row: int
-    """The position of the first in the sequence of rows that its component has taken on its lane."""
 
 
 class Future(concurrent.futures.Future[Written]):

@@ -36,7 +36,7 @@ def capture(
 
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
-        >>> store = RingStore({"pre": 8, "post": 8}, batch_size=4, window=8)
+        >>> store = RingStore({"pre": 8, "post": 8}, batch_size=4, window=512)
         >>> with capture(model, {"0": "pre", "1": "post"}, store):
         ...     _ = model(torch.randn(10, 4))
         >>> store.flush()
@@ -55,7 +55,7 @@ def capture(
         ...     for inputs in batches:
         ...         if captured.stopped:
         ...             break
-        ...         model(inputs)
+        ...         _ = model(inputs)
 
     Args:
         model: Any module: a `transformers` model, a TransformerLens model, one of your own.

@@ -194,7 +194,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
             >>> store = RingStore.resume("checkpoints")
             >>> [at] = store.resume_at
             >>> for batch in batches[at.passes:]:
-            ...     store.extend_pass(run(batch))
+            ...     _ = store.extend_pass(run(batch))
 
         Args:
             source: The folder that `snapshot` was given, of which the newest snapshot is taken; one snapshot's folder; or

@@ -12,20 +12,23 @@ from . import _native
 
 
 class ResumeAt(NamedTuple):
-    """Where a lane of a resumed store goes on."""
+    """Where a lane of a resumed store goes on.
+
+    Attributes:
+        name: The lane's name, if it has one.
+        number: 0 for the store's own lane, then in the order in which lanes were opened.
+        passes: How many passes you need not send again. Start with the next one.
+        row: How many rows of each component you need not send again. On a lane that writes passes, a pass starts there.
+        value: The `value` of the last pass that you need not send again.
+        ends_at: The lane had ended before this row: it takes rows up to here, and ends. None if it was open.
+    """
 
     name: str | None
-    """The lane's name, if it has one."""
     number: int
-    """0 for the store's own lane, then in the order in which lanes were opened."""
     passes: int
-    """How many passes you need not send again. Start with the next one."""
     row: int
-    """How many rows of each component you need not send again. On a lane that writes passes, a pass starts there."""
     value: bytes | None
-    """The `value` of the last pass that you need not send again."""
     ends_at: int | None
-    """The lane had ended before this row: it takes rows up to here, and ends. None if it was open."""
 
 
 class Snapshots:

@@ -33,11 +33,14 @@ WIDTH = 384
 
 
 def model_dir(given: Path | None) -> Path:
-    """The directory with the model: the user's, or a copy that is downloaded once."""
+    """The directory with the model: the user's, that of the package if it is installed, or a copy that is downloaded once."""
     if given is not None:
         if not (given / "model.safetensors").is_file():
             sys.exit(f"--model {given}: there is no model.safetensors in it")
         return given
+    installed = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if installed and installed.submodule_search_locations:
+        return Path(installed.submodule_search_locations[0]) / "model"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "activation-store"
     home = cache / f"{PACKAGE}-{VERSION}-transformers"
     if not home.is_dir():

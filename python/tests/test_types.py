@@ -1,49 +1,52 @@
-"""What a type checker says of `activations`."""
+"""What type checkers say: they accept right uses, and find each mistake where it is."""
 
+import json
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mypy")
 pytest.importorskip("torch")
 
-USES = """
-from typing import Any, assert_type
-import torch
-from activation_store import Activations, activations
-
-model = torch.nn.Linear(4, 4)
-batches = [torch.zeros(8, 4)]
-
-assert_type(activations(model, batches, "0"), Activations[torch.Tensor])
-assert_type(activations([model, model], batches, ("0",), merge="round_robin"), Activations[torch.Tensor])
-assert_type(activations(model, batches, ["0", "1"], batch_size=8), Activations[dict[str, torch.Tensor]])
-assert_type(activations(model, batches, ("0", "1"), mask="mask"), Activations[dict[str, torch.Tensor]])
-assert_type(activations(model, batches, {"0": "a", "1": "b"}, seed=1), Activations[dict[str, torch.Tensor]])
-assert_type(activations(model, batches, ["0", "1"], stacked=True), Activations[Any])
-
-def rows(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"a": batch}
-
-assert_type(activations(rows, batches), Activations[Any])
-for batch in activations(model, batches, "0"):
-    assert_type(batch, torch.Tensor)
-with activations(model, batches, ["0"]) as opened:
-    assert_type(opened.next(timeout=1), dict[str, torch.Tensor])
-
-async def train() -> None:
-    async for batch in activations(model, batches, "0"):
-        assert_type(batch, torch.Tensor)
-
-activations(model, batches, "0", windows=3)  # type: ignore[call-overload]
-"""
+FILES = Path(__file__).parent / "typing"
 
 
-def test_one_module_is_a_tensor_several_are_a_dict(tmp_path):
-    uses = tmp_path / "uses.py"
-    uses.write_text(textwrap.dedent(USES))
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(uses)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def mypy(path: Path, cache: Path) -> set[int]:
+    """The lines with errors."""
+    pytest.importorskip("mypy")
+    command = [sys.executable, "-m", "mypy", "--strict", "--output", "json", "--cache-dir", str(cache), str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    print(result.stdout)
+    return {report["line"] for report in map(json.loads, result.stdout.splitlines()) if report["severity"] == "error"}
+
+
+def pyright(path: Path, cache: Path) -> set[int]:
+    """The lines with errors. (basedpyright is pyright with all it needs in its wheel.)"""
+    pytest.importorskip("basedpyright")
+    settings = cache / "pyrightconfig.json"
+    settings.write_text(json.dumps({"typeCheckingMode": "standard", "include": [str(path)]}))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", "--project", str(settings)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    errors = [report for report in json.loads(result.stdout)["generalDiagnostics"] if report["severity"] == "error"]
+    for error in errors:
+        print(error["range"]["start"]["line"] + 1, error["message"])
+    assert json.loads(result.stdout)["summary"]["filesAnalyzed"] == 1
+    return {error["range"]["start"]["line"] + 1 for error in errors}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_right_uses_are_accepted(checker, tmp_path):
+    assert checker(FILES / "right.py", tmp_path) == set()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("checker", [mypy, pyright])
+def test_mistakes_are_found(checker, tmp_path):
+    path = FILES / "wrong.py"
+    mistakes = {number for number, line in enumerate(path.read_text().splitlines(), 1) if line.endswith("# mistake")}
+    assert len(mistakes) > 10
+    assert checker(path, tmp_path) == mistakes
