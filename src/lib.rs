@@ -97,9 +97,13 @@ pub mod _documentation {
     ///
     #[doc = include_str!("../docs/performance.svg")]
     pub mod performance {}
+    /// [jupyter.md]: jupyter
     /// [resume.md]: resume
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
+    /// [resume.md]: resume
+    #[doc = include_str!("../docs/jupyter.md")]
+    pub mod jupyter {}
     /// [promises.md]: promises
     #[doc = include_str!("../docs/resume.md")]
     pub mod resume {}
