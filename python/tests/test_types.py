@@ -19,7 +19,8 @@ def mypy(path: Path, cache: Path) -> set[int]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode in (0, 1), result.stdout + result.stderr
     print(result.stdout)
-    return {report["line"] for report in map(json.loads, result.stdout.splitlines()) if report["severity"] == "error"}
+    reports = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return {report["line"] for report in reports if report["severity"] == "error"}
 
 
 def pyright(path: Path, cache: Path) -> set[int]:
