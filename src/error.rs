@@ -829,6 +829,12 @@ pub enum RecordingError {
     /// A component that is not there.
     #[error(transparent)]
     Component(#[from] UnknownComponent),
+    /// A snapshot of a ring that a replay filled cannot be used.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// A ring did not take the rows of a replay.
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 /// Equal if the same operation on the same path failed in the same way.

@@ -37,13 +37,13 @@ fn check(dir: &Path, safe: u64) -> u64 {
     assert!(recording.rows() >= 10 * safe, "{} rows, and {safe} passes were said to be safe", recording.rows());
     let mut row = 0;
     for rows in recording.replay().start().unwrap() {
-        for value in rows.unwrap().pass[0].1.view::<f32>().unwrap().rows() {
+        for value in rows.unwrap().pass()[0].1.view::<f32>().unwrap().rows() {
             assert_eq!(value[0], value[63]);
             row += 1;
         }
     }
     assert_eq!(row, recording.rows());
-    assert_eq!(recording.get("a", row - 1).unwrap()[0], ((row - 1) / 10) as f32);
+    assert_eq!(recording.get("a", &[row - 1]).unwrap().to_f32()[[0, 0]], ((row - 1) / 10) as f32);
     recording.rows()
 }
 

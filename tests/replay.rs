@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::thread;
 
-use activation_store::{Recorder, Recording, Replay, RingStore};
+use activation_store::{Form, Minibatches, Recorder, Recording, Replay, RingStore};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -45,8 +45,8 @@ fn record(folder: &Folder, rows: [usize; 2], shard_rows: usize) -> Recording {
 fn values(replay: Replay) -> Vec<f32> {
     let mut values = Vec::new();
     for rows in replay.start().unwrap() {
-        let pass = rows.unwrap().pass;
-        values.extend(pass[0].1.view::<f32>().unwrap().column(0).iter().copied());
+        let rows = rows.unwrap();
+        values.extend(rows.pass()[0].1.view::<f32>().unwrap().column(0).iter().copied());
     }
     values
 }
@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn each_row_comes_once_an_epoch_over_all_ranks(
-        first in 4_usize..30, second in 1_usize..30, shard_rows in 1_usize..9, world in 1_u64..5, seed: u64, epochs in 1_u64..4,
+        first in 4_usize..30, second in 1_usize..30, shard_rows in 1_usize..9, world in 1_u64..5, seed: u64, epochs in 1_u64..6,
     ) {
         let folder = folder("property");
         let recording = record(&folder, [first, second], shard_rows);
@@ -69,13 +69,68 @@ proptest! {
         let parts: Vec<Vec<f32>> = (0..world)
             .map(|rank| values(recording.replay().seed(seed).epochs(epochs).rank(rank, world).unwrap()))
             .collect();
-        for epoch in 0..epochs as usize {
-            let of_epoch = |part: &Vec<f32>| part[epoch * part.len() / epochs as usize..][..part.len() / epochs as usize].to_vec();
-            let all: Vec<f32> = parts.iter().flat_map(of_epoch).collect();
+        let rows = expected.len() as u64;
+        let split = |part: u64| (rows * (part + 1) / world - rows * part / world) as usize;
+        let mut starts = vec![0; world as usize];
+        for epoch in 0..epochs {
+            let mut all = Vec::new();
+            for (rank, part) in parts.iter().enumerate() {
+                let own = split((rank as u64 + epoch) % world);
+                all.extend_from_slice(&part[starts[rank]..][..own]);
+                starts[rank] += own;
+            }
             prop_assert_eq!(sorted(all), expected.clone());
         }
-        let lengths: Vec<usize> = parts.iter().map(|part| part.len() / epochs as usize).collect();
-        prop_assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1);
+        let lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
+        prop_assert_eq!(&lengths, &starts);
+        prop_assert!(lengths.iter().max().unwrap() - lengths.iter().min().unwrap() <= 1, "{lengths:?}");
+    }
+
+    #[test]
+    fn every_rank_gets_as_many_minibatches_and_each_row_comes_once_an_epoch(
+        first in 4_usize..40, second in 1_usize..40, shard_rows in 1_usize..9, world in 1_u64..5, epochs in 1_u64..4, batch in 2_usize..7,
+    ) {
+        let folder = folder("ranks");
+        let recording = record(&folder, [first, second], shard_rows);
+        let mut counts = Vec::new();
+        let mut all = Vec::new();
+        for rank in 0..world {
+            let replay = recording.replay().seed(1).epochs(epochs).rank(rank, world).unwrap();
+            let store = replay.into_ring(RingStore::builder().batch_size(batch).window(3 * batch)).unwrap();
+            let minibatches: Vec<_> = store.minibatches().blocking().map(Result::unwrap).collect();
+            counts.push(minibatches.len());
+            all.extend(minibatches.iter().flat_map(|minibatch| minibatch.view::<f32>("a").unwrap().column(0).to_vec()));
+        }
+        prop_assert!(counts.iter().all(|&count| count == counts[0]), "{counts:?}");
+        let epoch = (0..first).chain(1000..1000 + second).map(|row| row as f32);
+        prop_assert_eq!(sorted(all), sorted((0..epochs).flat_map(|_| epoch.clone()).collect()));
+    }
+
+    #[test]
+    fn a_ring_goes_on_bit_for_bit_from_its_snapshot(k in 0_usize..40, epochs in 1_u64..3, rank in 0_u64..2, seed: u64) {
+        let folder = folder("resume");
+        let recording = record(&folder, [120, 83], 17);
+        let replay = recording.replay().seed(seed).epochs(epochs).rank(rank, 2).unwrap();
+        let builder = || RingStore::builder().batch_size(4).window(16).seed(5);
+        let rest = |minibatches: &mut Minibatches| -> Vec<Vec<f32>> {
+            minibatches.blocking().map(|m| m.unwrap().view::<f32>("a").unwrap().column(0).to_vec()).collect()
+        };
+        let store = replay.clone().into_ring(builder()).unwrap();
+        let mut minibatches = store.minibatches();
+        for _ in 0..k {
+            if minibatches.blocking().next().is_none() { break; }
+        }
+        let snapshots = folder.0.join("snapshots");
+        let _ = minibatches.snapshot(&snapshots, Form::Light).unwrap().wait().unwrap();
+        let expected = rest(&mut minibatches);
+
+        let resumed = replay.resume(builder(), &snapshots).unwrap();
+        prop_assert_eq!(rest(&mut resumed.minibatches()), expected);
+        let other = recording.replay().seed(seed + 1 - 2 * (seed % 2)).epochs(epochs).rank(rank, 2).unwrap();
+        if !resumed.resume_at().is_empty() {
+            let refused = other.resume(builder(), &snapshots).unwrap_err().to_string();
+            prop_assert!(refused.contains("the replay is another"), "{refused}");
+        }
     }
 }
 
@@ -87,8 +142,8 @@ fn a_replay_goes_on_from_every_position() {
     let mut taken = 0;
     for rows in replay.clone().start().unwrap() {
         let rows = rows.unwrap();
-        taken += rows.pass[0].1.rows();
-        assert_eq!(values(replay.clone().starting_at(rows.next)), all[taken..]);
+        taken += rows.rows();
+        assert_eq!(values(replay.clone().starting_at(rows.next())), all[taken..]);
     }
     assert_eq!(taken, all.len());
 }
@@ -103,24 +158,65 @@ fn epochs_and_seeds_differ_in_order() {
 }
 
 #[test]
-fn a_ring_store_serves_a_chosen_component_once() {
+fn a_ring_serves_a_chosen_component_and_reads_no_other() {
     let folder = folder("ring");
     let recording = record(&folder, [50, 31], 8);
-    let store = RingStore::builder().component("b", 1).batch_size(4).window(16).build().unwrap();
-    let mut minibatches = store.minibatches();
-    let feeder = thread::spawn(move || {
-        for rows in recording.replay().components(["b"]).unwrap().start().unwrap() {
-            for (name, batch) in rows.unwrap().pass {
-                store.extend_blocking(batch, &name).unwrap();
-            }
-        }
-    });
+    for shard in std::fs::read_dir(&folder.0).unwrap() {
+        std::fs::remove_file(shard.unwrap().path().join("0.safetensors")).unwrap(); // of component "a"
+    }
+    let replay = recording.replay().components(["b"]).unwrap();
+    let store = replay.into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
     let mut served = Vec::new();
-    for minibatch in minibatches.blocking() {
+    for minibatch in store.minibatches().blocking() {
         served.extend(minibatch.unwrap().view::<f32>("b").unwrap().iter().map(|value| -value));
     }
-    feeder.join().unwrap();
     assert_eq!(sorted(served), (0..50).chain(1000..1031).map(|row| row as f32).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_shard_that_is_damaged_ends_the_stream_with_an_error_that_names_it() {
+    let folder = folder("damaged");
+    let recording = record(&folder, [50, 31], 8);
+    let path = folder.0.join("rank-0.000003").join("1.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let store = recording.replay().into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
+    let results: Vec<_> =
+        store.minibatches().blocking().map(|result| result.map(|minibatch| minibatch.rows())).collect();
+    let error = results.last().unwrap().as_ref().unwrap_err().to_string();
+    assert!(error.contains("rank-0.000003") && error.contains("1.safetensors"), "{error}");
+    assert!(results[..results.len() - 1].iter().all(Result::is_ok));
+}
+
+#[test]
+fn rows_are_got_in_any_order() {
+    let folder = folder("get");
+    let recording = record(&folder, [50, 31], 8);
+    let rows = [49_u64, 0, 80, 50, 0, 51];
+    let found = recording.get("b", &rows).unwrap();
+    let expected: Vec<f32> = rows.iter().map(|&row| -(if row < 50 { row } else { 950 + row } as f32)).collect();
+    assert_eq!(found.view::<f32>().unwrap().column(0).to_vec(), expected);
+    assert_eq!(recording.get("a", &[]).unwrap().rows(), 0);
+    assert!(
+        recording.get("a", &[3, 81]).unwrap_err().to_string().contains("row index 81 is out of range: there are 81")
+    );
+}
+
+#[test]
+fn rings_that_could_not_be_fair_are_refused() {
+    let folder = folder("unfair");
+    let recording = record(&folder, [20, 5], 8);
+    let replay = || recording.replay().rank(0, 2).unwrap();
+    let refused = |builder: activation_store::RingStoreBuilder| replay().into_ring(builder).unwrap_err().to_string();
+    let builder = || RingStore::builder().window(64);
+    assert_eq!(
+        refused(builder().batch_size(1)),
+        "batch_size is 1, with 12 rows on some ranks and 13 on others; it must be 2 or more, so that all ranks get as many minibatches"
+    );
+    assert!(refused(builder().batch_size(4).window(4)).contains("window is 4, with 12 rows"));
+    assert!(refused(builder().batch_size(13).drop_last(true)).contains("drop_last is true"));
+    assert!(refused(builder().component("a", 2)).contains("the recording has the components"));
 }
 
 #[test]

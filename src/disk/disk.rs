@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// A new file; it must not exist.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// A file to be read from its start.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>>;
+    /// A file to be read, at first from its start.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
@@ -29,6 +29,11 @@ pub(crate) trait DiskFile: Send {
     /// Makes what was written durable.
     fn sync(&mut self) -> io::Result<()>;
 }
+
+/// A file that is read.
+pub(crate) trait Readable: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Readable for T {}
 
 /// The operating system's files.
 #[derive(Debug)]
@@ -48,7 +53,7 @@ impl Disk for Files {
         Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>> {
         Ok(Box::new(File::open(path)?))
     }
 

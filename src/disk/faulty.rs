@@ -1,11 +1,11 @@
 //! A disk that fails where it is told to, and forgets what was not synced.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::disk::disk::{Disk, DiskFile};
+use crate::disk::disk::{Disk, DiskFile, Readable};
 
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -164,7 +164,7 @@ impl Disk for FaultyDisk {
         Ok(Box::new(FaultyFile { disk: self.0.clone(), content }))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>> {
         self.0.whole()?;
         let content = self.0.inner().entries.get(path).cloned().flatten().ok_or_else(not_found)?;
         let bytes = content.lock().unwrap_or_else(|poison| poison.into_inner()).bytes.clone();

@@ -91,6 +91,7 @@ pub struct RingStoreBuilder {
     when_full: Option<WhenFull>,
     merge: Option<Merge>,
     allow_overcommit: bool,
+    halves_last: bool,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -117,6 +118,8 @@ pub(crate) struct Config {
     pub(crate) when_full: WhenFull,
     pub(crate) merge: Merge,
     pub(crate) allow_overcommit: bool,
+    /// Whether the last minibatch is served in two parts if it is full.
+    pub(crate) halves_last: bool,
 }
 
 impl Config {
@@ -310,6 +313,17 @@ impl RingStoreBuilder {
         self
     }
 
+    /// The name of the first component, if there is one.
+    pub(crate) fn first_component(&self) -> Option<&str> {
+        self.components.first().map(|(name, ..)| name.as_str())
+    }
+
+    /// Whether the last minibatch is served in two parts if it is full.
+    pub(crate) fn halves_last(mut self, halves_last: bool) -> Self {
+        self.halves_last = halves_last;
+        self
+    }
+
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype.unwrap_or_default());
         let batch_size = self.batch_size.unwrap_or(BATCH_SIZE);
@@ -352,6 +366,7 @@ impl RingStoreBuilder {
             when_full: self.when_full.unwrap_or_default(),
             merge: self.merge.unwrap_or_default(),
             allow_overcommit: self.allow_overcommit,
+            halves_last: self.halves_last,
         })
     }
 

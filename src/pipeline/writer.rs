@@ -560,6 +560,9 @@ impl Writer {
             // Whole minibatches; what is left in the end is dropped.
             rows -= rows % self.config.batch_size;
         }
+        if self.config.halves_last && rows == leftover.len() && rows.is_multiple_of(self.config.batch_size) {
+            rows -= self.config.batch_size / 2;
+        }
         leftover.fill(&mut frame, rows);
         self.filled = Some((frame, rows));
     }

@@ -4,6 +4,8 @@
 //! [shards](shard::ShardInfo), which a [`recording::Recording`] verifies and reads and a [`replay::Replay`] gives out in a
 //! seeded order.
 
+pub(crate) mod feed;
+pub(crate) mod lent;
 pub(crate) mod recorder;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod recording;

@@ -53,7 +53,7 @@ pub struct RecorderBuilder {
 ///
 /// let recording = Recording::open(&dir)?;
 /// assert_eq!(recording.rows(), 50);
-/// assert_eq!(recording.get("mlp", 42)?[0], 4.0);
+/// assert_eq!(recording.get("mlp", &[42])?.to_f32()[[0, 0]], 4.0);
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

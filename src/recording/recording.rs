@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ndarray::Array1;
-
 use crate::disk::disk::{Disk, files};
 use crate::error::{IndexError, RecordingError};
-use crate::memory::convert::widen;
+use crate::recording::lent::lend;
 use crate::recording::recorder::{check_components, check_number};
-use crate::recording::shard::{self, ShardInfo};
+use crate::recording::shard::{self, ShardInfo, ShardRows};
+use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
 /// A folder of whole shards, as it was when it was opened.
 #[derive(Clone, Debug)]
 pub struct Recording {
     pub(crate) disk: Arc<dyn Disk>,
+    dir: PathBuf,
     pub(crate) shards: Arc<[(PathBuf, ShardInfo)]>,
     pub(crate) layout: Layout,
 }
@@ -46,7 +46,7 @@ impl Recording {
             check_components(path, info, &components)?;
         }
         let layout = Layout::new(&components, 1)?;
-        Ok(Recording { disk, shards: shards.into(), layout })
+        Ok(Recording { disk, dir: dir.to_owned(), shards: shards.into(), layout })
     }
 
     /// Reads every file and compares its checksum. `progress` is told shards done and shards in all.
@@ -61,6 +61,12 @@ impl Recording {
             progress(done + 1, self.shards.len());
         }
         Ok(())
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The components, in order.
@@ -91,28 +97,50 @@ impl Recording {
         lanes
     }
 
-    /// One row of a component as `f32`, `[features]`. Rows are numbered over the lanes in the order of their names.
+    /// Rows of a component, `[rows, features]`, in the component's element type, in the order of `rows`; a row may come twice. Rows are
+    /// numbered over the lanes in the order of their names.
     ///
-    /// Reads and verifies the whole file that has the row.
+    /// Reads only those rows, and compares no checksum: [`verify`](Self::verify) does.
+    ///
+    /// ```
+    /// use activation_store::{Recorder, Recording};
+    /// use ndarray::{Array2, array};
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("recording-get-doc-{}", std::process::id()));
+    /// let recorder = Recorder::builder().component("mlp", 2).create(&dir)?;
+    /// let _ = recorder.extend_pass([("mlp", Array2::from_shape_fn((10, 2), |(row, _)| row as f32))])?;
+    /// recorder.finish()?;
+    /// let rows = Recording::open(&dir)?.get("mlp", &[7, 0])?;
+    /// assert_eq!(rows.view::<f32>().unwrap(), array![[7.0, 7.0], [0.0, 0.0]]);
+    /// # std::fs::remove_dir_all(&dir)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// [`RecordingError`]: a row past the end, an unknown component or one of integers, or a file that is damaged.
-    pub fn get(&self, component: impl ComponentKey, row: u64) -> Result<Array1<f32>, RecordingError> {
+    /// [`RecordingError`]: a row past the end, an unknown component, or a file that cannot be read.
+    pub fn get(&self, component: impl ComponentKey, rows: &[u64]) -> Result<Batch, RecordingError> {
         let component = self.layout.find(component)?;
-        let mut left = row;
+        let Component { dtype, features, .. } = self.components()[component];
+        let mut wanted: Vec<(u64, usize)> = rows.iter().copied().zip(0..).collect();
+        wanted.sort_unstable();
+        let mut words = vec![0_u64; (rows.len() * self.layout.row_bytes(component)).div_ceil(8)];
+        let (mut wanted, mut first) = (&wanted[..], 0);
         for (path, info) in self.shards.iter() {
-            if left < info.rows {
-                let bytes = shard::read_rows(&*self.disk, path, info, component)?;
-                let (length, found) = (self.layout.row_bytes(component), &self.components()[component]);
-                let mut out = Array1::zeros(found.features);
-                if let Some(out) = out.as_slice_mut() {
-                    widen(&bytes[left as usize * length..][..length], component, found.dtype, out)?;
-                }
-                return Ok(out);
+            let end = first + info.rows;
+            let here = wanted.partition_point(|&(row, _)| row < end);
+            let (of_shard, rest) = wanted.split_at(here);
+            if !of_shard.is_empty() {
+                let of_shard = of_shard.iter().map(|&(row, place)| (row - first, place));
+                let out = bytemuck::cast_slice_mut(&mut words);
+                shard::read_some(&*self.disk, path, info, component, of_shard, out)?;
             }
-            left -= info.rows;
+            (wanted, first) = (rest, end);
         }
-        let index = isize::try_from(row).unwrap_or(isize::MAX);
-        Err(IndexError::OutOfRange { axis: "row", index, len: self.rows() as usize }.into())
+        if let Some(&(row, _)) = wanted.first() {
+            let index = isize::try_from(row).unwrap_or(isize::MAX);
+            return Err(IndexError::OutOfRange { axis: "row", index, len: first as usize }.into());
+        }
+        let bytes = rows.len() * self.layout.row_bytes(component);
+        Ok(lend(&Arc::new(ShardRows::of(words, bytes)), 0..rows.len(), dtype, features))
     }
 }

@@ -1,24 +1,29 @@
 //! The rows of a recording again: shards in a seeded order, the next one read ahead.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
-use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
+use crate::disk::checksum::checksum;
 use crate::disk::disk::Doing;
 use crate::error::RecordingError;
+use crate::recording::lent::lend;
 use crate::recording::recording::Recording;
-use crate::recording::shard;
+use crate::recording::shard::{self, ShardRows};
 use crate::rows::batch::Batch;
-use crate::rows::element::{DType, Element};
-use crate::rows::layout::ComponentKey;
+use crate::rows::layout::{Component, ComponentKey};
+
+/// Threads that read.
+const READERS: usize = 2;
 
 /// How a recording is replayed.
 #[derive(Clone, Debug)]
@@ -43,10 +48,47 @@ pub struct Position {
 
 /// Rows of one shard, or of the part of it that is this rank's.
 pub struct ReplayedRows {
-    /// The name and rows of each chosen component, in the order of choice. Fit for `extend_pass`.
-    pub pass: Vec<(Arc<str>, Batch)>,
+    /// Of each chosen component, in the order of choice: all rows of the shard.
+    columns: Vec<(Component, Arc<ShardRows>)>,
+    rows: Range<usize>,
+    next: Position,
+}
+
+impl ReplayedRows {
+    /// How many rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Where to start to get what follows these rows.
-    pub next: Position,
+    #[must_use]
+    pub fn next(&self) -> Position {
+        self.next
+    }
+
+    /// The name and rows of each chosen component, in the order of choice: a pass for `extend_pass`. Copies nothing.
+    #[must_use]
+    pub fn pass(&self) -> Vec<(&str, Batch)> {
+        self.columns.iter().map(|column| (&*column.0.name, lend_rows(column, self.rows.clone()))).collect()
+    }
+
+    /// Passes of at most so many rows, with the number of each component in the order of choice.
+    pub(crate) fn pieces(self, rows: usize) -> impl Iterator<Item = Vec<(usize, Batch)>> {
+        let Range { start, end } = self.rows;
+        let piece = move |first: usize| {
+            self.columns
+                .iter()
+                .enumerate()
+                .map(|(number, column)| (number, lend_rows(column, first..end.min(first + rows))))
+                .collect()
+        };
+        (start..end).step_by(rows).map(piece)
+    }
+}
+
+fn lend_rows((component, shard): &(Component, Arc<ShardRows>), rows: Range<usize>) -> Batch {
+    lend(shard, rows, component.dtype, component.features)
 }
 
 impl Recording {
@@ -87,8 +129,8 @@ impl Replay {
         self
     }
 
-    /// Gives out one of `world_size` parts, which do not overlap, leave nothing out, and differ by at most one row. All ranks
-    /// need the same seed.
+    /// Gives out one of `world_size` parts of each epoch. The parts do not overlap and leave nothing out. The rows of all epochs
+    /// together differ by at most one from rank to rank. All ranks need the same seed.
     ///
     /// # Errors
     /// [`RecordingError::Setting`] if `rank` is not below `world_size`, or there are fewer rows than ranks.
@@ -113,96 +155,153 @@ impl Replay {
         self
     }
 
-    /// Starts to read. One thread reads a shard ahead, so at most three shards are in memory.
+    /// Starts to read. Two threads read ahead, so at most five shards are in memory: one in your hands, two that wait, and two that are
+    /// being read.
     ///
     /// # Errors
     /// [`RecordingError`] if there is no thread to be had. Later errors come from the iterator, which ends with them.
     pub fn start(self) -> Result<Replaying, RecordingError> {
-        let (sender, receiver) = bounded(1);
-        let dir = self.recording.shards[0].0.clone();
-        let read = move || {
-            for epoch in self.start.epoch..self.epochs {
-                let skip = if epoch == self.start.epoch { self.start.row } else { 0 };
-                for (shard, rows, before) in self.parts(epoch, skip) {
-                    let row = before + rows.end - rows.start;
-                    let next = if row == self.own_rows() {
-                        Position { epoch: epoch + 1, row: 0 }
-                    } else {
-                        Position { epoch, row }
-                    };
-                    let read = self.read(shard, rows).map(|pass| ReplayedRows { pass, next });
+        let dir = self.recording.dir().to_owned();
+        let read = |reader: usize| {
+            let replay = self.clone();
+            let (sender, receiver) = bounded(1);
+            let read = move || {
+                for part in replay.all_parts().skip(reader).step_by(READERS) {
+                    let read = replay.read(part);
                     let failed = read.is_err();
                     if sender.send(read).is_err() || failed {
                         return;
                     }
                 }
-            }
+            };
+            thread::Builder::new().name("replay".to_owned()).spawn(read).doing("start a thread to read", &dir)?;
+            Ok(receiver)
         };
-        thread::Builder::new().name("replay".to_owned()).spawn(read).doing("start a thread to read", &dir)?;
-        Ok(Replaying { receiver })
+        Ok(Replaying { readers: (0..READERS).map(read).collect::<Result<_, RecordingError>>()? })
     }
 
-    /// This rank's rows, counted in the order of an epoch.
-    fn own(&self) -> Range<u64> {
+    /// This rank's rows of an epoch, counted in the order of the epoch.
+    ///
+    /// Ranks take another part in each epoch. Bounds that are rounded down spread the parts that are a row longer evenly, so the
+    /// rows of any number of epochs differ by at most one from rank to rank.
+    fn own(&self, epoch: u64) -> Range<u64> {
+        let part = (u128::from(self.rank) + u128::from(epoch)) % u128::from(self.world_size);
         let rows = u128::from(self.recording.rows());
-        let bound = |rank: u64| (rows * u128::from(rank) / u128::from(self.world_size)) as u64;
-        bound(self.rank)..bound(self.rank + 1)
+        let bound = |part: u128| (rows * part / u128::from(self.world_size)) as u64;
+        bound(part)..bound(part + 1)
     }
 
-    fn own_rows(&self) -> u64 {
-        self.own().end - self.own().start
+    fn own_rows(&self, epoch: u64) -> u64 {
+        self.own(epoch).end - self.own(epoch).start
     }
 
-    /// This rank's parts of an epoch: the shard, its rows, and how many rows of this rank come before.
-    fn parts(&self, epoch: u64, skip: u64) -> Vec<(usize, Range<u64>, u64)> {
+    /// This rank's parts of shards, from the start on.
+    fn all_parts(&self) -> impl Iterator<Item = ShardPart> {
+        let skip = |epoch| if epoch == self.start.epoch { self.start.row } else { 0 };
+        (self.start.epoch..self.epochs).flat_map(move |epoch| self.parts(epoch, skip(epoch)))
+    }
+
+    /// This rank's parts of an epoch.
+    fn parts(&self, epoch: u64, skip: u64) -> Vec<ShardPart> {
         let mut order: Vec<usize> = (0..self.recording.shards.len()).collect();
         // One stream for each epoch, so that starting at an epoch needs none before it.
         let seed = self.seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         order.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
-        let own = self.own();
+        let own = self.own(epoch);
         let from = own.start.saturating_add(skip);
         let (mut parts, mut first) = (Vec::new(), 0);
         for shard in order {
             let end = first + self.recording.shards[shard].1.rows;
             let (low, high) = (from.max(first), own.end.min(end));
             if low < high {
-                parts.push((shard, low - first..high - first, low - own.start));
+                let next = if high == own.end {
+                    Position { epoch: epoch + 1, row: 0 }
+                } else {
+                    Position { epoch, row: high - own.start }
+                };
+                parts.push(ShardPart { shard, rows: low - first..high - first, next });
             }
             first = end;
         }
         parts
     }
 
-    fn read(&self, index: usize, rows: Range<u64>) -> Result<Vec<(Arc<str>, Batch)>, RecordingError> {
-        let (path, info) = &self.recording.shards[index];
+    fn read(&self, part: ShardPart) -> Result<ReplayedRows, RecordingError> {
+        let (path, info) = &self.recording.shards[part.shard];
         let read = |&component: &usize| {
-            let bytes = shard::read_rows(&*self.recording.disk, path, info, component)?;
-            let length = self.recording.layout.row_bytes(component);
-            let bytes = &bytes[rows.start as usize * length..rows.end as usize * length];
-            let found = &self.recording.components()[component];
-            let batch = match found.dtype {
-                DType::F32 => batch::<f32>(bytes, found.features),
-                DType::F16 => batch::<f16>(bytes, found.features),
-                DType::BF16 => batch::<bf16>(bytes, found.features),
-                DType::U32 => batch::<u32>(bytes, found.features),
-                DType::I64 => batch::<i64>(bytes, found.features),
-            };
-            let batch = batch.map_err(|error| shard::damaged(path, error.to_string()))?;
-            Ok((found.name.clone(), batch))
+            let shard = shard::read_rows(&*self.recording.disk, path, info, component)?;
+            Ok((self.recording.components()[component].clone(), Arc::new(shard)))
         };
-        self.chosen.iter().map(read).collect()
+        let columns = self.chosen.iter().map(read).collect::<Result<_, RecordingError>>()?;
+        Ok(ReplayedRows { columns, rows: part.rows.start as usize..part.rows.end as usize, next: part.next })
+    }
+
+    // What a ring that this replay fills needs to know.
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.recording.dir()
+    }
+
+    /// The components, in the order of choice.
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = &Component> {
+        self.chosen.iter().map(|&component| &self.recording.components()[component])
+    }
+
+    /// The position behind so many rows of this rank, from the start of the first epoch.
+    pub(crate) fn position(&self, rows: u64) -> Position {
+        // Every rank has all rows once in as many epochs as there are ranks.
+        let all = self.recording.rows();
+        let (mut epoch, mut row) = (rows / all * self.world_size, rows % all);
+        while row >= self.own_rows(epoch) {
+            row -= self.own_rows(epoch);
+            epoch += 1;
+        }
+        Position { epoch, row }
+    }
+
+    /// Rows of a rank in all epochs.
+    fn rows_of(&self, rank: u64) -> u64 {
+        let replay = Replay { rank, ..self.clone() };
+        let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(epoch)).sum();
+        (self.epochs / self.world_size).saturating_mul(self.recording.rows()).saturating_add(rest)
+    }
+
+    /// Whether another rank has more rows in all epochs; by one, then.
+    pub(crate) fn has_fewest(&self) -> bool {
+        let own = self.rows_of(self.rank);
+        (0..self.world_size).any(|rank| self.rows_of(rank) > own)
+    }
+
+    /// The fewest and the most rows of a rank, in all epochs.
+    pub(crate) fn rows_of_ranks(&self) -> (u64, u64) {
+        let rows = || (0..self.world_size).map(|rank| self.rows_of(rank));
+        (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
+    }
+
+    /// Tells replays of other rows, or in another order, apart.
+    pub(crate) fn fingerprint(&self) -> String {
+        let shards = self.recording.shards.iter().map(|(_, info)| {
+            let checksums: Vec<&str> = self.chosen.iter().map(|&c| info.components[c].checksum.as_str()).collect();
+            (&info.lane, info.number, info.rows, checksums)
+        });
+        let shards: Vec<_> = shards.collect();
+        let what = (self.seed, self.rank, self.world_size, &self.chosen, shards);
+        // Strings and numbers: nothing that JSON has no form for.
+        checksum(&serde_json::to_vec(&what).unwrap_or_default())
     }
 }
 
-fn batch<T: Element>(bytes: &[u8], features: usize) -> Result<Batch, crate::error::ShapeError> {
-    let mut values = vec![T::zeroed(); bytes.len() / size_of::<T>()];
-    bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-    Batch::from_vec(values, features)
+/// A part of a shard, and the position behind it.
+struct ShardPart {
+    shard: usize,
+    rows: Range<u64>,
+    next: Position,
 }
 
 /// The rows of a replay, in order. Made by [`Replay::start`].
 pub struct Replaying {
-    receiver: Receiver<Result<ReplayedRows, RecordingError>>,
+    /// Parts come from each in turn; empty after the end.
+    readers: VecDeque<Receiver<Result<ReplayedRows, RecordingError>>>,
 }
 
 impl Iterator for Replaying {
@@ -210,7 +309,14 @@ impl Iterator for Replaying {
 
     /// Blocks until the next shard is read.
     fn next(&mut self) -> Option<Self::Item> {
-        self.receiver.recv().ok()
+        let reader = self.readers.pop_front()?;
+        let next = reader.recv().ok();
+        match &next {
+            Some(Ok(_)) => self.readers.push_back(reader),
+            // The others have nothing that comes before.
+            Some(Err(_)) | None => self.readers.clear(),
+        }
+        next
     }
 }
 
@@ -224,6 +330,6 @@ impl fmt::Debug for Replaying {
 
 impl fmt::Debug for ReplayedRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplayedRows").field("pass", &self.pass).field("next", &self.next).finish()
+        f.debug_struct("ReplayedRows").field("rows", &self.rows()).field("next", &self.next).finish_non_exhaustive()
     }
 }

@@ -1,13 +1,15 @@
 //! A shard: a folder that has one file for each component and says what is in them.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::{Checksum, checksum};
-use crate::disk::disk::{Disk, Doing, read_all};
+use crate::disk::disk::{Disk, Doing, Readable, read_all};
 use crate::disk::folder::{UNFINISHED, UnfinishedFolder};
 use crate::disk::safetensors::{header, read_header};
 use crate::error::{DiskError, RecordingError};
@@ -121,31 +123,106 @@ pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, Rec
     Ok(sealed.shard)
 }
 
-/// Reads and verifies the rows of one component, as bytes.
+/// The rows of one component of a shard, in memory.
+pub(crate) struct ShardRows {
+    /// The whole file; words, so that the rows are aligned if they start at a multiple of eight bytes.
+    file: Vec<u64>,
+    /// Where the rows are in it, in bytes.
+    rows: Range<usize>,
+}
+
+impl ShardRows {
+    /// The first `bytes` bytes of some words.
+    pub(crate) fn of(words: Vec<u64>, bytes: usize) -> Self {
+        ShardRows { file: words, rows: 0..bytes }
+    }
+
+    /// All rows, one after the other.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.file)[self.rows.clone()]
+    }
+}
+
+/// Opens the file of one component, and reads its header. Returns the file, at its first row, with what was read.
+fn open_rows(
+    disk: &dyn Disk,
+    folder: &Path,
+    info: &ShardInfo,
+    component: usize,
+) -> Result<(PathBuf, Box<dyn Readable>, Vec<u8>, usize), RecordingError> {
+    let of = &info.components[component];
+    let path = folder.join(&of.file);
+    let mut file = disk.open(&path).doing("read", &path)?;
+    let Some(Component { dtype, features, .. }) = of.component() else {
+        return Err(damaged(&path, format!("its dtype {:?} is unknown", of.dtype)));
+    };
+    let invalid = |error: io::Error| damaged(&path, error.to_string());
+    let mut head = Vec::new();
+    let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(invalid)?;
+    let length = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
+    match length {
+        Some(length) if shape == [info.rows, features as u64] => Ok((path, file, head, length)),
+        _ => Err(damaged(&path, format!("it holds {shape:?}, not [{}, {features}]", info.rows))),
+    }
+}
+
+/// Reads a file, and keeps what was read.
+struct Keeps<'a> {
+    file: &'a mut dyn Readable,
+    read: &'a mut Vec<u8>,
+}
+
+impl Read for Keeps<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.read.extend_from_slice(&buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// Reads and verifies the rows of one component.
 pub(crate) fn read_rows(
     disk: &dyn Disk,
     folder: &Path,
     info: &ShardInfo,
     component: usize,
-) -> Result<Vec<u8>, RecordingError> {
-    let file = &info.components[component];
-    let path = folder.join(&file.file);
-    let mut bytes = read_all(disk, &path)?;
-    if checksum(&bytes) != file.checksum {
+) -> Result<ShardRows, RecordingError> {
+    let (path, mut file, head, length) = open_rows(disk, folder, info, component)?;
+    let (start, end) = (head.len(), head.len() + length);
+    let mut words = vec![0_u64; end.div_ceil(8)];
+    let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..end];
+    bytes[..start].copy_from_slice(&head);
+    file.read_exact(&mut bytes[start..]).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
+        _ => DiskError { operation: "read", path: path.clone(), error: Arc::new(error) }.into(),
+    })?;
+    if checksum(bytes) != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
     }
-    let Some(Component { dtype, features, .. }) = file.component() else {
-        return Err(damaged(&path, format!("its dtype {:?} is unknown", file.dtype)));
-    };
-    let mut rest = &bytes[..];
-    let shape = read_header(&mut rest, dtype).map_err(|error| damaged(&path, error.to_string()))?;
-    let start = bytes.len() - rest.len();
-    let expected = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
-    if shape != [info.rows, features as u64] || expected != Some(bytes.len() - start) {
-        return Err(damaged(&path, format!("it holds {shape:?}, not [{}, {features}]", info.rows)));
+    Ok(ShardRows { file: words, rows: start..end })
+}
+
+/// Reads some rows of one component into `out`, which has room for them: of each its number in the shard, and its place in
+/// `out`. Verifies nothing but the header.
+pub(crate) fn read_some(
+    disk: &dyn Disk,
+    folder: &Path,
+    info: &ShardInfo,
+    component: usize,
+    rows: impl Iterator<Item = (u64, usize)>,
+    out: &mut [u8],
+) -> Result<(), RecordingError> {
+    let (path, mut file, head, length) = open_rows(disk, folder, info, component)?;
+    let row_bytes = length / (info.rows as usize).max(1);
+    let mut at = None;
+    for (row, place) in rows {
+        if at != Some(row) {
+            file.seek(SeekFrom::Start(head.len() as u64 + row * row_bytes as u64)).doing("read", &path)?;
+        }
+        file.read_exact(&mut out[place * row_bytes..][..row_bytes]).doing("read", &path)?;
+        at = Some(row + 1);
     }
-    bytes.drain(..start);
-    Ok(bytes)
+    Ok(())
 }
 
 /// The shards of a folder, by lane and number.

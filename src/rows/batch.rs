@@ -74,7 +74,16 @@ impl Batch {
         O: AsRef<[T]> + Send + Sync + 'static,
     {
         let rows = count_rows(owner.as_ref().len(), features)?;
-        Ok(Batch::new(Rows::Foreign { owner: Box::new(owner), rows, features }))
+        Ok(Batch::lent(owner, rows, features))
+    }
+
+    /// As [`from_owner`](Self::from_owner), of as many values as `rows` and `features` say.
+    pub(crate) fn lent<T, O>(owner: O, rows: usize, features: usize) -> Self
+    where
+        T: Element,
+        O: AsRef<[T]> + Send + Sync + 'static,
+    {
+        Batch::new(Rows::Foreign { owner: Box::new(owner), rows, features })
     }
 
     /// How many rows.

@@ -37,7 +37,7 @@ fn check(disk: &FaultyDisk) -> u64 {
     };
     recording.verify(|_, _| ()).unwrap();
     for row in 0..recording.rows() {
-        assert_eq!(recording.get("a", row).unwrap()[2], (row / 3) as f32);
+        assert_eq!(recording.get("a", &[row]).unwrap().to_f32()[[0, 2]], (row / 3) as f32);
     }
     recording.rows()
 }

@@ -1,0 +1,146 @@
+//! A ring that a replay fills.
+
+use std::path::Path;
+
+use crate::disk::disk::Doing;
+use crate::error::{RecordingError, WriteError};
+use crate::pipeline::config::RingStoreBuilder;
+use crate::pipeline::group::SpawnError;
+use crate::pipeline::producer::Producer;
+use crate::recording::replay::Replay;
+use crate::rows::layout::Component;
+use crate::store::ring_store::RingStore;
+
+/// Rows of a pass. A resumed store wants rows again from the start of a pass.
+const PASS: usize = 4096;
+
+impl Replay {
+    /// Builds a ring store that this replay fills, on a thread. Its components are the recording's, or those chosen; `builder` has the
+    /// other settings.
+    ///
+    /// The stream ends after the last epoch, with a partial minibatch if the rows do not divide. Every rank gets the same number of
+    /// minibatches: where that needs it, a rank's last full minibatch is served in two parts. If a shard cannot be read, the
+    /// stream ends with [`ReadError::Failed`](crate::ReadError::Failed) after the rows before it.
+    ///
+    /// Rows are mixed over the ring's window. Use a window of two shards or more.
+    ///
+    /// ```
+    /// use activation_store::{Recorder, Recording, RingStore};
+    /// use ndarray::Array2;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("replay-doc-{}", std::process::id()));
+    /// let recorder = Recorder::builder().component("mlp", 4).shard_rows(64).create(&dir)?;
+    /// for pass in 0..10 {
+    ///     let _ = recorder.extend_pass([("mlp", Array2::<f32>::from_elem((50, 4), pass as f32))])?;
+    /// }
+    /// recorder.finish()?;
+    ///
+    /// let replay = Recording::open(&dir)?.replay().seed(7).epochs(2);
+    /// let store = replay.into_ring(RingStore::builder().batch_size(32).window(256))?;
+    /// let mut rows = 0;
+    /// for minibatch in store.minibatches().blocking() {
+    ///     rows += minibatch?.rows();
+    /// }
+    /// assert_eq!(rows, 1000);
+    /// # std::fs::remove_dir_all(&dir)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`RecordingError`]: a ring that cannot be built; components in `builder`; or ranks that cannot get equal numbers of
+    /// minibatches, because a minibatch has one row, because `drop_last` would drop them on some ranks only, or because the window
+    /// is a single minibatch.
+    pub fn into_ring(self, builder: RingStoreBuilder) -> Result<RingStore, RecordingError> {
+        let builder = self.configure(builder)?;
+        self.check_ranks(&builder)?;
+        self.feed(builder.build()?)
+    }
+
+    /// Goes on from a light snapshot of a store that the same replay filled, bit for bit: `dir` is the folder of the snapshots, or one of
+    /// them. The replay must have the same recording, components, seed and rank. It may have more epochs, if the first store has not
+    /// ended.
+    ///
+    /// # Errors
+    /// As [`into_ring`](Self::into_ring); [`RecordingError::Resume`] if there is no snapshot that can be used, or it is of another replay.
+    pub fn resume(self, builder: RingStoreBuilder, dir: impl AsRef<Path>) -> Result<RingStore, RecordingError> {
+        let store = self.configure(builder)?.resume(dir)?;
+        self.feed(store)
+    }
+
+    fn configure(&self, builder: RingStoreBuilder) -> Result<RingStoreBuilder, RecordingError> {
+        if let Some(name) = builder.first_component() {
+            let expected = "left out: the recording has the components; choose some with Replay::components";
+            return Err(setting("a component of the ring", format!("{name:?}"), expected));
+        }
+        let with = |builder: RingStoreBuilder, component: &Component| {
+            builder.component_of(&*component.name, component.features, component.dtype)
+        };
+        Ok(self.chosen().fold(builder, with).halves_last(self.has_fewest()))
+    }
+
+    /// Checks that all ranks can get as many minibatches.
+    fn check_ranks(&self, builder: &RingStoreBuilder) -> Result<(), RecordingError> {
+        let (fewest, most) = self.rows_of_ranks();
+        let config = builder.clone().check()?;
+        let batch = config.batch_size as u64;
+        let with = |value: &str| format!("{value}, with {fewest} rows on some ranks and {most} on others");
+        if fewest == most {
+            Ok(())
+        } else if config.drop_last {
+            let expected = "false, or another batch_size: some ranks would drop a minibatch that others serve";
+            if most.is_multiple_of(batch) { Err(setting("drop_last", with("true"), expected)) } else { Ok(()) }
+        } else if !fewest.is_multiple_of(batch) {
+            Ok(())
+        } else if batch == 1 {
+            Err(setting("batch_size", with("1"), "2 or more, so that all ranks get as many minibatches"))
+        } else if config.open_frames == 1 {
+            let expected = "larger, so that all ranks get as many minibatches";
+            Err(setting("window", with(&config.window().to_string()), expected))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn feed(self, store: RingStore) -> Result<RingStore, RecordingError> {
+        let name = format!("replay {}", self.fingerprint());
+        let mut row = 0;
+        for at in store.resume_at() {
+            match at.lane.name.as_deref() {
+                Some(found) if found == name => row = at.row,
+                Some(found) if found.starts_with("replay ") => {
+                    let expected = "the same, with the same recording, components, seed and rank, as at the snapshot";
+                    return Err(setting("the replay", "another".to_owned(), expected));
+                }
+                _ => {}
+            }
+        }
+        if store.is_closed() {
+            return Ok(store);
+        }
+        let replay = self.clone().starting_at(self.position(row));
+        let dir = replay.dir().to_owned();
+        let spawned = store.spawn_producer(name, move |lane| replay.send(&lane));
+        spawned.or_else(|error| match error {
+            SpawnError::Store(error) => Err(RecordingError::Write(error)),
+            SpawnError::Thread(error) => Err(error).doing("start a thread to replay", &dir)?,
+        })?;
+        Ok(store)
+    }
+
+    fn send(self, lane: &Producer) -> Result<(), RecordingError> {
+        for rows in self.start()? {
+            for pass in rows?.pieces(PASS) {
+                match lane.extend_pass_blocking(pass) {
+                    Ok(()) => {}
+                    Err(refused) if matches!(refused.error, WriteError::Closed(_)) => return Ok(()),
+                    Err(refused) => return Err(refused.error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn setting(what: &'static str, value: String, expected: &str) -> RecordingError {
+    RecordingError::Setting { what, value, expected: expected.to_owned() }
+}
