@@ -143,13 +143,18 @@ impl ShardRows {
     }
 }
 
-/// Opens the file of one component, and reads its header. Returns the file, at its first row, with what was read.
-fn open_rows(
-    disk: &dyn Disk,
-    folder: &Path,
-    info: &ShardInfo,
-    component: usize,
-) -> Result<(PathBuf, Box<dyn Readable>, Vec<u8>, usize), RecordingError> {
+/// The file of one component, at its first row.
+struct OpenFile {
+    path: PathBuf,
+    file: Box<dyn Readable>,
+    /// What comes before the rows.
+    head: Vec<u8>,
+    /// Bytes of all rows.
+    length: usize,
+}
+
+/// Opens the file of one component, and reads its header.
+fn open_rows(disk: &dyn Disk, folder: &Path, info: &ShardInfo, component: usize) -> Result<OpenFile, RecordingError> {
     let of = &info.components[component];
     let path = folder.join(&of.file);
     let mut file = disk.open(&path).doing("read", &path)?;
@@ -161,7 +166,7 @@ fn open_rows(
     let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(invalid)?;
     let length = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
     match length {
-        Some(length) if shape == [info.rows, features as u64] => Ok((path, file, head, length)),
+        Some(length) if shape == [info.rows, features as u64] => Ok(OpenFile { path, file, head, length }),
         _ => Err(damaged(&path, format!("it holds {shape:?}, not [{}, {features}]", info.rows))),
     }
 }
@@ -187,7 +192,7 @@ pub(crate) fn read_rows(
     info: &ShardInfo,
     component: usize,
 ) -> Result<ShardRows, RecordingError> {
-    let (path, mut file, head, length) = open_rows(disk, folder, info, component)?;
+    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
     let (start, end) = (head.len(), head.len() + length);
     let mut words = vec![0_u64; end.div_ceil(8)];
     let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..end];
@@ -212,7 +217,7 @@ pub(crate) fn read_some(
     rows: impl Iterator<Item = (u64, usize)>,
     out: &mut [u8],
 ) -> Result<(), RecordingError> {
-    let (path, mut file, head, length) = open_rows(disk, folder, info, component)?;
+    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
     let row_bytes = length / (info.rows as usize).max(1);
     let mut at = None;
     for (row, place) in rows {
