@@ -59,6 +59,7 @@ pub use crate::{
         recorder::{Recorder, RecorderBuilder, Safe},
         recording::Recording,
         replay::{Position, Replay, ReplayedRows, Replaying},
+        tee::Tee,
     },
     ring::deal::DEALING_VERSION,
     rows::{

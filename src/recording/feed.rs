@@ -9,6 +9,7 @@ use crate::pipeline::group::SpawnError;
 use crate::pipeline::producer::Producer;
 use crate::recording::replay::Replay;
 use crate::rows::layout::Component;
+use crate::snapshot::snapshot::Snapshot;
 use crate::store::ring_store::RingStore;
 
 /// Rows of a pass. A resumed store wants rows again from the start of a pass.
@@ -64,6 +65,15 @@ impl Replay {
     /// As [`into_ring`](Self::into_ring); [`RecordingError::Resume`] if there is no snapshot that can be used, or it is of another replay.
     pub fn resume(self, builder: RingStoreBuilder, dir: impl AsRef<Path>) -> Result<RingStore, RecordingError> {
         let store = self.configure(builder)?.resume(dir)?;
+        self.feed(store)
+    }
+
+    /// As [`resume`](Self::resume), from a snapshot that you keep yourself.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resume_from(self, builder: RingStoreBuilder, snapshot: &Snapshot) -> Result<RingStore, RecordingError> {
+        let store = self.configure(builder)?.resume_from(snapshot)?;
         self.feed(store)
     }
 

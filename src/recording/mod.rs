@@ -11,3 +11,4 @@ pub(crate) mod recorder;
 pub(crate) mod recording;
 pub(crate) mod replay;
 pub(crate) mod shard;
+pub(crate) mod tee;

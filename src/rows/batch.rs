@@ -119,6 +119,26 @@ impl Batch {
         T::unwrap(&self.rows).map(Rows::view)
     }
 
+    /// Two batches over the same memory, for two stores. Copies nothing; the memory is released with the second.
+    ///
+    /// ```
+    /// use activation_store::Batch;
+    ///
+    /// let (a, b) = Batch::from_vec(vec![1.0_f32, 2.0], 2)?.share();
+    /// assert_eq!(a.view::<f32>().unwrap().as_ptr(), b.view::<f32>().unwrap().as_ptr());
+    /// # Ok::<(), activation_store::ShapeError>(())
+    /// ```
+    #[must_use]
+    pub fn share(self) -> (Self, Self) {
+        let from_vec = self.from_vec;
+        let (mut first, mut second) = with_rows!(self.rows, rows => {
+            let (first, second) = rows.share();
+            (Batch::new(first), Batch::new(second))
+        });
+        (first.from_vec, second.from_vec) = (from_vec, from_vec);
+        (first, second)
+    }
+
     /// Copies the values as `f32`, `[rows, features]`, for stores that keep rows in another form.
     ///
     /// Integers are rounded to the nearest `f32`.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use ndarray::{ArcArray2, Array2, ArrayView2};
@@ -162,6 +163,30 @@ pub enum Rows<T> {
     Owned(Array2<T>),
     Shared(ArcArray2<T>),
     Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
+}
+
+impl<T: Clone + Send + Sync + 'static> Rows<T> {
+    /// The same memory, twice.
+    pub(crate) fn share(self) -> (Self, Self) {
+        match self {
+            Rows::Owned(array) => Rows::Shared(array.into_shared()).share(),
+            Rows::Shared(array) => (Rows::Shared(array.clone()), Rows::Shared(array)),
+            Rows::Foreign { owner, rows, features } => {
+                let owner = Arc::new(owner);
+                let foreign = |owner| Rows::Foreign { owner: Box::new(Both(owner)), rows, features };
+                (foreign(owner.clone()), foreign(owner))
+            }
+        }
+    }
+}
+
+/// An owner that two batches share.
+struct Both<T>(Arc<Box<dyn Owner<T>>>);
+
+impl<T> AsRef<[T]> for Both<T> {
+    fn as_ref(&self) -> &[T] {
+        self.0.values()
+    }
 }
 
 pub trait Owner<T>: Send + Sync {
