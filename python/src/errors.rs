@@ -1,8 +1,8 @@
 //! The crate's errors as Python's own kinds, with the crate's messages.
 
 use activation_store::{
-    BuildError, DiskError, IndexError, ReadError, Refused, RefusedPass, ResumeError, ShapeError, SnapshotError,
-    UnknownComponent, UnknownDType, ViewError, WriteError,
+    BuildError, DiskError, IndexError, ReadError, RecordingError, Refused, RefusedPass, ResumeError, ShapeError,
+    SnapshotError, UnknownComponent, UnknownDType, ViewError, WriteError,
 };
 use pyo3::exceptions::{
     PyFileNotFoundError, PyIndexError, PyOSError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError,
@@ -97,6 +97,34 @@ impl IntoPython for ResumeError {
             other => other.to_string().replace("start anew with build()", "make a new RingStore"),
         }
     }
+}
+
+impl IntoPython for RecordingError {
+    fn kind(&self, message: String) -> PyErr {
+        match self {
+            RecordingError::Disk(error) => error.kind(message),
+            RecordingError::Empty { .. } => PyFileNotFoundError::new_err(message),
+            RecordingError::Build(error) => error.kind(message),
+            RecordingError::Index(error) => error.kind(message),
+            RecordingError::Component(error) => error.kind(message),
+            RecordingError::Resume(error) => error.kind(message),
+            RecordingError::Write(error) => error.kind(message),
+            _ => PyValueError::new_err(message),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            RecordingError::Build(error) => error.message(),
+            RecordingError::Resume(error) => error.message(),
+            other => other.to_string().replace("drop_last is true", "drop_last is True"),
+        }
+    }
+}
+
+/// A store, or what is like one, takes no more rows.
+pub(crate) fn closed(message: &'static str) -> PyErr {
+    python::StoreClosedError::new_err(message)
 }
 
 impl IntoPython for IndexError {

@@ -87,23 +87,7 @@ impl Lane {
         notice: Option<Notice<'_>>,
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
-        let end = self.end.get()?;
-        let components = &self.intake.components;
-        let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
-        let pass = pass_.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
-        let rows = check_pass(components, &pass).or_raise()?;
-        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
-        let mut gathered = end.begin_pass();
-        value.into_iter().for_each(|value| gathered.attach(value));
-        for (component, rows) in pass {
-            gathered.put(component, rows.get().take()?.into_batch(py, &self.intake.depot)?).or_raise()?;
-        }
-        let handle = match (room, if_full) {
-            (Some(room), _) => room.commit(gathered),
-            (None, IfFull::Refuse) => gathered.try_commit(),
-            (None, _) => gathered.commit(),
-        };
-        Ok(WriteOutcome::new(handle.or_raise()?, rows))
+        self.hand_in(py, pass_, if_full, timeout, notice, value, None)
     }
 
     /// Tells the store that the lane is sent again from its first row.
@@ -123,7 +107,7 @@ impl Lane {
 
     /// Whether it takes no more rows.
     #[getter]
-    fn closed(&self) -> PyResult<bool> {
+    pub(crate) fn closed(&self) -> PyResult<bool> {
         let taken = self.end.get()?.reserve_pass(0).wait_timeout(Duration::ZERO);
         Ok(matches!(taken, Some(Err(WriteError::Closed(_) | WriteError::Poisoned { .. }))))
     }
@@ -144,13 +128,54 @@ impl Lane {
 }
 
 impl Lane {
+    /// As `extend_pass`. Adds a share of each batch to `shares`.
+    #[expect(clippy::too_many_arguments, reason = "those of `extend_pass`")]
+    pub(crate) fn hand_in(
+        &self,
+        py: Python<'_>,
+        pass: Vec<(Key, Py<Rows>)>,
+        if_full: IfFull,
+        timeout: Option<f64>,
+        notice: Option<Notice<'_>>,
+        value: Option<Vec<u8>>,
+        mut shares: Option<&mut Vec<(usize, Batch)>>,
+    ) -> PyResult<WriteOutcome> {
+        let end = self.end.get()?;
+        let components = &self.intake.components;
+        let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
+        let pass = pass.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
+        let rows = check_pass(components, &pass).or_raise()?;
+        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
+        let mut gathered = end.begin_pass();
+        value.into_iter().for_each(|value| gathered.attach(value));
+        for (component, rows) in pass {
+            let mut batch = rows.get().take()?.into_batch(py, &self.intake.depot)?;
+            if let Some(shares) = shares.as_deref_mut() {
+                let (ours, share) = batch.share();
+                shares.push((component, share));
+                batch = ours;
+            }
+            gathered.put(component, batch).or_raise()?;
+        }
+        let handle = match (room, if_full) {
+            (Some(room), _) => room.commit(gathered),
+            (None, IfFull::Refuse) => gathered.try_commit(),
+            (None, _) => gathered.commit(),
+        };
+        Ok(WriteOutcome::new(handle.or_raise()?, rows))
+    }
+
+    pub(crate) fn components(&self) -> &[Component] {
+        &self.intake.components
+    }
+
     pub(crate) fn new(end: End, intake: Arc<Intake>) -> Self {
         Lane { end: Home::new(end), intake }
     }
 }
 
 /// Checks rows before they wait for room, or for others that belong to them.
-fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), WriteError> {
+pub(crate) fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), WriteError> {
     let (component, expected) = (named((number, &components[number])), &components[number]);
     if rows.features != expected.features && (rows.len() > 0 || rows.features > 0) {
         return Err(WriteError::Features {
@@ -167,7 +192,7 @@ fn check(components: &[Component], number: usize, rows: &Rows) -> Result<(), Wri
 }
 
 /// Checks the rows of a pass before they wait for room. Returns how many there are of each component.
-fn check_pass(components: &[Component], pass: &[(usize, Py<Rows>)]) -> Result<usize, WriteError> {
+pub(crate) fn check_pass(components: &[Component], pass: &[(usize, Py<Rows>)]) -> Result<usize, WriteError> {
     let name = |number: usize| named((number, &components[number]));
     let mut first = None;
     for (place, (number, rows)) in pass.iter().enumerate() {

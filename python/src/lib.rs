@@ -12,6 +12,7 @@ mod fetch;
 mod lane;
 mod minibatch;
 mod process;
+mod recording;
 mod ring;
 mod rows;
 mod saving;
@@ -33,6 +34,8 @@ mod _native {
     use crate::lane::{IfFull, Lane};
     #[pymodule_export]
     use crate::minibatch::{Block, Minibatch};
+    #[pymodule_export]
+    use crate::recording::{Recorder, Recording, TeeLane};
     #[pymodule_export]
     use crate::ring::{Ring, list_snapshots, prune_snapshots, resume_points};
     #[pymodule_export]

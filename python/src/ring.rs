@@ -37,6 +37,21 @@ pub(crate) struct Ring {
     intake: Arc<Intake>,
 }
 
+impl Ring {
+    pub(crate) fn of(store: RingStore, queue_rows: Option<usize>) -> Self {
+        let consumer = store.minibatches();
+        let components = store.components().to_vec();
+        let row_bytes = components.iter().map(|c| c.features.saturating_mul(c.dtype.size())).sum::<usize>();
+        let queue = queue_rows.unwrap_or(store.batch_size().saturating_mul(2)).saturating_mul(row_bytes);
+        let when_full = store.when_full();
+        // A later piece of a batch must not be refused for running ahead of another component.
+        let in_pieces = components.len() == 1 && when_full != WhenFull::Reject;
+        let waits = when_full != WhenFull::Reject;
+        let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
+        Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) }
+    }
+}
+
 /// Where a store begins.
 enum Start {
     New,
@@ -99,16 +114,7 @@ impl Ring {
                 Snapshot::from_bytes(&bytes).and_then(|snapshot| builder.resume_from(&snapshot)).or_raise()
             }
         })?;
-        let consumer = store.minibatches();
-        let components = store.components().to_vec();
-        let row_bytes = components.iter().map(|c| c.features.saturating_mul(c.dtype.size())).sum::<usize>();
-        let queue = queue_rows.unwrap_or(store.batch_size().saturating_mul(2)).saturating_mul(row_bytes);
-        let when_full = store.when_full();
-        // A later piece of a batch must not be refused for running ahead of another component.
-        let in_pieces = components.len() == 1 && when_full != WhenFull::Reject;
-        let waits = when_full != WhenFull::Reject;
-        let intake = Intake { components, depot: Depot::new(queue, PIECE), waits, in_pieces };
-        Ok(Ring { inside: Home::new(Inside { store, consumer }), intake: Arc::new(intake) })
+        Ok(Ring::of(store, queue_rows))
     }
 
     /// The components: name, features and dtype of each.

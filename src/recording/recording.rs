@@ -54,13 +54,31 @@ impl Recording {
     /// # Errors
     /// [`RecordingError`] names the first file that is damaged or cannot be read.
     pub fn verify(&self, mut progress: impl FnMut(usize, usize)) -> Result<(), RecordingError> {
-        for (done, (path, info)) in self.shards.iter().enumerate() {
-            for component in 0..info.components.len() {
-                shard::read_rows(&*self.disk, path, info, component)?;
-            }
-            progress(done + 1, self.shards.len());
+        for shard in 0..self.shards.len() {
+            self.verify_shard(shard)?;
+            progress(shard + 1, self.shards.len());
         }
         Ok(())
+    }
+
+    /// As [`verify`](Self::verify), of one shard.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// Panics if there are no more than `shard` [`shards`](Self::shards).
+    pub fn verify_shard(&self, shard: usize) -> Result<(), RecordingError> {
+        let (path, info) = &self.shards[shard];
+        (0..info.components.len())
+            .try_for_each(|component| shard::read_rows(&*self.disk, path, info, component).map(drop))
+    }
+
+    /// What the recorders said of the rows: all fields, of the first lane that has each.
+    #[must_use]
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let fields = self.shards.iter().rev().flat_map(|(_, info)| &info.metadata);
+        fields.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// The folder.

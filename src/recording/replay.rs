@@ -31,10 +31,11 @@ pub struct Replay {
     recording: Recording,
     chosen: Vec<usize>,
     seed: u64,
+    first_epoch: u64,
     epochs: u64,
     rank: u64,
     world_size: u64,
-    start: Position,
+    start: Option<Position>,
 }
 
 /// A place in a replay: what comes next.
@@ -102,7 +103,7 @@ impl Recording {
 impl Replay {
     fn new(recording: Recording) -> Self {
         let chosen = (0..recording.components().len()).collect();
-        Replay { recording, chosen, seed: 0, epochs: 1, rank: 0, world_size: 1, start: Position::default() }
+        Replay { recording, chosen, seed: 0, first_epoch: 0, epochs: 1, rank: 0, world_size: 1, start: None }
     }
 
     /// Reads only these components.
@@ -122,10 +123,17 @@ impl Replay {
         self
     }
 
-    /// How often each row is given out. Default: 1.
+    /// How often each row is given out, each time in another order. Default: 1.
     #[must_use]
     pub fn epochs(mut self, epochs: u64) -> Self {
         self.epochs = epochs;
+        self
+    }
+
+    /// The first epoch, which decides the order. Default: 0. If you make a ring for each epoch, set it to the number of the epoch.
+    #[must_use]
+    pub fn first_epoch(mut self, epoch: u64) -> Self {
+        self.first_epoch = epoch;
         self
     }
 
@@ -151,7 +159,7 @@ impl Replay {
     /// Starts where an earlier replay of the same settings was.
     #[must_use]
     pub fn starting_at(mut self, position: Position) -> Self {
-        self.start = position;
+        self.start = Some(position);
         self
     }
 
@@ -197,8 +205,10 @@ impl Replay {
 
     /// This rank's parts of shards, from the start on.
     fn all_parts(&self) -> impl Iterator<Item = ShardPart> {
-        let skip = |epoch| if epoch == self.start.epoch { self.start.row } else { 0 };
-        (self.start.epoch..self.epochs).flat_map(move |epoch| self.parts(epoch, skip(epoch)))
+        let start = self.start.unwrap_or(Position { epoch: self.first_epoch, row: 0 });
+        let skip = move |epoch| if epoch == start.epoch { start.row } else { 0 };
+        (start.epoch..self.first_epoch.saturating_add(self.epochs))
+            .flat_map(move |epoch| self.parts(epoch, skip(epoch)))
     }
 
     /// This rank's parts of an epoch.
@@ -251,7 +261,7 @@ impl Replay {
     pub(crate) fn position(&self, rows: u64) -> Position {
         // Every rank has all rows once in as many epochs as there are ranks.
         let all = self.recording.rows();
-        let (mut epoch, mut row) = (rows / all * self.world_size, rows % all);
+        let (mut epoch, mut row) = (self.first_epoch + rows / all * self.world_size, rows % all);
         while row >= self.own_rows(epoch) {
             row -= self.own_rows(epoch);
             epoch += 1;
@@ -262,7 +272,7 @@ impl Replay {
     /// Rows of a rank in all epochs.
     fn rows_of(&self, rank: u64) -> u64 {
         let replay = Replay { rank, ..self.clone() };
-        let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(epoch)).sum();
+        let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(self.first_epoch + epoch)).sum();
         (self.epochs / self.world_size).saturating_mul(self.recording.rows()).saturating_add(rest)
     }
 
@@ -285,7 +295,7 @@ impl Replay {
             (&info.lane, info.number, info.rows, checksums)
         });
         let shards: Vec<_> = shards.collect();
-        let what = (self.seed, self.rank, self.world_size, &self.chosen, shards);
+        let what = (self.seed, self.first_epoch, self.rank, self.world_size, &self.chosen, shards);
         // Strings and numbers: nothing that JSON has no form for.
         checksum(&serde_json::to_vec(&what).unwrap_or_default())
     }
