@@ -5,6 +5,8 @@
 `RingStore` is extended by hooks and drained, as shuffled minibatches, by a training loop, at once. `TensorActivationStore`
 is filled, shuffled and indexed. Both are an `ActivationStore`, with the interface of the `sparse_autoencoder` library's.
 `capture` hooks a torch model that you run yourself up to either.
+
+`record` writes what a model's modules put out to disk, and a `Recording` gives it out again, as often as you like.
 """
 
 from ._native import ComponentStats, Dropped, Stats, __version__
@@ -14,6 +16,9 @@ from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
 from .hooks import Capture, capture
 from .producer import Producer
+from .record import record
+from .recorder import Recorder, Safe, Tee
+from .recording import Recording
 from .ring_store import RingStore
 from .snapshots import ResumeAt, Snapshots
 from .tensor_store import TensorActivationStore
@@ -26,15 +31,20 @@ __all__ = [
     "Dropped",
     "Future",
     "Producer",
+    "Recorder",
+    "Recording",
     "ResumeAt",
     "RingStore",
+    "Safe",
     "Snapshots",
     "Stats",
     "StoreClosedError",
     "StoreFullError",
+    "Tee",
     "TensorActivationStore",
     "Written",
     "__version__",
     "activations",
     "capture",
+    "record",
 ]

@@ -64,8 +64,8 @@ class Consumer:
             except TimeoutError:
                 try:
                     minibatch = await self._arrival()
-                except ClosedWithError:
-                    self._has_failed = True
+                except ClosedWithError as error:
+                    self._note_failure(error)
                     continue
             if minibatch is None:
                 raise StopAsyncIteration
@@ -91,8 +91,8 @@ class Consumer:
                 raise self._failure.error()
             try:
                 minibatch = self._native.next(_SLICE if left is None else min(left, _SLICE))
-            except ClosedWithError:
-                self._has_failed = True
+            except ClosedWithError as error:
+                self._note_failure(error)
             except TimeoutError:
                 if end is not None:
                     left = max(0.0, end - time.monotonic())
@@ -103,6 +103,11 @@ class Consumer:
             else:
                 if minibatch is not None or not self._returned:
                     return minibatch
+
+    def _note_failure(self, error: ClosedWithError) -> None:
+        """The stream has ended with the error that the store was closed with; with one of the native side, if Python gave none."""
+        self._failure.note(RuntimeError(str(error)))
+        self._has_failed = True
 
     def _notice(self, since: float | None) -> float:
         """Says what is missing if this thread has waited long since then. Returns the moment to count from."""

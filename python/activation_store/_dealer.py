@@ -75,7 +75,7 @@ class Dealer:
         try:
             if self._iterator is None:
                 assert self._batches is not None
-                self._iterator, self._batches = _from(self._batches, self._next), None
+                self._iterator, self._batches = batches_from(self._batches, self._next), None
             batch = next(self._iterator, _NONE)
             has_ended = batch is _NONE
         finally:
@@ -92,7 +92,7 @@ class Dealer:
                 self._changed.notify_all()
 
 
-def _from(batches: Iterable[Any], first: int) -> Iterator[Any]:
+def batches_from(batches: Iterable[Any], first: int) -> Iterator[Any]:
     """The batches from an index on. What cannot be indexed is read from its start."""
     if first == 0:
         return iter(batches)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._dtypes import dtype_name
 from ._incoming import element, incoming
-from ._opening import Layout, Opening
+from ._opening import Layout, Opens
 from ._pass_sinks import RingSink, kept_rows
 from ._positions import Position, value_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class FirstPass:
     """Keeps the rows of the thread's first pass, opens the ring with them, and is a `RingSink` from then on."""
 
-    def __init__(self, opening: Opening, number: int, names: list[str], start: Position | None) -> None:
+    def __init__(self, opening: Opens, number: int, names: list[str], start: Position | None) -> None:
         self._start = start
         self._batch = self._passes = 0
         """The index of the batch that runs, and its passes so far."""

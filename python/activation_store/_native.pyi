@@ -14,10 +14,13 @@ __all__ = [
     "Lane",
     "Minibatch",
     "Minibatches",
+    "Recorder",
+    "Recording",
     "Ring",
     "Rows",
     "Saving",
     "Stats",
+    "TeeLane",
     "Tensor",
     "Watcher",
     "WriteOutcome",
@@ -199,6 +202,83 @@ class Saving:
 def resume_points(folder: str | None = None, snapshot: bytes | None = None) -> list[_Place]: ...
 def list_snapshots(folder: str) -> list[tuple[int, pathlib.Path]]: ...
 def prune_snapshots(folder: str, keep: int) -> list[int]: ...
+
+@final
+class Recorder:
+    def __new__(
+        cls, folder: str, components: Sequence[tuple[str, int, str]], lane: str, shard_rows: int, metadata: dict[str, str], resume: bool
+    ) -> Recorder: ...
+    @property
+    def resumed(self) -> tuple[int, int]: ...
+    @property
+    def passes(self) -> int: ...
+    def flush(self) -> tuple[int, int]: ...
+    def close(self) -> None: ...
+    def find(self, component: int | str) -> int: ...
+    def stage(self, component: int, rows: Rows) -> None: ...
+    def extend_pass(
+        self,
+        pass_: list[tuple[int | str, Rows]],
+        if_full: IfFull,
+        timeout: float | None = None,
+        notice: tuple[float, Callable[[], object]] | None = None,
+        value: bytes | None = None,
+    ) -> WriteOutcome: ...
+    @property
+    def n_components(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class TeeLane:
+    def __new__(cls, lane: Lane, recorder: Recorder) -> TeeLane: ...
+    def find(self, component: int | str) -> int: ...
+    def stage(self, component: int, rows: Rows) -> None: ...
+    def extend_pass(
+        self,
+        pass_: list[tuple[int | str, Rows]],
+        if_full: IfFull,
+        timeout: float | None = None,
+        notice: tuple[float, Callable[[], object]] | None = None,
+        value: bytes | None = None,
+    ) -> WriteOutcome: ...
+    @property
+    def n_components(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def close(self) -> None: ...
+
+@final
+class Recording:
+    def __new__(cls, folder: str) -> Recording: ...
+    @property
+    def components(self) -> list[tuple[str, int, str]]: ...
+    @property
+    def lanes(self) -> dict[str, int]: ...
+    @property
+    def shards(self) -> int: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    def __len__(self) -> int: ...
+    def verify(self, progress: Callable[[int, int], object] | None) -> None: ...
+    def rows(self, component: int | str, rows: list[int]) -> bytearray: ...
+    def replay(
+        self,
+        *,
+        components: list[str] | None,
+        seed: int,
+        epochs: int,
+        first_epoch: int,
+        rank: int,
+        world_size: int,
+        batch_size: int | None = None,
+        window: int | None = None,
+        ready_frames: int | None = None,
+        drop_last: bool | None = None,
+        allow_overcommit: bool = False,
+        folder: str | None = None,
+        snapshot: bytes | None = None,
+    ) -> Ring: ...
 
 @final
 class Tensor:

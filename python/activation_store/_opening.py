@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._failure import Failure
 from ._positions import lane_name
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 Layout: TypeAlias = "Mapping[str, tuple[int, str]]"
 """The width and the dtype of every component, by name."""
+
+
+class Opens(Protocol):
+    """What is opened with the first pass."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more passes are taken."""
+
+    def lane(self, number: int, layout: Layout, /) -> Any:
+        """Where the passes of a replica go. The first call opens it."""
 
 
 class Opening:
@@ -154,9 +165,13 @@ def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], Ri
     from .ring_store import RingStore
 
     def build(layout: Layout) -> RingStore[Any]:
-        components = {
-            name: (features, found if dtype is None or found in ("u32", "i64") else dtype) for name, (features, found) in layout.items()
-        }
-        return RingStore(components, **settings)
+        return RingStore(with_dtype(layout, dtype), **settings)
 
     return build
+
+
+def with_dtype(layout: Layout, dtype: object) -> dict[str, tuple[int, object]]:
+    """The layout with `dtype`, if there is one, for all components of floats."""
+    return {
+        name: (features, found if dtype is None or found in ("u32", "i64") else dtype) for name, (features, found) in layout.items()
+    }

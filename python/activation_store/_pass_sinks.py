@@ -15,6 +15,7 @@ from ._native import IfFull
 from ._torch import torch
 from .errors import StoreFullError
 from .producer import Producer
+from .recorder import Recorder, Tee
 from .ring_store import RingStore
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ class Sink(Protocol):
 
 def sink_into(store: ActivationStore | Producer | Sink, wait: bool) -> Sink:
     """Where the passes go that are captured into `store`."""
-    if isinstance(store, RingStore | Producer):
+    if isinstance(store, RingStore | Producer | Recorder | Tee):
         return RingSink(store, wait)
     return OtherSink(store) if hasattr(store, "extend") else store
 
 
 class RingSink:
-    """Writes to a ring: each pass on a lane that no other thread uses meanwhile."""
+    """Writes to a ring, each pass on a lane that no other thread uses meanwhile; or to a recorder."""
 
-    def __init__(self, store: RingStore[Any] | Producer, wait: bool) -> None:
+    def __init__(self, store: RingStore[Any] | Producer | Recorder | Tee, wait: bool) -> None:
         self._store = store
         self._lane = store._lane  # noqa: SLF001
         self._free: deque[_native.Lane] = deque()
@@ -107,8 +108,8 @@ class RingSink:
         """Calls `write(if_full, timeout, notice)`, so that it waits for room if it is to."""
         write(IfFull.LINE_UP if self._wait is False else IfFull.WAIT, None, self._parties.writer_waits("a captured pass"))
 
-    def _take(self) -> _native.Lane:
-        if isinstance(self._store, Producer):
+    def _take(self) -> Any:
+        if not isinstance(self._store, RingStore):
             return self._lane
         try:
             return self._free.pop()

@@ -15,19 +15,28 @@ _INTERVAL = 0.2
 """Seconds between two looks at the counts."""
 
 
+def line_of(batches: Iterable[Any]) -> Any:
+    """A line of tqdm that counts passes, one for each batch.
+
+    Raises:
+        ImportError: If tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise ImportError("progress=True needs tqdm; install it, or use progress=False") from None
+    try:
+        total = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        total = None
+    return tqdm(total=total, unit="pass", dynamic_ncols=True)
+
+
 class Progress:
     """A line of tqdm: passes, rows per second, how full the ring is, and who waits for whom."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        try:
-            from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
-        except ImportError:
-            raise ImportError("progress=True needs tqdm; install it, or use progress=False") from None
-        try:
-            total = len(batches)  # type: ignore[arg-type]
-        except TypeError:
-            total = None
-        self._line = tqdm(total=total, unit="pass", dynamic_ncols=True)
+        self._line = line_of(batches)
         self._lock = threading.Lock()
         self._seen: _native.Stats | None = None
         self._seen_at = time.monotonic()

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ._first_pass import FirstPass, layout_of
-from ._opening import Opening
+from ._opening import Opens
 from ._pass_mask import Mask
 from ._positions import Position, value_of
-from ._torch import is_tensor, torch
+from ._torch import HAS_TORCH, is_tensor, torch
 from .errors import StoreClosedError, StoreFullError
 from .hooks import Capture
 
@@ -42,7 +42,7 @@ class ModelReplica:
         self,
         model: torch.nn.Module,
         modules: Mapping[str, str],
-        opening: Opening,
+        opening: Opens,
         number: int,
         start: Position | None,
         mask: Mask,
@@ -82,7 +82,7 @@ class FunctionReplica:
     model = None
 
     def __init__(
-        self, function: Callable[[Any], Mapping[str, Any]], opening: Opening, number: int, start: Position | None
+        self, function: Callable[[Any], Mapping[str, Any]], opening: Opens, number: int, start: Position | None
     ) -> None:
         self._start = start
         self._function = function
@@ -114,6 +114,28 @@ class FunctionReplica:
 
     def remove(self) -> None:
         """Has none."""
+
+
+def replica_of(model: Any, modules: Any, opening: Opens, number: int, start: Position | None, mask: Mask, point: Any) -> Replica:
+    """What runs a model, or a function.
+
+    Raises:
+        TypeError: If it is neither, or the modules are missing or too many.
+        ValueError: If the model has no such module.
+    """
+    if HAS_TORCH and isinstance(model, torch.nn.Module):
+        if modules is None:
+            raise TypeError("name the modules to capture: a path, a list of paths, or a mapping from paths to names")
+        if isinstance(modules, str):
+            modules = [modules]
+        if not isinstance(modules, Mapping):
+            modules = {path: path for path in modules}
+        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, start, mask, point)
+    if not callable(model):
+        raise TypeError(f"the model is {type(model).__name__}; give a torch module, a function, or a list of them")
+    if modules is not None or mask is not None or point != "output":
+        raise TypeError("modules, mask and point are for a torch module; a function gives the rows to keep, by name")
+    return FunctionReplica(model, opening, number, start)
 
 
 class _OwnCapture(Capture):

@@ -16,7 +16,7 @@ from ._opening import Opening, builder
 from ._pass_mask import Mask
 from ._positions import Position, first_positions, resumed_positions
 from ._progress import NoProgress, Progress
-from ._replicas import FunctionReplica, ModelReplica, Replica
+from ._replicas import replica_of
 from ._run import Run
 from ._settings import RunSettings
 from ._stream import Stream
@@ -182,7 +182,7 @@ def activations(
         raise ValueError("there is no model; give one, or a list of at least one")
     opening = Opening(builder(dtype, sizes), len(models))
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
-    replicas = [_replica(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
+    replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches) if progress else NoProgress()
     run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line)
     if resume is not None:
@@ -275,19 +275,3 @@ class Activations(Generic[BatchT_co]):
 
     def __reduce__(self) -> Any:
         raise TypeError("a run of a model cannot be pickled: its threads belong to this process")
-
-
-def _replica(model: Any, modules: Any, opening: Opening, number: int, start: Position | None, mask: Mask, point: Any) -> Replica:
-    if HAS_TORCH and isinstance(model, torch.nn.Module):
-        if modules is None:
-            raise TypeError("name the modules to capture: a path, a list of paths, or a mapping from paths to names")
-        if isinstance(modules, str):
-            modules = [modules]
-        if not isinstance(modules, Mapping):
-            modules = {path: path for path in modules}
-        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, start, mask, point)
-    if not callable(model):
-        raise TypeError(f"the model is {type(model).__name__}; give a torch module, a function, or a list of them")
-    if modules is not None or mask is not None or point != "output":
-        raise TypeError("modules, mask and point are for a torch module; a function gives the rows to keep, by name")
-    return FunctionReplica(model, opening, number, start)

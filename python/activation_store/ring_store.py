@@ -227,6 +227,11 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         })  # fmt: skip
         wanted = () if components is None else components_of(components, dtype)
         ring = _native.Ring(wanted, allow_overcommit=allow_overcommit, **native_source(source), **settings)
+        return cls._over(ring, output, stacked)
+
+    @classmethod
+    def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool) -> RingStore[Any]:
+        """A store over a native one."""
         store = cls.__new__(cls)
         store._open(ring, output, stacked)
         return store

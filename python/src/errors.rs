@@ -5,7 +5,8 @@ use activation_store::{
     SnapshotError, UnknownComponent, UnknownDType, ViewError, WriteError,
 };
 use pyo3::exceptions::{
-    PyFileNotFoundError, PyIndexError, PyOSError, PyRuntimeError, PyTimeoutError, PyTypeError, PyValueError,
+    PyFileNotFoundError, PyIndexError, PyOSError, PyPermissionError, PyRuntimeError, PyTimeoutError, PyTypeError,
+    PyValueError,
 };
 use pyo3::prelude::*;
 
@@ -63,7 +64,11 @@ impl IntoPython for ReadError {
 
 impl IntoPython for DiskError {
     fn kind(&self, message: String) -> PyErr {
-        PyOSError::new_err(message)
+        match self.error.kind() {
+            std::io::ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
+            std::io::ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
+            _ => PyOSError::new_err(message),
+        }
     }
 }
 

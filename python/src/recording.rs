@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use activation_store::{Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, WriteHandle};
@@ -28,6 +29,7 @@ pub(crate) struct Recorder {
     components: Vec<Component>,
     depot: Arc<Depot>,
     resumed: (u64, u64),
+    passes: AtomicU64,
 }
 
 #[pymethods]
@@ -51,13 +53,25 @@ impl Recorder {
         let components = recorder.components().to_vec();
         let resumed = pair(recorder.resumed());
         let depot = Depot::new(0, PIECE);
-        Ok(Recorder { recorder: Home::new(Mutex::new(Some(recorder))), components, depot, resumed })
+        Ok(Recorder {
+            recorder: Home::new(Mutex::new(Some(recorder))),
+            components,
+            depot,
+            resumed,
+            passes: AtomicU64::new(resumed.0),
+        })
     }
 
     /// Passes and rows that were safe when it began.
     #[getter]
     fn resumed(&self) -> (u64, u64) {
         self.resumed
+    }
+
+    /// Passes that were handed over, with those before it began.
+    #[getter]
+    fn passes(&self) -> u64 {
+        self.passes.load(Ordering::Relaxed)
     }
 
     /// Writes what was recorded; returns the passes and rows that are safe.
@@ -122,7 +136,9 @@ impl Recorder {
     fn record(&self, py: Python<'_>, pass: Vec<(usize, Batch)>) -> PyResult<WriteHandle> {
         let recorder = self.recorder.get()?;
         let recorded = py.detach(|| lock(recorder).as_ref().map(|recorder| recorder.extend_pass(pass)));
-        recorded.ok_or_else(ended)?.or_raise()
+        let handle = recorded.ok_or_else(ended)?.or_raise()?;
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        Ok(handle)
     }
 }
 

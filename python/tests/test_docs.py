@@ -62,7 +62,7 @@ def run_examples():
     runner = doctest.DocTestRunner(verbose=False)
     for test in [test for module in modules() for test in doctest.DocTestFinder(exclude_empty=True).find(module)]:
         if test.examples:
-            test.globs |= world_of_docstrings()
+            test.globs |= {name: getattr(activation_store, name) for name in activation_store.__all__} | world_of_docstrings()
             runner.run(test)
             print(f"in {test.name}")
     assert runner.summarize().failed == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from activation_store import RingStore
+from activation_store import Recorder, RingStore
 
 torch.set_num_threads(1)
 folder = "checkpoints"
@@ -70,6 +70,8 @@ def world_of_docstrings() -> dict[str, Any]:
         before.snapshot(folder)
     before.abort()
     rows = torch.randn(6, 8)
+    with Recorder("recorded", {"attn": 8, "mlp": 8}) as recorder:
+        recorder.extend_pass({"attn": torch.randn(500, 8), "mlp": torch.randn(500, 8)})
     return {
         **model_and_text(), "train": train, "batches": batches, "run": lambda batch: {"0": batch},
         "store": RingStore({"attn": 8, "mlp": 8}), "attn": rows, "mlp": rows, "attention_mask": torch.ones(6, dtype=torch.bool),

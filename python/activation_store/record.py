@@ -1,0 +1,135 @@
+"""From a model to the disk, in one call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from ._dealer import batches_from
+from ._native import __version__
+from ._opening import Layout, with_dtype
+from ._pass_mask import Mask
+from ._progress import line_of
+from ._replicas import replica_of
+from ._torch import HAS_TORCH, torch
+from .recorder import Recorder, Safe
+from .recording import Recording
+
+
+def record(
+    model: Any,
+    batches: Iterable[Any],
+    modules: str | Mapping[str, str] | Sequence[str] | None,
+    folder: str | os.PathLike[str],
+    *,
+    mask: Mask = None,
+    point: Literal["output", "input"] = "output",
+    dtype: object = None,
+    lane: str = "lane",
+    shard_rows: int = 65_536,
+    metadata: Mapping[str, str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Safe:
+    """Runs a model over batches and records what some modules put out: once, for as many trainings as you like.
+
+        >>> safe = record(model, tokenised_text, {"encoder.layer.2": "layer.2"}, "activations", mask="attention_mask")
+        >>> for batch in Recording("activations", batch_size=64, window=1024):
+        ...     train(batch)
+
+    Runs on this thread, under `no_grad`; shards are written in the background. Call `model.eval()` yourself. If the model, the batches or
+    Ctrl-C raise, what was recorded before is safe, and `resume=True` goes on behind it.
+
+    Args:
+        model: A torch module; or a function that gives a batch's rows by name, `f(batch) -> {"layer.2": rows}`, with `modules=None`.
+        batches: What the model is called with; see `activations`.
+        modules: The modules to capture; see `activations`.
+        folder: Where the shards go.
+        mask: Which rows to keep; see `capture`.
+        point: Whether to take the modules' `"output"` or their `"input"`.
+        dtype: Element type of the components of floats. Default: that of the activations.
+        lane: The lane's name. Give each process or rank one of its own, and its own batches.
+        shard_rows: Rows after which a shard is written.
+        metadata: What describes the rows, beside the names of the modules, which are recorded.
+        resume: Go on behind the last whole shard. `batches` must come in the same order, and each must run the model once.
+        progress: Whether to show a line of `tqdm`.
+
+    Returns:
+        The passes and rows on disk.
+
+    Raises:
+        ValueError: If a setting cannot be so; if the lane has shards already, and `resume` is False; if the model has no such module.
+        OSError: If the disk fails.
+        BaseException: What the model or the batches raise.
+    """
+    described = {"hooks": _described(modules), "model": type(model).__name__, "written_by": f"activation-store {__version__}", **(metadata or {})}
+    lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume})
+    replica = replica_of(model, modules, lane_of, 0, None, mask, point)
+    line = line_of(batches) if progress else None
+    try:
+        with torch.no_grad() if HAS_TORCH else contextlib.nullcontext(), replica:
+            first = lane_of.passes
+            if line is not None:
+                line.update(first)
+            for index, batch in enumerate(batches_from(batches, first), start=first):
+                before = lane_of.passes
+                replica.run(index, batch)
+                if lane_of.passes != before + 1:
+                    raise ValueError(f"batch {index} ran the model {lane_of.passes - before} times: each batch must run it once, so that a recording can be resumed")
+                if line is not None:
+                    line.update()
+    finally:
+        lane_of.close()
+        if line is not None:
+            line.close()
+    return lane_of.safe()
+
+
+class _Lane:
+    """Opens the recorder when the first pass tells the widths and dtypes."""
+
+    has_ended = False
+
+    def __init__(self, folder: str | os.PathLike[str], dtype: object, settings: dict[str, Any]) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._settings = settings
+        self._recorder: Recorder | None = None
+        self._first = self.safe().passes if settings["resume"] else 0
+
+    @property
+    def passes(self) -> int:
+        """Passes so far."""
+        return self._first if self._recorder is None else self._recorder.passes
+
+    def lane(self, number: int, layout: Layout) -> Recorder:
+        """The recorder; opens it the first time."""
+        if self._recorder is None:
+            self._recorder = Recorder(self._folder, with_dtype(layout, self._dtype), **self._settings)
+        return self._recorder
+
+    def close(self) -> None:
+        """Writes what was recorded, and ends."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def safe(self) -> Safe:
+        """What of the lane is on disk."""
+        try:
+            found = Recording(self._folder)
+        except FileNotFoundError:
+            return Safe(0, 0)
+        with Recorder(self._folder, found.components, lane=self._settings["lane"], resume=True) as recorder:
+            return recorder.resumed
+
+
+def _described(modules: Any) -> str:
+    """The modules, as the recording's metadata has them."""
+    if modules is None:
+        return ""
+    if isinstance(modules, Mapping):
+        return json.dumps({str(path): str(name) for path, name in modules.items()})
+    return json.dumps({str(path): str(path) for path in ([modules] if isinstance(modules, str) else modules)})

@@ -1,0 +1,208 @@
+"""Rows on their way to the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from . import _native
+from ._checks import count
+from ._components import components_of
+from ._incoming import incoming
+from ._native import IfFull
+from ._parties import Parties
+from .future import Future
+
+if TYPE_CHECKING:
+    from .producer import Producer
+    from .ring_store import RingStore
+
+
+class Safe(NamedTuple):
+    """What of a lane is on disk, in whole shards.
+
+    Attributes:
+        passes: How many passes. Go on with the next one.
+        rows: How many rows of each component.
+    """
+
+    passes: int
+    rows: int
+
+
+class Recorder:
+    """Writes passes to a folder, as shards: safetensors files, one for each component, that other programs can read, too.
+
+        >>> import torch
+        >>> with Recorder("recording", {"attn": 8, "mlp": 8}, metadata={"model": "tiny"}) as recorder:
+        ...     for _ in range(5):
+        ...         _ = recorder.extend_pass({"attn": torch.randn(100, 8), "mlp": torch.randn(100, 8)})
+        >>> len(Recording("recording"))
+        500
+
+    A shard is complete, checksummed and synced, or it is not taken for one. After a crash, `Recorder(..., resume=True)` goes on behind
+    the last whole shard, and `resumed` says how many passes it has. Give it to `capture` in place of a store, or see `record`.
+
+    Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps at
+    most one shard in memory, and four passes.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        components: int | Mapping[str, int | tuple[int, object]],
+        *,
+        dtype: object = "f32",
+        lane: str = "lane",
+        shard_rows: int = 65_536,
+        metadata: Mapping[str, str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Begins a lane in a folder, which is made if it is missing, or goes on with one.
+
+        Args:
+            folder: Where the shards go.
+            components: As `RingStore` takes them.
+            dtype: Element type of the components that have none of their own.
+            lane: The lane's name: letters, digits, `-` and `_`.
+            shard_rows: Rows after which a shard is written, at the end of the pass.
+            metadata: What describes the rows (model, hook names, data set, tokeniser, context length); text.
+            resume: Whether to go on with a lane that may have shards.
+
+        Raises:
+            ValueError: If a setting cannot be so; if the lane has shards and `resume` is False; if a shard is damaged or has other
+                components.
+            OSError: If the folder cannot be written.
+        """
+        self._components = components_of(components, dtype)
+        metadata = {str(key): str(value) for key, value in (metadata or {}).items()}
+        rows = count("shard_rows", shard_rows)
+        self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume)
+        self._parties = Parties()
+
+    @property
+    def resumed(self) -> Safe:
+        """What was safe when this recorder began: do not send so many passes again."""
+        return Safe(*self._lane.resumed)
+
+    @property
+    def passes(self) -> int:
+        """Passes that were handed over, with those before this recorder began. `flush` says how many are safe."""
+        return self._lane.passes
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """The components' names, in order."""
+        return tuple(component.name for component in self._components)
+
+    @property
+    def n_components(self) -> int:
+        """How many components."""
+        return len(self._components)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more passes."""
+        return self._lane.closed
+
+    def extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True, value: bytes | None = None) -> Future:
+        """Hands over the rows of all components that one forward pass gave. Waits while two passes wait for the disk.
+
+        Args:
+            batches: As `RingStore.extend_pass` takes them.
+            mask: Which rows to keep, of every component.
+            copy: False hands the arrays' own memory over; leave them unchanged until the future is done.
+            value: Not recorded.
+
+        Returns:
+            A future of the rows' arrival in the recorder's memory. They are safe after `flush`.
+
+        Raises:
+            ValueError: If a component is missing, is given twice, or has another number of rows.
+            StoreClosedError: If the recorder is closed.
+            TypeError, IndexError: As `RingStore.extend_pass`.
+        """
+        rows = [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
+        return Future(self._lane.extend_pass(rows, IfFull.WAIT, None, None, value))
+
+    def flush(self) -> Safe:
+        """Writes what was recorded as a shard, even a small one, and waits until the disk has it.
+
+        Raises:
+            OSError: The first error of the disk. The recorder writes nothing after it: resume the lane.
+        """
+        return Safe(*self._lane.flush())
+
+    def close(self) -> None:
+        """Writes what was recorded, and ends.
+
+        Raises:
+            OSError: As `flush`.
+        """
+        self._lane.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes it, also after an exception: what was recorded before is kept."""
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Recorder cannot be pickled: its thread belongs to this process. Make one in each process, each with a lane of its own")
+
+    def __repr__(self) -> str:
+        components = {component.name: component[1:] for component in self._components}
+        return f"Recorder({components}, resumed={self.resumed})"
+
+
+class Tee:
+    """Hands one capture to a store and to a recorder, which share its memory: train and record at the same time.
+
+        >>> import torch
+        >>> store, recorder = RingStore({"a": 8}, batch_size=16, window=64), Recorder("both", {"a": 8})
+        >>> with recorder, store:
+        ...     _ = Tee(store, recorder).extend_pass({"a": torch.randn(40, 8)})
+        >>> sum(len(batch) for batch in store), len(Recording("both"))
+        (40, 40)
+
+    Give it to `capture` in place of a store. A pass that the store refuses is not recorded. When the store or the recorder is closed,
+    the capture stops. If the disk fails, training goes on, and the recorder raises the error at `flush` and `close`.
+    """
+
+    def __init__(self, store: RingStore[Any] | Producer, recorder: Recorder) -> None:
+        """Both need the same components.
+
+        Raises:
+            ValueError: If they have others.
+        """
+        self._lane = _native.TeeLane(store._lane, recorder._lane)  # noqa: SLF001
+        self._parties = store._parties  # noqa: SLF001
+        self.component_names = recorder.component_names
+        """The components' names, in order."""
+
+    @property
+    def n_components(self) -> int:
+        """How many components."""
+        return len(self.component_names)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store or the recorder takes no more passes."""
+        return self._lane.closed
+
+    def extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True, timeout: float | None = None) -> Future:
+        """Hands over the rows of all components that one forward pass gave. Waits for room as `RingStore.extend_pass` does.
+
+        Returns:
+            The future of the pass's arrival in the ring.
+
+        Raises:
+            ValueError, TypeError, IndexError, TimeoutError, StoreFullError, StoreClosedError: As `RingStore.extend_pass`.
+        """
+        rows = [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
+        return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))
