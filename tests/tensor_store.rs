@@ -86,6 +86,38 @@ fn reads_see_every_write_handed_over_before() {
 }
 
 #[test]
+fn gathered_rows_are_those_that_get_gives() {
+    watchdog(|| {
+        // Narrower and wider than what is fetched ahead; few rows, and more than are kept in a cache.
+        for (features, n) in [(3, 40), (64, 5000), (1000, 300)] {
+            let builder = TensorStore::builder().component("a", features).component("b", features);
+            let stored = builder.max_items(n).seed(3).build().unwrap();
+            for component in 0..2 {
+                let batch = Array2::from_shape_fn((n, features), |(r, f)| (r * 7 + f + component) as f32);
+                drop(stored.extend(batch, component).unwrap());
+            }
+            stored.shuffle();
+            let asked: Vec<usize> = (0..n + 5).map(|i| i * 11 % n).collect();
+            let mut out = vec![0.0; asked.len() * 2 * features];
+            stored.gather(&asked, &mut out).unwrap();
+            for (&row, got) in asked.iter().zip(out.chunks_exact(2 * features)) {
+                assert_eq!(stored.get(row).unwrap().into_raw_vec_and_offset().0, got);
+            }
+            let error = stored.gather(&[0, n], &mut vec![0.0; 4 * features]).unwrap_err();
+            assert_eq!(error.to_string(), format!("row index {n} is out of range: there are {n}"));
+        }
+        let halves = TensorStore::builder().component_of("h", 4, DType::BF16).max_items(10).build().unwrap();
+        drop(halves.extend(rows(0..10, 4), "h").unwrap());
+        let mut out = [0.0; 8];
+        halves.gather(&[9, 2], &mut out).unwrap();
+        assert_eq!(out[..4], *halves.get(9).unwrap().as_slice().unwrap());
+        assert_eq!(out[4..], *halves.get(2).unwrap().as_slice().unwrap());
+        let error = store(10, 0).gather(&[], &mut []).unwrap_err();
+        assert_eq!(error.to_string(), "components 0 and 1 have 3 and 1 features; select one component");
+    });
+}
+
+#[test]
 fn every_epoch_has_every_row_once_in_another_order() {
     watchdog(|| {
         let store = store(100, 7);

@@ -1,14 +1,64 @@
-//! Copies rows into frames with streaming stores. One of the two files with `unsafe` (the other is `frame`).
+//! Copies rows into frames, or gathers rows from frames, with streaming stores. One of the files with `unsafe`.
 //!
 //! A row is written once and read again only after half a window of other rows, long after a cache would have dropped
 //! it. Ordinary stores would first read the destination into the cache, and push out what is of use; streaming
 //! (non-temporal) stores write whole lines past it. They are weakly ordered, so a fence must follow before another
 //! thread may read: dropping the [`RowCopier`] issues it.
 
+use crate::rows::layout::ALIGN;
+
+/// Gathered rows of so many bytes are written past the cache: fewer may still be in it when they are read.
+pub(crate) const STREAMED: usize = 1 << 20;
+
 /// Where rows are copied to.
 pub(crate) trait Slots {
     /// The memory for the `i`-th row.
     fn slot(&mut self, i: usize) -> &mut [u8];
+}
+
+/// Rows that follow one another, and the slot of each.
+struct Scattered<'a, 'r, S> {
+    rows: &'r [u8],
+    width: usize,
+    slots: &'a mut S,
+}
+
+/// Rows that lie anywhere, and slots that follow one another.
+struct Gathered<'a, F> {
+    row: F,
+    into: &'a mut [u8],
+    width: usize,
+    count: usize,
+    /// How many rows ahead of the copied one are fetched.
+    ahead: usize,
+}
+
+/// Bytes of a row that are fetched ahead: the processor itself sees where a longer row goes on.
+const FETCHED: usize = 24 * ALIGN;
+
+/// Bytes that are on their way while a row is copied: about as many as one core can wait for.
+const ON_THE_WAY: usize = 8 * FETCHED;
+
+/// Pairs of a row and where it is copied to.
+trait Pairs<'r> {
+    fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]);
+}
+
+impl<'r, S: Slots> Pairs<'r> for Scattered<'_, 'r, S> {
+    #[inline]
+    fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]) {
+        (&self.rows[i * self.width..][..self.width], self.slots.slot(i))
+    }
+}
+
+impl<'r, F: FnMut(usize) -> &'r [u8]> Pairs<'r> for Gathered<'_, F> {
+    #[inline]
+    fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]) {
+        if i + self.ahead < self.count {
+            fetch((self.row)(i + self.ahead));
+        }
+        ((self.row)(i), &mut self.into[i * self.width..][..self.width])
+    }
 }
 
 /// Copies rows; what it has written may be read by other threads once it is dropped.
@@ -40,17 +90,31 @@ impl RowCopier {
     /// # Panics
     /// Panics if a slot is not `width` bytes long.
     pub(crate) fn copy(&self, rows: &[u8], width: usize, slots: &mut impl Slots) {
+        self.run(rows.len() / width, &mut Scattered { rows, width, slots });
+    }
+
+    /// Fills `into` with rows of `width` bytes: the `i`-th is a copy of `row(i)`.
+    ///
+    /// # Panics
+    /// Panics if a row is not `width` bytes long.
+    pub(crate) fn gather<'r>(&self, into: &mut [u8], width: usize, row: impl FnMut(usize) -> &'r [u8]) {
+        let count = into.len() / width;
+        let ahead = ON_THE_WAY / width.clamp(ALIGN, FETCHED);
+        self.run(count, &mut Gathered { row, into, width, count, ahead });
+    }
+
+    fn run<'r>(&self, count: usize, pairs: &mut impl Pairs<'r>) {
         match self.kernel {
-            Kernel::Ordinary => ordinary(rows, width, slots),
+            Kernel::Ordinary => ordinary(count, pairs),
             // SAFETY: these kernels exist only where `widest` has found that the processor can run them.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Kernel::Stream128 => unsafe { x86::stream_128(rows, width, slots) },
+            Kernel::Stream128 => unsafe { x86::stream_128(count, pairs) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Kernel::Stream256 => unsafe { x86::stream_256(rows, width, slots) },
+            Kernel::Stream256 => unsafe { x86::stream_256(count, pairs) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Kernel::Stream512 => unsafe { x86::stream_512(rows, width, slots) },
+            Kernel::Stream512 => unsafe { x86::stream_512(count, pairs) },
         }
     }
 }
@@ -81,6 +145,18 @@ fn widest() -> Kernel {
     Kernel::Ordinary
 }
 
+/// Tells the processor that a row is read soon.
+#[inline]
+fn fetch(row: &[u8]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in row[..row.len().min(FETCHED)].chunks(ALIGN) {
+        // SAFETY: fetching reads no memory that the program sees; SSE is part of x86-64.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = row;
+}
+
 /// Runs `work` with wider vectors than every x86-64 processor has, if this one has them.
 ///
 /// They reach as far as the compiler inlines: pass a closure around a plain loop.
@@ -96,9 +172,10 @@ pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-fn ordinary(rows: &[u8], width: usize, slots: &mut impl Slots) {
-    for (i, row) in rows.chunks_exact(width).enumerate() {
-        slots.slot(i).copy_from_slice(row);
+fn ordinary<'r>(count: usize, pairs: &mut impl Pairs<'r>) {
+    for i in 0..count {
+        let (row, slot) = pairs.pair(i);
+        slot.copy_from_slice(row);
     }
 }
 
@@ -109,7 +186,7 @@ mod x86 {
         _mm512_loadu_si512, _mm512_stream_si512,
     };
 
-    use super::Slots;
+    use super::Pairs;
     use crate::rows::layout::ALIGN;
 
     /// # Safety
@@ -133,9 +210,9 @@ mod x86 {
             /// # Safety
             /// The processor must have the target feature.
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn $name(rows: &[u8], width: usize, slots: &mut impl Slots) {
-                for (i, row) in rows.chunks_exact(width).enumerate() {
-                    let slot = slots.slot(i);
+            pub(super) unsafe fn $name<'r>(count: usize, pairs: &mut impl Pairs<'r>) {
+                for i in 0..count {
+                    let (row, slot) = pairs.pair(i);
                     assert_eq!(slot.len(), row.len(), "a row and its slot have the same width");
                     if !(slot.as_ptr() as usize | slot.len()).is_multiple_of(ALIGN) {
                         slot.copy_from_slice(row);
@@ -167,7 +244,6 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::layout::ALIGN;
 
     /// Every kernel this processor can run.
     fn kernels() -> Vec<Kernel> {
@@ -221,6 +297,26 @@ mod tests {
                         assert!(written.chunks_exact(width).eq(copied.rchunks_exact(width)));
                         assert!(before.iter().chain(after).all(|&byte| byte == 0));
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_gathers_exactly_the_rows() {
+        let source: Vec<u8> = (0..16 << 10).map(|i: u32| (i * 31 % 251) as u8).collect();
+        for kernel in kernels() {
+            let widths: &[usize] = if cfg!(miri) { &[1, 64] } else { &[1, 63, 64, 320, 1024, 1600, 2000] };
+            for &width in widths {
+                // More rows than are fetched ahead, unless they are narrow.
+                let (count, stored) = (40, source.len() / width);
+                let row = |i: usize| &source[i * 17 % stored * width..][..width];
+                for to in [0, 8] {
+                    let mut target = vec![0_u8; count * width + 2 * ALIGN];
+                    let start = target.as_ptr().align_offset(ALIGN) + to;
+                    RowCopier { kernel }.gather(&mut target[start..][..count * width], width, row);
+                    assert!(target[start..].chunks_exact(width).take(count).eq((0..count).map(row)));
+                    assert!(target[..start].iter().chain(&target[start + count * width..]).all(|&byte| byte == 0));
                 }
             }
         }

@@ -93,7 +93,7 @@ impl Ring {
 
     /// Copies all rows of the frame that is full, slot by slot.
     pub(crate) fn save_full(&self, frame: usize, into: &mut Frame) {
-        into.gather(self.layout.rows(), |slot| (&self.open[frame], slot));
+        into.gather(self.layout.rows(), |component| move |slot| self.open[frame].row(component, slot));
     }
 
     /// The opposite of [`save`](Self::save).
@@ -148,7 +148,7 @@ impl Ring {
 }
 
 fn save(open: &[Frame], dealer: &Dealer, frame: usize, rows: usize, into: &mut Frame) {
-    into.gather(rows, |i| (&open[frame], dealer.place(frame, i as u32).slot as usize));
+    into.gather(rows, |component| move |i| open[frame].row(component, dealer.place(frame, i as u32).slot as usize));
 }
 
 /// Where the plan puts a component's rows.
@@ -209,8 +209,8 @@ impl Leftover {
 
     /// Fills `frame` with the next `rows` rows; there must be as many.
     pub(crate) fn fill(&mut self, frame: &mut Frame, rows: usize) {
-        let places = &self.places[self.served..];
-        frame.gather(rows, |slot| (&self.open[places[slot].frame as usize], places[slot].slot as usize));
+        let (open, places) = (&self.open, &self.places[self.served..]);
+        frame.gather(rows, |component| move |i| open[places[i].frame as usize].row(component, places[i].slot as usize));
         self.served += rows;
     }
 

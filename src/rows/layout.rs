@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{BuildError, ComponentName, UnknownComponent, WriteError};
+use crate::error::{BuildError, ComponentName, IndexError, UnknownComponent, WriteError};
 use crate::rows::batch::Batch;
 use crate::rows::element::DType;
 
@@ -77,6 +77,18 @@ impl Layout {
     /// Features of each component.
     pub(crate) fn widths(&self) -> Vec<usize> {
         self.components.iter().map(|component| component.features).collect()
+    }
+
+    /// Features of every component, if all have as many.
+    pub(crate) fn one_width(&self) -> Result<usize, IndexError> {
+        let width = self.components[0].features;
+        match self.components.iter().position(|component| component.features != width) {
+            None => Ok(width),
+            Some(other) => {
+                let other_features = self.components[other].features;
+                Err(IndexError::Unequal { first: 0, first_features: width, other, other_features })
+            }
+        }
     }
 
     /// Rows of every component.

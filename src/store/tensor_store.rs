@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, WriteError};
 use crate::memory::convert::{RowReader, widen};
-use crate::memory::copy::{RowCopier, Slots};
+use crate::memory::copy::{RowCopier, STREAMED, Slots};
 use crate::memory::frame::Frame;
 use crate::memory::part::Part;
 use crate::memory::pool::{FrameHome, Pool};
@@ -512,6 +512,58 @@ impl TensorStore {
         })
     }
 
+    /// Copies rows into `out` as `f32`, `[row, component, feature]`: any rows, in any order, as often as you name them.
+    ///
+    /// Much faster than [`get`](Self::get) for rows that do not follow one another.
+    ///
+    /// ```
+    /// use activation_store::TensorStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = TensorStore::builder().component("mlp", 2).max_items(10).build()?;
+    /// store.extend(Array2::from_shape_fn((10, 2), |(row, _)| row as f32), "mlp")?;
+    /// let mut rows = [0.0; 3 * 2];
+    /// store.gather(&[7, 0, 7], &mut rows)?;
+    /// assert_eq!(rows, [7.0, 7.0, 0.0, 0.0, 7.0, 7.0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`IndexError`] for a row past [`len`](Self::len), components of integers or of different widths, or a poisoned
+    /// store. Then `out` may hold some of the rows.
+    ///
+    /// # Panics
+    /// Panics if `out` is not as long as `rows` times the components times their features.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before.
+    pub fn gather(&self, rows: &[usize], out: &mut [f32]) -> Result<(), IndexError> {
+        self.settle();
+        if let Some(cause) = self.poison() {
+            return Err(IndexError::Poisoned { cause });
+        }
+        let (layout, data) = (&self.tensor.layout, self.tensor.read());
+        let width = layout.one_width()?;
+        let n_components = layout.n_components();
+        assert_eq!(out.len(), rows.len() * n_components * width, "out has the length of the rows");
+        let len = data.len();
+        if let Some(&row) = rows.iter().find(|&&row| row >= len) {
+            return Err(IndexError::OutOfRange { axis: "row", index: isize::try_from(row).unwrap_or(isize::MAX), len });
+        }
+        let blocks: Vec<_> = (0..n_components).map(|component| data.rows.rows_of(component)).collect();
+        let row = |i: usize| blocks[i % n_components](data.order[rows[i / n_components]] as usize);
+        if self.components().iter().all(|component| component.dtype == DType::F32) {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
+            RowCopier::new(bytes.len() >= STREAMED).gather(bytes, width * size_of::<f32>(), row);
+            return Ok(());
+        }
+        for (i, out) in out.chunks_exact_mut(width).enumerate() {
+            let component = i % n_components;
+            widen(row(i), component, self.components()[component].dtype, out)?;
+        }
+        Ok(())
+    }
+
     /// Loops once over the rows stored now, in a new random order, in minibatches of `batch_size` rows; the last may
     /// have fewer.
     ///
@@ -589,7 +641,10 @@ impl Iterator for Epoch {
         let new = || Frame::allocate_one(&self.layout, "a minibatch").unwrap_or_else(|error| panic!("{error}"));
         let mut frame = kept.unwrap_or_else(new);
         let picked = &self.order[self.served..][..rows];
-        frame.gather(rows, |slot| (&data.rows, picked[slot] as usize));
+        frame.gather(rows, |component| {
+            let row = data.rows.rows_of(component);
+            move |slot: usize| row(picked[slot] as usize)
+        });
         self.served += rows;
         self.ordinal += 1;
         let part = Part::whole(frame, rows, self.pool.clone());
