@@ -96,11 +96,8 @@ class TensorActivationStore(ActivationStore):
 
     def __getitems__(self, indices: list[int]) -> Any:
         """Many rows at once, for `torch.utils.data.DataLoader`."""
-        length = len(self)
-        for index in indices:
-            if not -length <= index < length:
-                raise IndexError(f"row index {index} is out of range: there are {length}")
-        return list(self._out(fetch(self._native.rows, [index % length for index in indices], self._components)))
+        rows = np.asarray(indices, np.int64) if len(indices) else np.empty(0, np.int64)
+        return list(self._out(fetch(self._native.rows, rows, self._components)))
 
     def append(self, item: Any, component_idx: int = 0) -> Future:
         """Adds one row, `[features]`.

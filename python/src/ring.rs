@@ -9,14 +9,14 @@ use activation_store::{
 };
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes};
+use pyo3::types::PyBytes;
 
 use crate::component::Spec;
 use crate::consumer::Consumer;
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
-use crate::fetch::fetch;
+use crate::fetch::{by_index, fetch};
 use crate::lane::{End, Intake, Lane};
 use crate::process::Home;
 use crate::saving::Saving;
@@ -256,9 +256,11 @@ impl Ring {
         Ok(py.detach(|| ActivationStore::len(store)))
     }
 
-    /// The given rows, `[row, component, feature]` as `f32`, one after the other.
-    fn rows<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyByteArray>> {
-        fetch(py, &self.inside.get()?.store, &rows)
+    /// Copies the rows with these numbers to `out`, `[row, component, feature]` of `f32`.
+    fn rows(&self, rows: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let store = &self.inside.get()?.store;
+        let len = rows.py().detach(|| ActivationStore::len(store));
+        fetch(rows, out, len, |rows, out| by_index(store, rows, out))
     }
 
     /// Counts, all taken at the same moment.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use activation_store::{ActivationStore, Epoch, TensorStore};
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
 
 use crate::component::{Key, Spec};
 use crate::depot::Depot;
@@ -67,9 +66,11 @@ impl Tensor {
         Ok(py.detach(|| ActivationStore::len(store)))
     }
 
-    /// The given rows, `[row, component, feature]` as `f32`, one after the other.
-    fn rows<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyByteArray>> {
-        fetch(py, self.store.get()?, &rows)
+    /// Copies the rows with these numbers to `out`, `[row, component, feature]` of `f32`.
+    fn rows(&self, rows: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let store = self.store.get()?;
+        let len = rows.py().detach(|| ActivationStore::len(store));
+        fetch(rows, out, len, |rows, out| store.gather(rows, out))
     }
 
     /// Shuffled minibatches over what the store holds.
