@@ -86,6 +86,35 @@ fn reads_see_every_write_handed_over_before() {
 }
 
 #[test]
+fn blocking_writes_keep_their_place_among_the_others() {
+    watchdog(|| {
+        let store = store(100_000, 0);
+        // Each component from a thread of its own: handed over, stored at once, handed over.
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for at in (0..90_000).step_by(900) {
+                    drop(store.extend(rows(at..at + 300, 3), 0).unwrap());
+                    let written = store.extend_blocking(rows(at + 300..at + 600, 3), 0).unwrap();
+                    assert_eq!((written.rows, written.first_row), (300, at as u64 + 300));
+                    drop(store.extend(rows(at + 600..at + 900, 3), 0).unwrap());
+                }
+            });
+            for at in (0..90_000).step_by(450) {
+                assert_eq!(store.extend_blocking(id_rows(at..at + 450), 1).unwrap().first_row, at as u64);
+            }
+        });
+        assert_eq!(store.get(s![..90_000, 0, ..]).unwrap(), rows(0..90_000, 3).into_dyn());
+        common::assert_exactly(0..90_000, &epoch(&store, 1000));
+        store.empty();
+        assert_eq!(store.extend_blocking(rows(0..3, 3), "a").unwrap().first_row, 0);
+        let refused = store.extend_blocking(rows(0..100_000, 3), "a").unwrap_err();
+        assert!(refused.error.is_full());
+        assert_eq!(refused.into_batch().rows(), 100_000);
+        assert!(store.extend_blocking(rows(0..3, 4), "a").is_err());
+    });
+}
+
+#[test]
 fn gathered_rows_are_those_that_get_gives() {
     watchdog(|| {
         // Narrower and wider than what is fetched ahead; few rows, and more than are kept in a cache.

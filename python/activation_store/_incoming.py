@@ -15,7 +15,7 @@ import numpy as np
 from . import _native
 from ._dtypes import SIZES, dtype_name
 from ._masks import mask_bytes, select
-from ._torch import is_tensor, torch
+from ._torch import HAS_TORCH, is_tensor, torch
 
 
 def incoming(batch: Any, mask: Any = None, *, copy: bool = True) -> _native.Rows:
@@ -30,11 +30,31 @@ def incoming(batch: Any, mask: Any = None, *, copy: bool = True) -> _native.Rows
         TypeError: If it is no array, or holds elements that no store holds.
         ValueError: If it has no axis.
     """
+    if copy and mask is None and (plain := plain_rows(batch, lend=False)) is not None:
+        return plain
     selected, mask = select(batch, mask)
     view = _rows_of(selected)
     keep = None if mask is None else mask_bytes(mask, view.leading)
     lend = view.is_copy or selected is not batch or not copy
     return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend)
+
+
+def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:
+    """The rows of the commonest batch, a torch tensor in main memory whose features touch, in a fraction of the time; or None.
+
+    The tensor must not be resized before the rows have been copied.
+    """
+    if type(batch) is not _TENSOR or not batch.is_cpu or batch.layout is not torch.strided or batch.is_neg():
+        return None
+    dtype, shape = _PLAIN.get(batch.dtype), batch.shape
+    if dtype is None or not 0 < len(shape) < 3 or 0 in shape or batch.stride(-1) != 1:
+        return None
+    rows, stride = (shape[0], batch.stride(0)) if len(shape) == 2 else (1, shape[0])
+    return _native.Rows.at(batch, batch.data_ptr(), rows, stride, dtype, shape[-1], lend=lend)
+
+
+_TENSOR = torch.Tensor if HAS_TORCH else None
+_PLAIN = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"} if HAS_TORCH else {}
 
 
 def incoming_row(item: Any) -> _native.Rows:

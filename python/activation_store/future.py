@@ -49,6 +49,14 @@ class Future(concurrent.futures.Future[Written]):
         self._watched = False
         self._settling = False
 
+    @classmethod
+    def resolved(cls, written: Written) -> Future:
+        """The future of a write that has been done."""
+        future = cls.__new__(cls)
+        future._state, future._result, future._exception = _FINISHED, written, None
+        future._waiters, future._done_callbacks, future._settling = [], [], True
+        return future
+
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         # The base class and `concurrent.futures.wait` take this lock, then look at the state and leave a callback or a

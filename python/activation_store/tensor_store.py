@@ -12,11 +12,11 @@ from . import _native
 from ._batches import Batch, batch_of, converter
 from ._checks import count, seed_of
 from ._components import Component
-from ._incoming import incoming
+from ._incoming import incoming, plain_rows
 from ._indexing import fetch, get
 from ._torch import HAS_TORCH, is_tensor, torch
 from .base_store import ActivationStore
-from .future import Future
+from .future import Future, Written
 
 
 class TensorActivationStore(ActivationStore):
@@ -126,19 +126,19 @@ class TensorActivationStore(ActivationStore):
         return self._write(self._incoming(batch, mask), component_idx)
 
     def _incoming(self, batch: Any, mask: Any) -> _native.Rows:
+        # The rows are in the store before the call returns, so their memory can be lent.
+        if mask is None and (plain := plain_rows(batch, lend=True)) is not None:
+            return plain
         # The original assigned to a tensor, which converts anything.
         if is_tensor(batch):
             if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16):
                 batch = batch.to(torch.float32)
         elif isinstance(batch, np.ndarray) and batch.dtype.kind in "biufe" and batch.dtype not in (np.float32, np.float16):
             batch = batch.astype(np.float32)
-        # The rows are in the store before the call returns, so their memory can be lent.
         return incoming(batch, mask, copy=False)
 
     def _write(self, rows: _native.Rows, component: int) -> Future:
-        future = Future(self._native.extend(component, rows))
-        future.result()
-        return future
+        return Future.resolved(Written(*self._native.extend(component, rows)))
 
     def empty(self) -> None:
         """Discards all rows."""

@@ -44,19 +44,28 @@ impl Rows {
         lend: bool,
     ) -> PyResult<Self> {
         let dtype = dtype::parse(dtype)?;
-        let width = features.checked_mul(dtype.size()).ok_or_else(|| PyValueError::new_err("a row is too wide"))?;
-        let bytes = RowBytes::new(rows, width)?;
-        let (incoming, rows) = match bytes.in_one_piece() {
-            Some((start, count)) if lend && mask.is_none() && count > 0 && start.addr() % dtype.size() == 0 => {
-                (Incoming::Batch(lent(rows, start, count, dtype, features)?), count)
-            }
-            _ => {
-                let uncopied = Uncopied::new(bytes, dtype, features, mask)?;
-                let rows = uncopied.left();
-                (Incoming::Uncopied(uncopied), rows)
-            }
-        };
-        Ok(Rows { incoming: Mutex::new(Some(incoming)), rows, features, dtype })
+        let bytes = RowBytes::new(rows, width(features, dtype)?)?;
+        Rows::of(rows, bytes, dtype, features, mask, lend)
+    }
+
+    /// `[rows, features]` values of `dtype` from an address on, rows `stride` values apart, in memory that `owner` keeps.
+    ///
+    /// As from a buffer, but without the cost of one. The caller sees to it that the memory is there.
+    #[staticmethod]
+    #[pyo3(signature = (owner, address, rows, stride, dtype, features, *, lend))]
+    fn at(
+        owner: &Bound<'_, PyAny>,
+        address: usize,
+        rows: usize,
+        stride: isize,
+        dtype: &str,
+        features: usize,
+        lend: bool,
+    ) -> PyResult<Self> {
+        let dtype = dtype::parse(dtype)?;
+        let stride = stride.saturating_mul(dtype.size().cast_signed());
+        let bytes = RowBytes::at(owner, address, rows, width(features, dtype)?, stride);
+        Rows::of(owner, bytes, dtype, features, None, lend)
     }
 
     /// Checks that there is one row, as `append` takes it.
@@ -70,7 +79,33 @@ impl Rows {
     }
 }
 
+/// Bytes of a row.
+fn width(features: usize, dtype: DType) -> PyResult<usize> {
+    features.checked_mul(dtype.size()).ok_or_else(|| PyValueError::new_err("a row is too wide"))
+}
+
 impl Rows {
+    fn of(
+        owner: &Bound<'_, PyAny>,
+        bytes: RowBytes,
+        dtype: DType,
+        features: usize,
+        mask: Option<&Bound<'_, PyAny>>,
+        lend: bool,
+    ) -> PyResult<Self> {
+        let (incoming, rows) = match bytes.in_one_piece() {
+            Some((start, count)) if lend && mask.is_none() && count > 0 && start.addr() % dtype.size() == 0 => {
+                (Incoming::Batch(lent(owner, start, count, dtype, features)?), count)
+            }
+            _ => {
+                let uncopied = Uncopied::new(bytes, dtype, features, mask)?;
+                let rows = uncopied.left();
+                (Incoming::Uncopied(uncopied), rows)
+            }
+        };
+        Ok(Rows { incoming: Mutex::new(Some(incoming)), rows, features, dtype })
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.rows
     }

@@ -16,7 +16,6 @@ use crate::minibatch::Minibatch;
 use crate::process::Home;
 use crate::rows::Rows;
 use crate::uncopied::PIECE;
-use crate::write::WriteOutcome;
 
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Tensor {
@@ -36,12 +35,13 @@ impl Tensor {
         Ok(Tensor { store: Home::new(store), depot: Depot::new(0, PIECE) })
     }
 
-    /// Hands rows in, and copies them first if they are neither copied nor lent.
-    fn extend(&self, py: Python<'_>, component: Key, rows: &Rows) -> PyResult<WriteOutcome> {
+    /// Stores rows. Returns how many, and the position of the first.
+    fn extend(&self, py: Python<'_>, component: Key, rows: &Rows) -> PyResult<(usize, u64)> {
         let store = self.store.get()?;
         let component = component.find(store.components())?;
         let batch = rows.take()?.into_batch(py, &self.depot)?;
-        Ok(WriteOutcome::new(ActivationStore::extend(store, batch, component).or_raise()?, rows.len()))
+        let written = py.detach(|| store.extend_blocking(batch, component)).or_raise()?;
+        Ok((written.rows, written.first_row))
     }
 
     fn empty(&self, py: Python<'_>) -> PyResult<()> {

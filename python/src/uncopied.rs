@@ -110,11 +110,16 @@ pub(crate) struct RowBytes {
     /// Bytes of a row.
     width: usize,
     stride: isize,
-    /// Keeps the memory.
-    _buffer: PyUntypedBuffer,
+    _keeper: Keeper,
 }
 
-// SAFETY: the memory is kept by the buffer, and only read; Python's threads share it as they share any buffer.
+/// What keeps memory of Python's.
+enum Keeper {
+    Buffer(#[expect(dead_code, reason = "released when it is dropped")] PyUntypedBuffer),
+    Object(#[expect(dead_code, reason = "released when it is dropped")] Py<PyAny>),
+}
+
+// SAFETY: the memory is kept by the buffer or the object, and only read; Python's threads share it as they share any buffer.
 unsafe impl Send for RowBytes {}
 // SAFETY: as above.
 unsafe impl Sync for RowBytes {}
@@ -129,7 +134,14 @@ impl RowBytes {
         if buffer.item_size() != 1 || (bytes != width && rows > 0) {
             return Err(PyTypeError::new_err(format!("rows must be bytes, {width} to a row; got {bytes}")));
         }
-        Ok(RowBytes { start: buffer.buf_ptr().cast_const().cast(), rows, width, stride, _buffer: buffer })
+        let start = buffer.buf_ptr().cast_const().cast();
+        Ok(RowBytes { start, rows, width, stride, _keeper: Keeper::Buffer(buffer) })
+    }
+
+    /// `rows` rows of `width` bytes from an address on, which `owner` keeps.
+    pub(crate) fn at(owner: &Bound<'_, PyAny>, address: usize, rows: usize, width: usize, stride: isize) -> Self {
+        let start = std::ptr::with_exposed_provenance(address);
+        RowBytes { start, rows, width, stride, _keeper: Keeper::Object(owner.clone().unbind()) }
     }
 
     /// The address of the first row, and how many follow it without a gap; `None` where they lie apart.

@@ -7,8 +7,8 @@
 
 use crate::rows::layout::ALIGN;
 
-/// Gathered rows of so many bytes are written past the cache: fewer may still be in it when they are read.
-pub(crate) const STREAMED: usize = 1 << 20;
+/// Rows of so many bytes are written past the cache: fewer may still be in it when they are read.
+pub(crate) const STREAMED: usize = 256 << 10;
 
 /// Where rows are copied to.
 pub(crate) trait Slots {

@@ -60,7 +60,7 @@ struct Tensor {
     data: RwLock<Data>,
     /// Rows handed over of each component. Locked while handing over, so that writes are sent in this order.
     handed: Mutex<Vec<usize>>,
-    /// Writes handed over that are not in `data` yet.
+    /// What has been sent and is not done yet: writes, and requests to empty the store.
     pending: AtomicUsize,
     /// The message of the panic that ended the writer. Set before `handed` is locked a last time.
     poison: OnceLock<Arc<str>>,
@@ -120,7 +120,7 @@ impl Work for TensorWriter {
                 Message::Write { component, first, batch, reply } => {
                     let written = Written { rows: batch.rows(), first_row: first as u64 };
                     self.answering = Some(reply);
-                    self.write(component, first, &batch);
+                    self.tensor.take_in(&mut self.readers[component], component, first, &batch);
                     drop(batch);
                     self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
                     if let Some(reply) = self.answering.take() {
@@ -132,6 +132,7 @@ impl Work for TensorWriter {
                 }
                 Message::Empty(done) => {
                     self.tensor.write().clear();
+                    self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
                     let _ = done.send(());
                 }
             }
@@ -156,20 +157,6 @@ impl Work for TensorWriter {
     }
 }
 
-impl TensorWriter {
-    fn write(&mut self, component: usize, first: usize, batch: &Batch) {
-        let mut data = self.tensor.write();
-        let copier = RowCopier::new(true);
-        let rows = batch.rows();
-        let width = self.tensor.layout.row_bytes(component);
-        self.readers[component].read(batch, 0..rows, |i, some| {
-            let mut slots = Following { frame: &mut data.rows, component, first: first + i };
-            copier.copy(some, width, &mut slots);
-        });
-        data.stored[component] = first + rows;
-    }
-}
-
 /// Slots in sequence.
 struct Following<'a> {
     frame: &'a mut Frame,
@@ -191,6 +178,18 @@ impl Tensor {
 
     fn write(&self) -> RwLockWriteGuard<'_, Data> {
         self.data.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores the rows of a batch from row `first` on.
+    fn take_in(&self, reader: &mut RowReader, component: usize, first: usize, batch: &Batch) {
+        let (rows, width) = (batch.rows(), self.layout.row_bytes(component));
+        let mut data = self.write();
+        let copier = RowCopier::new(rows * width >= STREAMED);
+        reader.read(batch, 0..rows, |i, some| {
+            let mut slots = Following { frame: &mut data.rows, component, first: first + i };
+            copier.copy(some, width, &mut slots);
+        });
+        data.stored[component] = first + rows;
     }
 }
 
@@ -318,6 +317,51 @@ impl TensorStore {
         }
     }
 
+    /// Stores a batch, `[rows, features]`, of a component, and returns when its rows are in the store.
+    ///
+    /// Copies the rows on this thread. For small batches that is much faster than to wait for the background writer.
+    ///
+    /// ```
+    /// use activation_store::TensorStore;
+    /// use ndarray::Array2;
+    ///
+    /// let store = TensorStore::builder().component("mlp", 8).max_items(100).build()?;
+    /// let written = store.extend_blocking(Array2::<f32>::ones((90, 8)), "mlp")?;
+    /// assert_eq!((written.rows, written.first_row), (90, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend).
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before, for reads under way, and copies the rows. Meanwhile other writers wait.
+    pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<Written, Refused> {
+        let batch = batch.into();
+        loop {
+            let mut handed = lock(&self.tensor.handed);
+            let component = match self.check(&handed, &batch, component) {
+                Ok(component) => component,
+                Err(error) => {
+                    drop(handed);
+                    return Err(Refused { error, batch });
+                }
+            };
+            if self.tensor.pending.load(Ordering::SeqCst) == 0 {
+                let mut reader = RowReader::new(self.components()[component].dtype);
+                let written = Written { rows: batch.rows(), first_row: handed[component] as u64 };
+                self.tensor.take_in(&mut reader, component, handed[component], &batch);
+                handed[component] += written.rows;
+                return Ok(written);
+            }
+            drop(handed);
+            if !self.settle() {
+                let error = self.check_poison().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+                return Err(Refused { error, batch });
+            }
+        }
+    }
+
     /// Hands over the rows of all components that one forward pass produced, and returns at once. The store takes all of
     /// them or none.
     ///
@@ -432,16 +476,14 @@ impl TensorStore {
         self.extend(one_row(row.into())?, component)
     }
 
-    /// Waits for the writes handed over before.
-    fn settle(&self) {
+    /// Waits for what was sent before. Returns false if the writer has ended without it.
+    fn settle(&self) -> bool {
         if self.tensor.pending.load(Ordering::SeqCst) == 0 {
-            return;
+            return true;
         }
         let (done, settled) = bounded(1);
-        if self.queue.send(Message::Settle(done)).is_ok() {
-            // An error means that the writer has panicked; reads tell.
-            let _ = settled.recv();
-        }
+        // An error means that the writer has panicked, or has left with its runtime; reads tell.
+        self.queue.send(Message::Settle(done)).is_ok() && settled.recv().is_ok()
     }
 
     /// The components, in order.
@@ -479,6 +521,7 @@ impl TensorStore {
             // In line with the writes, so that no thread waits for the writer with this lock held.
             let mut handed = lock(&self.tensor.handed);
             handed.fill(0);
+            self.tensor.pending.fetch_add(1, Ordering::SeqCst);
             self.queue.send(Message::Empty(done))
         };
         if sent.is_err() || emptied.recv().is_err() {
