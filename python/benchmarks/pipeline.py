@@ -1,15 +1,18 @@
 """Rows per second in and out from Python, against the crate alone, two torch copies, and what others do.
 
-    python benchmarks/pipeline.py [--quick] [--features 768] [--window 262144] [--batch 4096]
+    pip install --no-deps -r benchmarks/requirements.txt
+    python benchmarks/pipeline.py [--quick] [--features 768] [--window 262144] [--batch 4096] [--feeds 4096 32768]
 
-All in one run and interleaved, so that the ratios hold where the rates do not. What other programs did meanwhile is
-shown, and rounds that they disturbed are left out of the ratios where there are others: copying in takes a core of its own,
-which the crate alone does not need. Writes `target/python_pipeline.json`.
+Every kind is fed batches of several sizes, for what a buffer costs may depend on it; minibatches are of one size. All in one
+run and interleaved, so that the ratios hold where the rates do not: each ratio is that of the medians in its table. What other
+programs did meanwhile is shown. Copying in takes a core of its own, which the crate alone does not need. Prints the tables of
+docs/python.md, and writes `target/python_pipeline.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,16 +29,13 @@ from peers import PEERS
 
 from activation_store import RingStore
 
-QUIET = 0.2
-"""A measurement is disturbed where other programs use more CPUs than this."""
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def ours(args: argparse.Namespace, seconds: float, *, copy: bool = True) -> float:
+def ours(args: argparse.Namespace, feed: int, *, copy: bool = True) -> float:
     """A thread extends the store, this one drains it; both all the time."""
     store = RingStore(args.features, batch_size=args.batch, window=args.window)
-    sources = [torch.randn(args.batch, args.features) for _ in range(8)]
+    sources = sources_of(feed, args)
     stop = threading.Event()
 
     def capture() -> None:
@@ -47,7 +47,7 @@ def ours(args: argparse.Namespace, seconds: float, *, copy: bool = True) -> floa
 
     thread = threading.Thread(target=capture)
     thread.start()
-    rate = drain(store, args, seconds)
+    rate = drain(store, args)
     stop.set()
     for _ in store:
         pass
@@ -55,19 +55,19 @@ def ours(args: argparse.Namespace, seconds: float, *, copy: bool = True) -> floa
     return rate
 
 
-def drain(minibatches, args: argparse.Namespace, seconds: float) -> float:
+def drain(minibatches: Iterator[torch.Tensor], args: argparse.Namespace) -> float:
     """Rows per second, after as many minibatches as fill the window."""
     for _ in range(args.window // args.batch):
         next(minibatches)
     rows, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    while (elapsed := time.perf_counter() - start) < args.seconds:
         rows += len(next(minibatches))
     return rows / elapsed
 
 
-def peer(name: str, args: argparse.Namespace, seconds: float) -> float:
+def peer(name: str, args: argparse.Namespace, feed: int) -> float:
     """Capture and training take turns. Counted over whole rounds of filling and serving, as far as the time goes."""
-    sources = [torch.randn(args.batch, args.features) for _ in range(8)]
+    sources = sources_of(feed, args)
     number = 0
 
     def source() -> torch.Tensor:
@@ -82,28 +82,33 @@ def peer(name: str, args: argparse.Namespace, seconds: float) -> float:
         rows += len(next(minibatches))
         elapsed = time.perf_counter() - start
         # At least one refill must be in it.
-        if elapsed > seconds and number > start_in:
-            return min(rows, (number - start_in) * args.batch) / elapsed
+        if elapsed > args.seconds and number > start_in:
+            return min(rows, (number - start_in) * feed) / elapsed
 
 
-def two_copies(args: argparse.Namespace, seconds: float) -> float:
+def two_copies(args: argparse.Namespace, feed: int) -> float:
     """A torch copy in and a torch copy out: the least that a buffer made of tensors does."""
-    sources = [torch.randn(args.batch, args.features) for _ in range(8)]
-    ring, out = torch.zeros(args.window, args.features), torch.zeros(args.batch, args.features)
-    blocks, number, start = args.window // args.batch, 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    sources = sources_of(feed, args)
+    ring, out = torch.zeros(args.window, args.features), torch.zeros(feed, args.features)
+    blocks, number, start = args.window // feed, 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < args.seconds:
         at, behind = number % blocks, (number + 1) % blocks
-        ring[at * args.batch : (at + 1) * args.batch].copy_(sources[number % 8])
-        out.copy_(ring[behind * args.batch : (behind + 1) * args.batch])
+        ring[at * feed : (at + 1) * feed].copy_(sources[number % 8])
+        out.copy_(ring[behind * feed : (behind + 1) * feed])
         number += 1
-    return number * args.batch / elapsed
+    return number * feed / elapsed
 
 
-def crate_alone(args: argparse.Namespace, seconds: float) -> float:
+def crate_alone(args: argparse.Namespace, feed: int, seconds: float | None = None) -> float:
     """The crate, without Python."""
     command = ["cargo", "run", "-q", "--release", "-p", "crate_alone", "--"]
-    numbers = [str(max(1, round(seconds))), str(args.window), str(args.batch), str(args.features)]
+    numbers = [str(max(1, round(seconds or args.seconds))), str(args.window), str(feed), str(args.batch), str(args.features)]
     return float(subprocess.run([*command, *numbers], cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+
+def sources_of(feed: int, args: argparse.Namespace) -> list[torch.Tensor]:
+    """Batches that are handed over in turn."""
+    return [torch.randn(feed, args.features) for _ in range(8)]
 
 
 def busy() -> float:
@@ -133,6 +138,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--window", type=int, default=262_144)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--feeds", type=int, nargs="+", default=[4096, 32_768], help="rows of a batch that is handed over")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
@@ -141,46 +147,53 @@ def main() -> None:
     if args.quick:
         args.rounds, args.seconds = 2, 1
     torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
 
-    crate_alone(args, 1)  # builds it
-    measures = {
-        "crate alone": lambda: crate_alone(args, args.seconds),
-        "from Python": lambda: ours(args, args.seconds),
-        "from Python, copy=False": lambda: ours(args, args.seconds, copy=False),
-        "two torch copies": lambda: two_copies(args, args.seconds),
-        **{name: lambda name=name: peer(name, args, args.seconds) for name in PEERS},
+    crate_alone(args, args.feeds[0], 1)  # builds it
+    kinds: dict[str, Callable[[int], float]] = {
+        "the crate alone": lambda feed: crate_alone(args, feed),
+        "from Python": lambda feed: ours(args, feed),
+        "from Python, `copy=False`": lambda feed: ours(args, feed, copy=False),
+        "two torch copies": lambda feed: two_copies(args, feed),
+        **{name: functools.partial(peer, name, args) for name in PEERS},
     }
-    rates: dict[str, list[float]] = {name: [] for name in measures}
-    others: dict[str, list[float]] = {name: [] for name in measures}
+    rates: dict[int, dict[str, list[float]]] = {feed: {name: [] for name in kinds} for feed in args.feeds}
+    others: dict[int, dict[str, list[float]]] = {feed: {name: [] for name in kinds} for feed in args.feeds}
     for _ in range(args.rounds):
-        for name, measure in measures.items():
-            rate, other = disturbed(measure)
-            rates[name].append(rate)
-            others[name].append(other)
-            print(".", end="", file=sys.stderr, flush=True)
+        for feed in args.feeds:
+            for name, measure in kinds.items():
+                rate, other = disturbed(lambda: measure(feed))  # noqa: B023
+                rates[feed][name].append(rate)
+                others[feed][name].append(other)
+                print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
-    def ratio(name: str) -> float:
-        """The median of the rounds' own ratios."""
-        rounds = range(args.rounds)
-        quiet = [number for number in rounds if others["from Python"][number] < QUIET and others[name][number] < QUIET]
-        return statistics.median(rates["from Python"][number] / rates[name][number] for number in quiet or rounds)
+    def ratio(name: str, feed: int) -> float:
+        return statistics.median(rates[feed]["from Python"]) / statistics.median(rates[feed][name])
 
-    print(f"d = {args.features}, f32, window {args.window:,}, batches of {args.batch:,}; torch uses {args.threads} threads; {args.rounds} rounds")
-    print(f"{'':34}{'rows/s':>12}{'lowest':>12}{'highest':>12}   from Python is    CPUs others used")
-    for name, values in rates.items():
-        print(
-            f"{name:34}{statistics.median(values):12,.0f}{min(values):12,.0f}{max(values):12,.0f}   {ratio(name):.2f} x"
-            f"{'':12}{' '.join(f'{other:.1f}' for other in others[name])}"
-        )
-    best = min(PEERS, key=ratio)
-    wanted = [("crate alone", 0.7), ("two torch copies", 1.0), (best, 10.0)]
-    for name, least in wanted:
-        print(f"{'reached' if ratio(name) >= least else 'MISSED '}  {ratio(name):.2f} x {name} (wanted: {least} x)")
-    report = {"settings": vars(args), "rows_per_s": rates, "cpus_others_used": others, "from_python_is": {name: ratio(name) for name in rates}}
+    threads = f"torch uses {args.threads} threads; {args.rounds} rounds"
+    print(f"d = {args.features}, f32, window {args.window:,}, minibatches of {args.batch:,}; {threads}; medians, least to most\n")
+    for feed in args.feeds:
+        print(f"| fed {feed:,} rows at a time | rows/s (least to most) | from Python is | CPUs that others used |")
+        print("|---|---|---|---|")
+        for name, values in rates[feed].items():
+            spread = f"{thousands(statistics.median(values))} ({thousands(min(values))} to {thousands(max(values))})"
+            factor = "" if name == "from Python" else f"{ratio(name, feed):.2f} x"
+            print(f"| {name} | {spread} | {factor} | {max(others[feed][name]):.1f} |")
+        print()
+    for name, least in [("the crate alone", 0.7), ("two torch copies", 1.0), *((name, 5.0) for name in PEERS)]:
+        lowest = min(ratio(name, feed) for feed in args.feeds)
+        print(f"{'reached' if lowest >= least else 'missed '}  at least {least} x {name}, whatever the feed: {lowest:.2f} x")
+    report = {"settings": vars(args), "rows_per_s": rates, "cpus_others_used": others}
+    report["from_python_is"] = {feed: {name: ratio(name, feed) for name in kinds} for feed in args.feeds}
     path = ROOT / "target" / "python_pipeline.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1))
+
+
+def thousands(rows: float) -> str:
+    """With three digits that count."""
+    return f"{rows / 1e6:.2f} M" if rows >= 1e6 else f"{rows / 1e3:.3g} k"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! The crate without Python: a producer thread that hands over recycled batches, a consumer that drops the minibatches.
 //!
-//! `crate_alone SECONDS WINDOW BATCH FEATURES` prints rows per second.
+//! `crate_alone SECONDS WINDOW FEED BATCH FEATURES` prints rows per second; FEED is the rows of a batch that is handed over.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ impl AsRef<[f32]> for Shared {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let numbers: Vec<usize> = std::env::args().skip(1).map(|arg| arg.parse()).collect::<Result<_, _>>()?;
-    let &[seconds, window, batch, features] = &numbers[..] else {
-        return Err("usage: crate_alone SECONDS WINDOW BATCH FEATURES".into());
+    let &[seconds, window, feed, batch, features] = &numbers[..] else {
+        return Err("usage: crate_alone SECONDS WINDOW FEED BATCH FEATURES".into());
     };
     let store = RingStore::builder().component("a", features).batch_size(batch).window(window).build()?;
     let mut minibatches = store.minibatches();
     let stop = AtomicBool::new(false);
     let rate = std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
-            let sources: Vec<_> = (0..8).map(|i| Arc::new(vec![i as f32; batch * features])).collect();
+            let sources: Vec<_> = (0..8).map(|i| Arc::new(vec![i as f32; feed * features])).collect();
             for source in sources.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
                 let Ok(batch) = Batch::from_owner(Shared(source.clone()), features) else {
                     break;
