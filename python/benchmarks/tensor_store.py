@@ -24,12 +24,19 @@ BATCH = 4096
 """Rows of a slice, and of a batch of the DataLoader."""
 
 
+PIECE = 20
+"""Calls that are timed together."""
+
+
 def seconds(work: Callable[[], Any], times: int) -> float:
-    """Seconds of a call, of so many in a row."""
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    return (time.perf_counter() - start) / times
+    """Seconds of a call: the median over pieces of a few, which are short enough to lie between two interruptions."""
+    pieces = []
+    for _ in range(times // PIECE):
+        start = time.perf_counter()
+        for _ in range(PIECE):
+            work()
+        pieces.append((time.perf_counter() - start) / PIECE)
+    return statistics.median(pieces)
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float, float]:
@@ -161,11 +168,14 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=768)
     parser.add_argument("--rows", type=int, nargs="+", default=[65_536, 1_048_576], help="of the stores")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.quick:
         args.rows, args.rounds = args.rows[:1], 3
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    print(f"torch uses {args.threads} threads; {args.rounds} rounds\n")
     np.random.seed(0)
     for table in (indices, epochs, calls):
         table(args)
