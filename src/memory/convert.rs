@@ -1,4 +1,4 @@
-//! Reads a batch, as bytes of the element type that a component holds.
+//! Reads a batch, as bytes of the element type that a component holds, or copies it to slots.
 
 use std::ops::Range;
 
@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use ndarray::ArrayView2;
 
 use crate::error::IndexError;
-use crate::memory::copy::widely;
+use crate::memory::copy::{RowCopier, Slots, widely};
+use crate::memory::narrow::bf16_bits;
 use crate::rows::batch::Batch;
-use crate::rows::element::{DType, Element, with_rows};
+use crate::rows::element::{AnyRows, DType, Element, with_rows};
 
 /// Reads rows for one component; keeps the memory it converts in.
 #[derive(Debug)]
@@ -36,6 +37,19 @@ impl RowReader {
         with_rows!(&batch.rows, rows => self.read_typed(rows.view(), range, each));
     }
 
+    /// Copies the rows in `range` to their slots, of which the first has the number 0.
+    pub(crate) fn copy(&mut self, batch: &Batch, range: Range<usize>, copier: &RowCopier, slots: &mut impl Slots) {
+        let width = batch.features() * self.target.size();
+        match &batch.rows {
+            AnyRows::F32(rows) if self.target == DType::BF16 && !range.is_empty() => {
+                pieces(rows.view(), range, |first, values| {
+                    copier.copy_as_bf16(values, batch.features(), &mut Behind { slots, first });
+                });
+            }
+            _ => self.read(batch, range, |first, rows| copier.copy(rows, width, &mut Behind { slots, first })),
+        }
+    }
+
     fn read_typed<T: Convert>(
         &mut self,
         rows: ArrayView2<'_, T>,
@@ -59,6 +73,19 @@ impl RowReader {
                 each(first + i * at_once, converted);
             }
         });
+    }
+}
+
+/// The slots from number `first` on.
+struct Behind<'a, S> {
+    slots: &'a mut S,
+    first: usize,
+}
+
+impl<S: Slots> Slots for Behind<'_, S> {
+    #[inline]
+    fn slot(&mut self, i: usize) -> &mut [u8] {
+        self.slots.slot(self.first + i)
     }
 }
 
@@ -93,7 +120,7 @@ impl Convert for f32 {
     fn convert(row: &[f32], target: DType, out: &mut [u8]) {
         match target {
             DType::F16 => bytemuck::cast_slice_mut::<u8, f16>(out).convert_from_f32_slice(row),
-            DType::BF16 => widely(|| round_to_bf16(row, bytemuck::cast_slice_mut(out))),
+            DType::BF16 => widely(|| map(row, bytemuck::cast_slice_mut(out), bf16_bits)),
             _ => no_conversion(DType::F32, target),
         }
     }
@@ -141,16 +168,6 @@ fn map<S: Copy, T>(row: &[S], out: &mut [T], convert: impl Fn(S) -> T) {
     }
 }
 
-/// `bf16::from_f32` without its branch, so that the compiler can do many at once: to nearest, ties to even, NaN stays NaN.
-fn round_to_bf16(row: &[f32], out: &mut [u16]) {
-    map(row, out, |x| {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        let quiet_nan = (bits >> 16) | 0x40;
-        (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet_nan } else { rounded }) as u16
-    });
-}
-
 /// Widens a component's row to `f32`, unless it holds integers.
 pub(crate) fn widen(row: &[u8], component: usize, dtype: DType, out: &mut [f32]) -> Result<(), IndexError> {
     match dtype {
@@ -160,32 +177,4 @@ pub(crate) fn widen(row: &[u8], component: usize, dtype: DType, out: &mut [f32])
         DType::U32 | DType::I64 => return Err(IndexError::Integers { component, dtype }),
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bf16_rounds_as_the_half_crate_does() {
-        let special = [
-            0,
-            1,
-            0x7f7f_ffff,
-            0x7f80_0000,
-            0x7f80_0001,
-            0x7fc0_0000,
-            0xff80_0000,
-            0xffff_ffff,
-            0x3f80_8000,
-            0x3f81_8000,
-        ];
-        let bits = special.into_iter().chain((0..=u32::MAX).step_by(if cfg!(miri) { 99_999_989 } else { 65_521 }));
-        let row: Vec<f32> = bits.map(f32::from_bits).collect();
-        let mut out = vec![0; row.len()];
-        round_to_bf16(&row, &mut out);
-        for (x, got) in row.iter().zip(out) {
-            assert_eq!(got, bf16::from_f32(*x).to_bits(), "{x} ({:#x})", x.to_bits());
-        }
-    }
 }

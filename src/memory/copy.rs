@@ -45,14 +45,14 @@ trait Pairs<'r> {
 }
 
 impl<'r, S: Slots> Pairs<'r> for Scattered<'_, 'r, S> {
-    #[inline]
+    #[inline(always)]
     fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]) {
         (&self.rows[i * self.width..][..self.width], self.slots.slot(i))
     }
 }
 
 impl<'r, F: FnMut(usize) -> &'r [u8]> Pairs<'r> for Gathered<'_, F> {
-    #[inline]
+    #[inline(always)]
     fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]) {
         if i + self.ahead < self.count {
             fetch((self.row)(i + self.ahead));
@@ -83,6 +83,12 @@ impl RowCopier {
     /// better if the destination will still be in the cache when it is read.
     pub(crate) fn new(streaming: bool) -> Self {
         RowCopier { kernel: if streaming { widest() } else { Kernel::Ordinary } }
+    }
+
+    /// Whether it writes past the cache.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    pub(crate) fn streams(&self) -> bool {
+        self.kernel != Kernel::Ordinary
     }
 
     /// Copies `rows`, of `width` bytes each, to their slots.
@@ -122,7 +128,7 @@ impl RowCopier {
 impl Drop for RowCopier {
     fn drop(&mut self) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        if self.kernel != Kernel::Ordinary {
+        if self.streams() {
             // SAFETY: SSE is part of x86-64.
             unsafe { std::arch::x86_64::_mm_sfence() }
         }
@@ -146,12 +152,12 @@ fn widest() -> Kernel {
 }
 
 /// Tells the processor that a row is read soon.
-#[inline]
+#[inline(always)]
 fn fetch(row: &[u8]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    for line in row[..row.len().min(FETCHED)].chunks(ALIGN) {
+    for at in (0..row.len().min(FETCHED)).step_by(ALIGN) {
         // SAFETY: fetching reads no memory that the program sees; SSE is part of x86-64.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(row.as_ptr().add(at).cast()) }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = row;

@@ -7,5 +7,6 @@ pub(crate) mod available;
 pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod frame;
+pub(crate) mod narrow;
 pub(crate) mod part;
 pub(crate) mod pool;

@@ -64,10 +64,8 @@ impl Ring {
         for (component, reader) in self.readers.iter_mut().enumerate() {
             let (batch, first) = source(component);
             let (offset, width) = (self.layout.offset(component), self.layout.row_bytes(component));
-            reader.read(batch, first..first + self.plan.len(), |first, rows| {
-                let mut slots = Planned { open: &mut self.open, places: &self.plan[first..], offset, width };
-                copier.copy(rows, width, &mut slots);
-            });
+            let mut slots = Planned { open: &mut self.open, places: &self.plan, offset, width };
+            reader.copy(batch, first..first + self.plan.len(), &copier, &mut slots);
         }
     }
 

@@ -185,10 +185,7 @@ impl Tensor {
         let (rows, width) = (batch.rows(), self.layout.row_bytes(component));
         let mut data = self.write();
         let copier = RowCopier::new(rows * width >= STREAMED);
-        reader.read(batch, 0..rows, |i, some| {
-            let mut slots = Following { frame: &mut data.rows, component, first: first + i };
-            copier.copy(some, width, &mut slots);
-        });
+        reader.copy(batch, 0..rows, &copier, &mut Following { frame: &mut data.rows, component, first });
         data.stored[component] = first + rows;
     }
 }
