@@ -15,7 +15,7 @@ import activation_store
 HERE = Path(__file__).parent
 # The tests run in a copy of this folder that has the pages beside it, or in the repository.
 PAGES = HERE / "pages" if (HERE / "pages").is_dir() else HERE.parents[1]
-WITH_SNIPPETS = ["README.md", "python/README.md", "docs/python.md", "docs/resume.md", "docs/jupyter.md"]
+WITH_SNIPPETS = ["README.md", "python/README.md", "docs/python.md", "docs/resume.md", "docs/jupyter.md", "docs/recording.md"]
 
 
 @pytest.mark.timeout(400)
