@@ -29,9 +29,9 @@ def test_whole_floats_are_counts():
 
 
 def test_the_configuration_is_a_record_of_the_run():
-    store = RingStore({"a": 4, "token": (1, "i64")}, batch_size=8, window=30, dtype="bf16", seed=3, when_full="reject")
+    store = RingStore({"a": 4, "token": (1, "i64")}, batch_size=8, window=30, dtype="f16", seed=3, when_full="reject")
     config = json.loads(json.dumps(store.config))
-    assert config["components"] == [{"name": "a", "features": 4, "dtype": "bf16"}, {"name": "token", "features": 1, "dtype": "i64"}]
+    assert config["components"] == [{"name": "a", "features": 4, "dtype": "f16"}, {"name": "token", "features": 1, "dtype": "i64"}]
     assert (config["batch_size"], config["window"], config["queue_rows"], config["seed"]) == (8, 24, 16, 3)
     assert (config["when_full"], config["merge"], config["stacked"]) == ("reject", "arrival", False)
     assert "window=24" in repr(store)
