@@ -39,7 +39,7 @@ def test_ranks_share_the_rows_and_get_as_many_minibatches(tmp_path):
     recorded(tmp_path, rows=330, per_pass=33)
     seen, counts = [], []
     for rank in range(4):
-        part = Recording(tmp_path, components=["token"], batch_size=2, window=8, rank=rank, world_size=4, output="numpy")
+        part = Recording(tmp_path, components=["token"], batch_size=3, window=12, rank=rank, world_size=4, output="numpy")
         batches = [batch for _ in range(3) for batch in part]
         counts.append(len(batches))
         seen += np.concatenate(batches)[:, 0].tolist()

@@ -50,7 +50,7 @@ impl Replay {
     /// # Errors
     /// [`RecordingError`]: a ring that cannot be built; components in `builder`; or ranks that cannot get equal numbers of
     /// minibatches, because a minibatch has one row, because `drop_last` would drop them on some ranks only, or because the window
-    /// is a single minibatch.
+    /// has fewer than three minibatches or minibatches of fewer than three rows.
     pub fn into_ring(self, builder: RingStoreBuilder) -> Result<RingStore, RecordingError> {
         let builder = self.configure(builder)?;
         self.check_ranks(&builder)?;
@@ -103,8 +103,10 @@ impl Replay {
             Ok(())
         } else if batch == 1 {
             Err(setting("batch_size", with("1"), "2 or more, so that all ranks get as many minibatches"))
-        } else if config.open_frames == 1 {
-            let expected = "larger, so that all ranks get as many minibatches";
+        } else if config.open_frames < 3 || config.layout.rows() < 3 {
+            // The last minibatch can be halved only if it is in the ring at the end. Three frames of three rows, which fill one
+            // after the other, are never all empty at once.
+            let expected = "larger, with a batch_size of 3 or more, so that all ranks get as many minibatches";
             Err(setting("window", with(&config.window().to_string()), expected))
         } else {
             Ok(())
