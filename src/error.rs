@@ -546,6 +546,12 @@ pub enum IndexError {
         /// What it holds.
         dtype: DType,
     },
+    /// The rows are on disk, and cannot be read.
+    #[error("{reason}")]
+    Unreadable {
+        /// What is wrong with which file.
+        reason: String,
+    },
     /// The store has ended; what it still holds can only be drained.
     #[error("the store has ended; its remaining minibatches can only be drained")]
     Ended,
@@ -778,7 +784,15 @@ pub enum RecordingError {
         /// What is wrong.
         reason: String,
     },
-    /// A shard is missing between others of its lane.
+    /// What a finished lane says of itself is damaged, or not true.
+    #[error("{} is damaged: {reason}; verify the lane, then remove this file, or record the lane again", path.display())]
+    DamagedEnd {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shard is missing: between others of its lane, or at the end of a finished lane.
     #[error("shard {number} of lane {lane:?} is missing in {}: bring its folder back, or record the lane again", dir.display())]
     Missing {
         /// The recording.

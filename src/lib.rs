@@ -56,9 +56,11 @@ pub use crate::{
         stats::{ComponentStats, Dropped, Stats},
     },
     recording::{
-        recorder::{Recorder, RecorderBuilder, Safe},
+        recorder::Recorder,
+        recorder_builder::RecorderBuilder,
         recording::Recording,
         replay::{Position, Replay, ReplayedRows, Replaying},
+        sealer::{Safe, SyncPolicy},
         tee::Tee,
     },
     ring::deal::DEALING_VERSION,

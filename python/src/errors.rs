@@ -137,7 +137,7 @@ impl IntoPython for IndexError {
         match self {
             IndexError::Integers { .. } => PyTypeError::new_err(message),
             IndexError::Unequal { .. } | IndexError::Ended => PyValueError::new_err(message),
-            IndexError::Poisoned { .. } => PyRuntimeError::new_err(message),
+            IndexError::Poisoned { .. } | IndexError::Unreadable { .. } => PyRuntimeError::new_err(message),
             _ => PyIndexError::new_err(message),
         }
     }

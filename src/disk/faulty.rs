@@ -124,6 +124,15 @@ impl DiskFile for FaultyFile {
         if whole { Ok(()) } else { Err(io::Error::other("killed")) }
     }
 
+    fn replace_head(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let whole = self.disk.count()?;
+        let mut content = self.content.lock().unwrap_or_else(|poison| poison.into_inner());
+        let replaced = if whole { bytes.len() } else { bytes.len() / 2 };
+        content.bytes[..replaced].copy_from_slice(&bytes[..replaced]);
+        content.synced = 0;
+        if whole { Ok(()) } else { Err(io::Error::other("killed")) }
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.disk.whole()?;
         let mut content = self.content.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -194,7 +203,7 @@ impl Disk for FaultyDisk {
         self.0.whole()
     }
 
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+    fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.whole()?;
         self.0.inner().entries.retain(|other, _| !other.starts_with(path));
         Ok(())

@@ -26,7 +26,7 @@ impl UnfinishedFolder {
         disk.create_dir_all(parent).doing("create", parent)?;
         if disk.list(parent).doing("list", parent)?.contains(&path) {
             // Of an earlier attempt that could not even clean up.
-            disk.remove_dir_all(&path).doing("remove", &path)?;
+            disk.remove(&path).doing("remove", &path)?;
         }
         disk.create_dir_all(&path).doing("create", &path)?;
         Ok(UnfinishedFolder { disk, path, parent: parent.to_owned(), name: name.to_owned(), finished: false })
@@ -58,7 +58,7 @@ impl UnfinishedFolder {
         }
         self.give_name(&named)?;
         if replaces {
-            let _ = self.disk.remove_dir_all(&old);
+            let _ = self.disk.remove(&old);
         }
         Ok(named)
     }
@@ -84,7 +84,7 @@ impl Drop for UnfinishedFolder {
     fn drop(&mut self) {
         if !self.finished {
             // What stays is not taken for whole.
-            let _ = self.disk.remove_dir_all(&self.path);
+            let _ = self.disk.remove(&self.path);
         }
     }
 }

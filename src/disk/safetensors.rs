@@ -31,11 +31,14 @@ fn name_of(dtype: DType) -> &'static str {
     }
 }
 
+fn offsets(dtype: DType, [rows, features]: [u64; 2]) -> [u64; 2] {
+    [0, rows.saturating_mul(features).saturating_mul(dtype.size() as u64)]
+}
+
 /// The header of a file with one tensor, `rows`, of the shape `[rows, features]`.
 pub(crate) fn header(dtype: DType, rows: u64, features: usize) -> Vec<u8> {
-    let features = features as u64;
-    let bytes = rows.saturating_mul(features).saturating_mul(dtype.size() as u64);
-    let tensor = Tensor { dtype: name_of(dtype).to_owned(), shape: [rows, features], data_offsets: [0, bytes] };
+    let shape = [rows, features as u64];
+    let tensor = Tensor { dtype: name_of(dtype).to_owned(), shape, data_offsets: offsets(dtype, shape) };
     // JSON has a form for every string and number.
     let mut json = serde_json::to_vec(&Header { rows: tensor }).unwrap_or_default();
     // Spaces may follow the header.
@@ -55,9 +58,12 @@ pub(crate) fn read_header(file: &mut dyn Read, dtype: DType) -> io::Result<[u64;
     }
     let mut json = vec![0; length as usize];
     file.read_exact(&mut json)?;
-    let Header { rows: Tensor { dtype: found, shape, .. } } = serde_json::from_slice(&json)?;
+    let Header { rows: Tensor { dtype: found, shape, data_offsets } } = serde_json::from_slice(&json)?;
     if found != name_of(dtype) {
         return Err(invalid(format!("it holds {found}, not {}", name_of(dtype))));
+    }
+    if data_offsets != offsets(dtype, shape) {
+        return Err(invalid(format!("its rows would lie at {data_offsets:?}, not at {:?}", offsets(dtype, shape))));
     }
     Ok(shape)
 }

@@ -4,11 +4,18 @@
 //! [shards](shard::ShardInfo), which a [`recording::Recording`] verifies and reads and a [`replay::Replay`] gives out in a
 //! seeded order.
 
+pub(crate) mod entrance;
 pub(crate) mod feed;
+pub(crate) mod lane_end;
+pub(crate) mod lane_writer;
 pub(crate) mod lent;
 pub(crate) mod recorder;
+pub(crate) mod recorder_builder;
+pub(crate) mod recorder_store;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod recording;
 pub(crate) mod replay;
+pub(crate) mod sealer;
 pub(crate) mod shard;
+pub(crate) mod shard_writer;
 pub(crate) mod tee;

@@ -1,44 +1,32 @@
-//! Records passes: one thread gathers them in memory and writes a shard whenever enough rows are there.
+//! Records the passes of one lane.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Sender, bounded};
 
-use crate::disk::disk::{Disk, Doing, files};
-use crate::disk::folder::UNFINISHED;
-use crate::error::{BuildError, ClosedBy, DiskError, RecordingError, WriteError};
-use crate::memory::convert::RowReader;
-use crate::pipeline::config::{components, not_zero};
-use crate::pipeline::handle::{WriteHandle, WriteReply, Written};
+use crate::disk::disk::Disk;
+use crate::error::{BuildError, DiskError, RecordingError, WriteError};
+use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
-use crate::recording::shard::{self, ShardInfo};
-use crate::rows::batch::{Batch, RefusedPass};
-use crate::rows::element::DType;
+use crate::recording::entrance::{Entrance, check_pass};
+use crate::recording::lane_writer::Message;
+use crate::recording::sealer::{Progress, Safe};
+use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::layout::{Component, ComponentKey, Layout};
-
-/// Passes that wait for the thread.
-const QUEUED: usize = 2;
-
-/// Configures a [`Recorder`].
-#[derive(Debug)]
-pub struct RecorderBuilder {
-    components: Vec<(String, usize, Option<DType>)>,
-    lane: String,
-    shard_rows: usize,
-    metadata: BTreeMap<String, String>,
-}
 
 /// Records the passes of one lane into a folder.
 ///
 /// A recorder is one writer. Several recorders (threads, processes, ranks) record into one folder at once, without a lock, if each
 /// has a lane of its own. A shard is whole, checksummed and synced, or it is not taken for one.
 ///
+/// Rows come as passes ([`extend_pass`](Self::extend_pass)), or component by component ([`extend`](Self::extend)) as hooks fire.
+///
 /// # Memory
-/// At most the rows of one shard (`shard_rows` and the rest of the last pass), and the batches of four passes.
+/// 1 MiB for each component, and the batches of at most four passes. The size of a shard does not matter. Rows that the operating
+/// system has not written yet are in its page cache, which is not counted here: at most those of three shards.
 ///
 /// ```
 /// use activation_store::{Recorder, Recording};
@@ -58,166 +46,41 @@ pub struct RecorderBuilder {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Recorder {
-    layout: Layout,
-    sender: Mutex<Option<Sender<Message>>>,
+    pub(crate) layout: Layout,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) lane: String,
+    /// Keeps passes of several threads in one order.
+    entrance: Mutex<Entrance>,
     thread: Option<JoinHandle<()>>,
     resumed: Safe,
-}
-
-/// What of a lane is on disk in whole shards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Safe {
-    /// Passes: go on with this one.
-    pub passes: u64,
-    /// Rows of each component.
-    pub rows: u64,
-}
-
-enum Message {
-    Pass(Vec<Batch>, WriteReply),
-    Flush(Sender<Result<Safe, DiskError>>),
-}
-
-impl RecorderBuilder {
-    /// Adds a component of `features` features, `f32`.
-    #[must_use]
-    pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
-        self.components.push((name.into(), features, None));
-        self
-    }
-
-    /// Adds a component of its own element type.
-    #[must_use]
-    pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
-        self.components.push((name.into(), features, Some(dtype)));
-        self
-    }
-
-    /// The name of the lane: letters, digits, `-` and `_`. Default: `lane`.
-    #[must_use]
-    pub fn lane(mut self, name: impl Into<String>) -> Self {
-        self.lane = name.into();
-        self
-    }
-
-    /// Rows after which a shard is written, at the end of the pass. Default: 65,536.
-    #[must_use]
-    pub fn shard_rows(mut self, rows: usize) -> Self {
-        self.shard_rows = rows;
-        self
-    }
-
-    /// Adds a field that describes the rows (model, hook names, data set) to each shard.
-    #[must_use]
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
-        self
-    }
-
-    /// Begins a lane in a folder, which is made if it is missing.
-    ///
-    /// # Errors
-    /// [`RecordingError`]: settings that cannot be, a folder that cannot be written, or a lane that has shards already.
-    pub fn create(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
-        self.start(files(), dir.as_ref(), false)
-    }
-
-    /// Goes on behind the last whole shard of the lane, if there is one. [`Recorder::resumed`] says which pass comes next. Removes
-    /// what a killed recorder of this lane left unfinished, so no other recorder of this lane may run.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create); a shard that is damaged, missing or of other components.
-    pub fn resume(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
-        self.start(files(), dir.as_ref(), true)
-    }
-
-    pub(crate) fn start(self, disk: Arc<dyn Disk>, dir: &Path, resume: bool) -> Result<Recorder, RecordingError> {
-        not_zero("shard_rows", self.shard_rows)?;
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if self.lane.is_empty() || !self.lane.chars().all(fits) {
-            let expected = "letters, digits, - and _".to_owned();
-            return Err(RecordingError::Setting {
-                what: "the lane's name",
-                value: format!("{:?}", self.lane),
-                expected,
-            });
-        }
-        let layout = Layout::new(&components(self.components, DType::F32), 1)?;
-        disk.create_dir_all(dir).doing("create", dir)?;
-        let shards = shard::list(&*disk, dir)?;
-        let own: Vec<_> = shards.into_iter().filter(|(_, info)| info.lane == self.lane).collect();
-        if !resume && !own.is_empty() {
-            return Err(RecordingError::Exists { dir: dir.to_owned(), lane: self.lane });
-        }
-        let mut safe = Safe::default();
-        for (number, (path, info)) in own.iter().enumerate() {
-            check_number(dir, info, number as u64)?;
-            check_components(path, info, layout.components())?;
-            safe = Safe { passes: info.first_pass + info.passes, rows: info.first_row + info.rows };
-        }
-        if resume {
-            let left = format!("{UNFINISHED}{}", shard::prefix(&self.lane));
-            for path in disk.list(dir).doing("list", dir)? {
-                if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&left)) {
-                    disk.remove_dir_all(&path).doing("remove", &path)?;
-                }
-            }
-        }
-        let (sender, queue) = bounded(QUEUED);
-        let writer = Writer {
-            readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
-            rows: vec![Vec::new(); layout.n_components()],
-            components: layout.components().to_vec(),
-            next: safe,
-            number: own.len() as u64,
-            shard_rows: self.shard_rows as u64,
-            dir: dir.to_owned(),
-            lane: self.lane,
-            metadata: self.metadata,
-            failed: None,
-            safe,
-            disk,
-        };
-        let thread = thread::Builder::new().name("recorder".to_owned()).spawn(move || writer.run(&queue));
-        let thread = thread.doing("start the recorder's thread for", dir)?;
-        Ok(Recorder { layout, sender: Mutex::new(Some(sender)), thread: Some(thread), resumed: safe })
-    }
-}
-
-/// Shards of a lane have the numbers 0, 1, 2, ...
-pub(crate) fn check_number(dir: &Path, info: &ShardInfo, number: u64) -> Result<(), RecordingError> {
-    if info.number == number {
-        return Ok(());
-    }
-    Err(RecordingError::Missing { dir: dir.to_owned(), lane: info.lane.clone(), number })
-}
-
-pub(crate) fn check_components(path: &Path, info: &ShardInfo, expected: &[Component]) -> Result<(), RecordingError> {
-    let found: Option<Vec<Component>> = info.components.iter().map(shard::ComponentFile::component).collect();
-    if found.as_deref() == Some(expected) {
-        return Ok(());
-    }
-    let named = |c: &Component| format!("{:?} ({} {})", c.name, c.features, c.dtype);
-    let expected = expected.iter().map(named).collect::<Vec<_>>().join(", ");
-    Err(RecordingError::Components { path: path.to_owned(), expected })
+    pub(crate) progress: Arc<Progress>,
 }
 
 impl Recorder {
-    /// Configures a recorder.
-    #[must_use]
-    pub fn builder() -> RecorderBuilder {
-        RecorderBuilder {
-            components: Vec::new(),
-            lane: "lane".to_owned(),
-            shard_rows: 1 << 16,
-            metadata: BTreeMap::new(),
-        }
+    pub(crate) fn new(
+        layout: Layout,
+        sender: Sender<Message>,
+        thread: JoinHandle<()>,
+        resumed: Safe,
+        progress: Arc<Progress>,
+        disk: Arc<dyn Disk>,
+        (dir, lane): (PathBuf, String),
+    ) -> Self {
+        let entrance = Mutex::new(Entrance::new(sender, layout.n_components()));
+        Recorder { layout, disk, dir, lane, entrance, thread: Some(thread), resumed, progress }
     }
 
     /// What was safe when this recorder began: skip so many passes. Zero for a new lane.
     #[must_use]
     pub fn resumed(&self) -> Safe {
         self.resumed
+    }
+
+    /// What is safe now, without waiting.
+    #[must_use]
+    pub fn safe(&self) -> Safe {
+        self.progress.safe()
     }
 
     /// The components, in order.
@@ -228,12 +91,13 @@ impl Recorder {
 
     /// Records the rows of all components that one forward pass produced: each exactly once, in any order, equally many.
     ///
-    /// The handle resolves when the rows are in the recorder's memory, and the batches are released. They are safe when
-    /// [`flush`](Self::flush) returns. If the shard that a pass completes cannot be written, its handle has the error.
+    /// The handle resolves when the recorder has released the batches. The rows are safe when [`flush`](Self::flush) returns, or when
+    /// [`safe`](Self::safe) counts their pass.
     ///
     /// # Errors
     /// [`RefusedPass`] gives all batches back: a component that is missing, unknown or doubled, or of other features, elements
-    /// or rows than the pass; or the recorder's thread has ended.
+    /// or rows than the pass; a pass that [`extend`](Self::extend) began is not whole; or the recorder cannot write any more,
+    /// with the first [`DiskError`]. A pass that the disk refuses later has the error in its handle, or a later one has.
     ///
     /// # Blocking
     /// Blocks while two passes wait for the disk.
@@ -241,45 +105,48 @@ impl Recorder {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let (keys, batches): (Vec<K>, Vec<Batch>) = pass.into_iter().map(|(key, batch)| (key, batch.into())).unzip();
-        let order = match self.order(&keys, &batches) {
-            Ok(order) => order,
-            Err(error) => return Err(RefusedPass { error, batches }),
-        };
-        let mut numbered: Vec<(usize, Batch)> = order.into_iter().zip(batches).collect();
-        numbered.sort_by_key(|(component, _)| *component);
-        let batches = numbered.into_iter().map(|(_, batch)| batch).collect();
-        let (reply, handle) = WriteHandle::pending();
-        // The lock keeps passes of several threads in one order.
-        match lock(&self.sender).as_ref().map(|sender| sender.send(Message::Pass(batches, reply))) {
-            Some(Ok(())) => Ok(handle),
-            Some(Err(unsent)) => {
-                let batches = if let Message::Pass(batches, _) = unsent.into_inner() { batches } else { Vec::new() };
-                Err(RefusedPass { error: WriteError::Closed(ClosedBy::Close), batches })
-            }
-            None => Ok(handle),
+        let batches = check_pass(&self.layout, pass)?;
+        let entrance = self.enter();
+        match entrance.check(&self.layout, &self.progress) {
+            Ok(()) => entrance.hand_over(batches),
+            Err(error) => Err(RefusedPass { error, batches }),
         }
     }
 
-    fn order<K: ComponentKey>(&self, keys: &[K], batches: &[Batch]) -> Result<Vec<usize>, WriteError> {
-        let mut order: Vec<usize> = Vec::with_capacity(keys.len());
-        for (&key, batch) in keys.iter().zip(batches) {
-            let component = self.layout.find(key)?;
-            self.layout.check(batch, component)?;
-            if order.contains(&component) {
-                return Err(WriteError::PassDoubles { doubled: self.layout.name(component) });
-            }
-            if batch.rows() != batches[0].rows() {
-                let first = self.layout.name(order.first().copied().unwrap_or(component));
-                let (first_rows, component) = (batches[0].rows(), self.layout.name(component));
-                return Err(WriteError::PassRows { first, first_rows, component, rows: batch.rows() });
-            }
-            order.push(component);
+    /// Records rows of one component. When every component has come, they are a pass: the rows of a component that comes twice before
+    /// that are refused, so components stay aligned.
+    ///
+    /// The handle resolves as the handle of [`extend_pass`](Self::extend_pass) does, once the pass is whole. A pass that is not whole when
+    /// the recorder is finished is discarded; its handles resolve as [`WriteError::Closed`].
+    ///
+    /// # Errors
+    /// [`Refused`] gives the batch back: an unknown component; other features, elements or rows than the pass; a component that has
+    /// come; or the recorder cannot write any more.
+    ///
+    /// # Blocking
+    /// As [`extend_pass`](Self::extend_pass).
+    pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        let batch = batch.into();
+        let found = self.layout.find(component).map_err(WriteError::from);
+        let checked = found.and_then(|component| self.layout.check(&batch, component).map(|()| component));
+        let open = checked.and_then(|component| Ok(self.progress.outcome().map(|_| component)?));
+        match open {
+            Ok(component) => self.enter().gather(&self.layout, batch, component),
+            Err(error) => Err(Refused { error, batch }),
         }
-        match (0..self.layout.n_components()).find(|component| !order.contains(component)) {
-            Some(missing) => Err(WriteError::PassLacks { missing: self.layout.name(missing) }),
-            None => Ok(order),
-        }
+    }
+
+    /// Records one row of one component; see [`extend`](Self::extend).
+    ///
+    /// # Errors
+    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`].
+    pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
+        self.extend(one_row(row.into())?, component)
+    }
+
+    /// Keeps other threads out until the guard is dropped.
+    pub(crate) fn enter(&self) -> MutexGuard<'_, Entrance> {
+        lock(&self.entrance)
     }
 
     /// Writes what was recorded as a shard, even a small one, and says what is safe.
@@ -290,28 +157,49 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the disk has it.
     pub fn flush(&self) -> Result<Safe, RecordingError> {
-        let (reply, flushed) = bounded(1);
-        if let Some(sender) = lock(&self.sender).as_ref() {
-            // An error means that the thread has ended: so has the other end of `flushed`.
-            let _ = sender.send(Message::Flush(reply));
-        }
-        let ended = || BuildError::Poisoned { cause: "the recorder's thread has ended".into() };
-        Ok(flushed.recv().map_err(|_| ended())??)
+        self.ask(Message::Flush)
     }
 
-    /// Flushes, and ends the recorder.
+    /// Flushes, says beside the shards that the lane is finished, and ends the recorder. A shard that is lost from the end of a
+    /// finished lane is missed by [`Recording::open`](crate::Recording::open). A finished lane can be resumed all the same.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
+    ///
+    /// # Blocking
+    /// As [`flush`](Self::flush).
     pub fn finish(self) -> Result<Safe, RecordingError> {
-        self.flush()
+        self.ask(Message::Finish)
     }
+
+    fn ask(&self, message: impl FnOnce(Sender<Result<Safe, DiskError>>) -> Message) -> Result<Safe, RecordingError> {
+        let (reply, answer) = bounded(1);
+        let _ = self.enter().send(message(reply));
+        answer.recv().map_err(|_| ended())?.map_err(RecordingError::from)
+    }
+
+    /// Discards the rows that are in no whole shard yet, and never a shard. The next pass takes the number of the first pass that was
+    /// discarded.
+    ///
+    /// # Blocking
+    /// Blocks until the passes before it have been written or discarded.
+    pub fn empty(&self) {
+        let (reply, emptied) = bounded(1);
+        let mut entrance = self.enter();
+        entrance.forget();
+        let _ = entrance.send(Message::Empty(reply));
+        let _ = emptied.recv();
+    }
+}
+
+fn ended() -> BuildError {
+    BuildError::Poisoned { cause: "the recorder's thread has ended".into() }
 }
 
 /// Writes what was recorded, and waits for it. Call [`finish`](Recorder::finish) to see errors.
 impl Drop for Recorder {
     fn drop(&mut self) {
-        lock(&self.sender).take();
+        self.enter().sender.take();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -321,83 +209,6 @@ impl Drop for Recorder {
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder").field("resumed", &self.resumed).finish_non_exhaustive()
-    }
-}
-
-struct Writer {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    lane: String,
-    metadata: BTreeMap<String, String>,
-    components: Vec<Component>,
-    readers: Vec<RowReader>,
-    /// Of each component, as bytes.
-    rows: Vec<Vec<u8>>,
-    shard_rows: u64,
-    /// The number of the shard that is being gathered.
-    number: u64,
-    safe: Safe,
-    /// What would be safe if the shard were written.
-    next: Safe,
-    failed: Option<DiskError>,
-}
-
-impl Writer {
-    fn run(mut self, queue: &Receiver<Message>) {
-        for message in queue {
-            match message {
-                Message::Pass(batches, reply) => reply.resolve(self.pass(&batches).map_err(WriteError::from)),
-                Message::Flush(reply) => {
-                    let _ = reply.send(self.flush().map(|()| self.safe));
-                }
-            }
-        }
-        if let Err(error) = self.flush() {
-            tracing::warn!(%error, lane = self.lane, "the last shard of a recording could not be written");
-        }
-    }
-
-    fn pass(&mut self, batches: &[Batch]) -> Result<Written, DiskError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        let rows = batches.first().map_or(0, Batch::rows);
-        for ((batch, reader), bytes) in batches.iter().zip(&mut self.readers).zip(&mut self.rows) {
-            reader.read(batch, 0..rows, |_, piece| bytes.extend_from_slice(piece));
-        }
-        let first_row = self.next.rows;
-        self.next.rows += rows as u64;
-        self.next.passes += 1;
-        if self.next.rows - self.safe.rows >= self.shard_rows {
-            self.flush()?;
-        }
-        Ok(Written { rows, first_row })
-    }
-
-    fn flush(&mut self) -> Result<(), DiskError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        if self.next == self.safe {
-            return Ok(());
-        }
-        let info = ShardInfo {
-            version: 0,
-            lane: self.lane.clone(),
-            number: self.number,
-            first_row: self.safe.rows,
-            rows: self.next.rows - self.safe.rows,
-            first_pass: self.safe.passes,
-            passes: self.next.passes - self.safe.passes,
-            components: Vec::new(),
-            metadata: self.metadata.clone(),
-        };
-        shard::write(&self.disk, &self.dir, info, &self.components, &self.rows)
-            .inspect_err(|error| self.failed = Some(error.clone()))?;
-        self.rows.iter_mut().for_each(Vec::clear);
-        self.safe = self.next;
-        self.number += 1;
-        Ok(())
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::disk::disk::{Disk, files};
 use crate::error::{IndexError, RecordingError};
+use crate::recording::lane_end;
 use crate::recording::lent::lend;
-use crate::recording::recorder::{check_components, check_number};
-use crate::recording::shard::{self, ShardInfo, ShardRows};
+use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_number};
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
@@ -25,13 +25,16 @@ impl Recording {
     /// Opens a recording. Reads what its shards say, not their rows; see [`verify`](Self::verify).
     ///
     /// # Errors
-    /// [`RecordingError`]: no whole shard, one missing between others, one that is damaged or has other components.
+    /// [`RecordingError`]: no whole shard, one missing between others or at the end of a finished lane, one that is damaged or
+    /// has other components.
     pub fn open(dir: impl AsRef<Path>) -> Result<Recording, RecordingError> {
         Recording::open_on(files(), dir.as_ref())
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Recording, RecordingError> {
+        let ends = lane_end::list(&*disk, dir)?;
         let shards = shard::list(&*disk, dir)?;
+        lane_end::check(dir, &ends, &shards)?;
         let Some((path, first)) = shards.first() else {
             return Err(RecordingError::Empty { dir: dir.to_owned() });
         };

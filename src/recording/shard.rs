@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::checksum::{Checksum, checksum};
+use crate::disk::checksum::checksum;
 use crate::disk::disk::{Disk, Doing, Readable, read_all};
-use crate::disk::folder::{UNFINISHED, UnfinishedFolder};
-use crate::disk::safetensors::{header, read_header};
+use crate::disk::folder::UNFINISHED;
+use crate::disk::safetensors::read_header;
 use crate::error::{DiskError, RecordingError};
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
@@ -19,12 +19,12 @@ use crate::rows::layout::Component;
 /// The file that says what a shard holds.
 pub(crate) const INFO: &str = "shard.json";
 /// The version of the format.
-const VERSION: u32 = 1;
-/// Bytes in one write.
-const WRITE: usize = 4 << 20;
+pub(crate) const VERSION: u32 = 1;
+/// Who writes shards.
+pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 /// What a shard holds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShardInfo {
     pub(crate) version: u32,
     pub(crate) lane: String,
@@ -36,6 +36,7 @@ pub(crate) struct ShardInfo {
     pub(crate) passes: u64,
     pub(crate) components: Vec<ComponentFile>,
     pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) written_by: String,
 }
 
 /// The file of one component.
@@ -45,11 +46,10 @@ pub(crate) struct ComponentFile {
     pub(crate) features: usize,
     pub(crate) dtype: String,
     pub(crate) file: String,
-    /// Of the whole file.
+    /// Of the rows: the file without its header.
     pub(crate) checksum: String,
 }
 
-/// The file, as it is written: `checksum` covers `shard` as compact JSON.
 #[derive(Serialize, Deserialize)]
 struct Sealed {
     shard: ShardInfo,
@@ -68,41 +68,8 @@ pub(crate) fn prefix(lane: &str) -> String {
     format!("{lane}.")
 }
 
-/// Writes a shard, whole and synced, or nothing that is taken for one.
-pub(crate) fn write(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
-    mut info: ShardInfo,
-    components: &[Component],
-    rows: &[Vec<u8>],
-) -> Result<(), DiskError> {
-    let folder = UnfinishedFolder::begin(disk.clone(), dir, &format!("{}{:06}", prefix(&info.lane), info.number))?;
-    for (index, (component, bytes)) in components.iter().zip(rows).enumerate() {
-        let file = format!("{index}.safetensors");
-        let path = folder.path().join(&file);
-        let mut sum = Checksum::default();
-        let head = header(component.dtype, info.rows, component.features);
-        let mut out = disk.create(&path).doing("create", &path)?;
-        for piece in [&head[..]].into_iter().chain(bytes.chunks(WRITE)) {
-            sum.update(piece);
-            out.write_all(piece).doing("write", &path)?;
-        }
-        out.sync().doing("sync", &path)?;
-        info.components.push(ComponentFile {
-            name: component.name.to_string(),
-            features: component.features,
-            dtype: component.dtype.to_string(),
-            file,
-            checksum: sum.finish(),
-        });
-    }
-    info.version = VERSION;
-    folder.write(INFO, &seal(info))?;
-    folder.finish_new()?;
-    Ok(())
-}
-
-fn seal(shard: ShardInfo) -> Vec<u8> {
+/// The file that says what the shard holds: `checksum` covers `shard` as compact JSON.
+pub(crate) fn seal(shard: ShardInfo) -> Vec<u8> {
     // Strings and numbers: nothing that JSON has no form for.
     let body = serde_json::to_vec(&shard).unwrap_or_default();
     serde_json::to_vec(&Sealed { checksum: checksum(&body), shard }).unwrap_or_default()
@@ -201,7 +168,8 @@ pub(crate) fn read_rows(
         io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
         _ => DiskError { operation: "read", path: path.clone(), error: Arc::new(error) }.into(),
     })?;
-    if checksum(bytes) != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
+    if checksum(&bytes[start..]) != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0
+    {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
     }
     Ok(ShardRows { file: words, rows: start..end })
@@ -243,6 +211,24 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInf
     }
     shards.sort_by(|(_, a), (_, b)| (&a.lane, a.number).cmp(&(&b.lane, b.number)));
     Ok(shards)
+}
+
+/// Shards of a lane have the numbers 0, 1, 2, ...
+pub(crate) fn check_number(dir: &Path, info: &ShardInfo, number: u64) -> Result<(), RecordingError> {
+    if info.number == number {
+        return Ok(());
+    }
+    Err(RecordingError::Missing { dir: dir.to_owned(), lane: info.lane.clone(), number })
+}
+
+pub(crate) fn check_components(path: &Path, info: &ShardInfo, expected: &[Component]) -> Result<(), RecordingError> {
+    let found: Option<Vec<Component>> = info.components.iter().map(ComponentFile::component).collect();
+    if found.as_deref() == Some(expected) {
+        return Ok(());
+    }
+    let named = |c: &Component| format!("{:?} ({} {})", c.name, c.features, c.dtype);
+    let expected = expected.iter().map(named).collect::<Vec<_>>().join(", ");
+    Err(RecordingError::Components { path: path.to_owned(), expected })
 }
 
 pub(crate) fn damaged(path: &Path, reason: String) -> RecordingError {

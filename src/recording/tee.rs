@@ -3,7 +3,8 @@
 use crate::error::RecordingError;
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::producer::Producer;
-use crate::recording::recorder::{Recorder, Safe};
+use crate::recording::recorder::Recorder;
+use crate::recording::sealer::Safe;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::ComponentKey;
 

@@ -200,7 +200,7 @@ pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>
         // First without its name, so that a half removed one is not taken for whole.
         let gone = path.with_file_name(format!("{UNFINISHED}gone-{}", std::process::id()));
         disk.rename(path, &gone).doing("rename", path)?;
-        disk.remove_dir_all(&gone).doing("remove", &gone)?;
+        disk.remove(&gone).doing("remove", &gone)?;
     }
     Ok(all.into_iter().map(|(k, _)| k).collect())
 }

@@ -1,15 +1,20 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use ndarray::Array2;
 
 use super::*;
 use crate::disk::faulty::{Fault, FaultyDisk};
+use crate::recording::recorder_builder::RecorderBuilder;
 use crate::recording::recording::Recording;
+use crate::recording::sealer::SyncPolicy;
+use crate::rows::element::DType;
 
 const DIR: &str = "/recording";
 const PASSES: u64 = 9;
+const POLICIES: [SyncPolicy; 2] = [SyncPolicy::EachShard, SyncPolicy::AtFlush];
 
 fn builder() -> RecorderBuilder {
     Recorder::builder().component("a", 3).component_of("id", 1, DType::I64).shard_rows(8)
@@ -17,11 +22,17 @@ fn builder() -> RecorderBuilder {
 
 /// Records from the pass that comes next to the end. The last error, if there was one.
 fn record(disk: &FaultyDisk) -> Result<Safe, RecordingError> {
-    let recorder = builder().start(Arc::new(disk.clone()), Path::new(DIR), true)?;
-    for pass in recorder.resumed().passes..PASSES {
+    record_until(disk, PASSES, SyncPolicy::EachShard)
+}
+
+fn record_until(disk: &FaultyDisk, passes: u64, policy: SyncPolicy) -> Result<Safe, RecordingError> {
+    let recorder = builder().sync(policy).start(Arc::new(disk.clone()), Path::new(DIR), true)?;
+    for pass in recorder.resumed().passes..passes {
         let rows = Batch::from(Array2::<f32>::from_elem((3, 3), pass as f32));
         let ids = Batch::from(Array2::<i64>::from_elem((3, 1), pass as i64));
-        drop(recorder.extend_pass([("id", ids), ("a", rows)]).unwrap());
+        if recorder.extend_pass([("id", ids), ("a", rows)]).is_err() {
+            break;
+        }
     }
     recorder.finish()
 }
@@ -42,36 +53,47 @@ fn check(disk: &FaultyDisk) -> u64 {
     recording.rows()
 }
 
-/// Fails at each operation in turn, restarts the machine, and resumes.
-fn fail_everywhere(fault: Fault) {
+/// Fails at each operation of a lane that is finished and goes on, restarts the machine, and resumes.
+fn fail_everywhere(fault: Fault, policy: SyncPolicy) {
+    let twice = |disk: &FaultyDisk| {
+        record_until(disk, 4, policy)?;
+        record_until(disk, PASSES, policy)
+    };
     let whole = FaultyDisk::default();
-    assert_eq!(record(&whole).unwrap(), Safe { passes: PASSES, rows: 3 * PASSES });
+    assert_eq!(twice(&whole).unwrap(), Safe { passes: PASSES, rows: 3 * PASSES });
     let operations = whole.0.operations();
-    assert!(operations > 30);
+    assert!(operations > 60);
     for n in 0..operations {
         let disk = FaultyDisk::default();
         disk.0.fail_at(n, fault);
-        let failed = record(&disk);
+        let failed = twice(&disk);
         disk.0.restart();
         let before = check(&disk);
         if let Ok(safe) = failed {
             assert_eq!(safe.rows, before, "operation {n}");
         }
-        record(&disk).unwrap();
+        record_until(&disk, PASSES, policy).unwrap();
         assert_eq!(check(&disk), 3 * PASSES, "operation {n}");
+        let names = disk.0.files().into_iter().map(|(path, _)| path);
+        let left: Vec<_> = names.filter(|path| path.to_string_lossy().contains(".unfinished")).collect();
+        assert!(left.is_empty(), "operation {n} left {left:?}");
     }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "records many times")]
 fn a_kill_at_any_operation_loses_no_whole_shard() {
-    fail_everywhere(Fault::Kill);
+    for policy in POLICIES {
+        fail_everywhere(Fault::Kill, policy);
+    }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "records many times")]
 fn a_full_disk_at_any_operation_loses_no_whole_shard() {
-    fail_everywhere(Fault::Error(ErrorKind::StorageFull));
+    for policy in POLICIES {
+        fail_everywhere(Fault::Error(ErrorKind::StorageFull), policy);
+    }
 }
 
 #[test]
@@ -93,10 +115,47 @@ fn a_flipped_bit_in_any_file_is_found_and_the_file_is_named() {
 
 #[test]
 #[cfg_attr(miri, ignore = "records many times")]
-fn a_missing_shard_is_named() {
+fn a_shard_that_is_missing_anywhere_in_a_finished_lane_is_named() {
+    for lost in 0..3 {
+        let disk = FaultyDisk::default();
+        record(&disk).unwrap();
+        disk.remove(&Path::new(DIR).join(format!("lane.00000{lost}"))).unwrap();
+        for error in [
+            Recording::open_on(Arc::new(disk.clone()), Path::new(DIR)).unwrap_err(),
+            builder().start(Arc::new(disk.clone()), Path::new(DIR), true).unwrap_err(),
+        ] {
+            assert!(matches!(error, RecordingError::Missing { number, .. } if number == lost), "{lost}: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_a_lane_goes_when_the_lane_goes_on_and_comes_again() {
+    let end = |disk: &FaultyDisk| disk.0.files().iter().any(|(path, _)| path.ends_with("lane.end.json"));
     let disk = FaultyDisk::default();
-    record(&disk).unwrap();
-    disk.remove_dir_all(&Path::new(DIR).join("lane.000001")).unwrap();
-    let error = Recording::open_on(Arc::new(disk), Path::new(DIR)).unwrap_err();
-    assert!(matches!(error, RecordingError::Missing { number: 1, .. }), "{error}");
+    record_until(&disk, 4, SyncPolicy::EachShard).unwrap();
+    assert!(end(&disk));
+    let recorder = builder().start(Arc::new(disk.clone()), Path::new(DIR), true).unwrap();
+    assert!(end(&disk), "nothing was recorded yet");
+    let pass = [("a", Batch::from(Array2::<f32>::zeros((3, 3)))), ("id", Array2::<i64>::zeros((3, 1)).into())];
+    drop(recorder.extend_pass(pass).unwrap());
+    assert_eq!(recorder.flush().unwrap().passes, 5);
+    assert!(!end(&disk));
+    recorder.finish().unwrap();
+    assert!(end(&disk));
+    assert_eq!(Recording::open_on(Arc::new(disk), Path::new(DIR)).unwrap().rows(), 15);
+}
+
+#[test]
+fn rows_come_at_the_next_flush_if_the_policy_says_so() {
+    let disk = FaultyDisk::default();
+    let recorder = builder().sync(SyncPolicy::AtFlush).start(Arc::new(disk.clone()), Path::new(DIR), true).unwrap();
+    for pass in 0..6 {
+        let rows = Batch::from(Array2::<f32>::from_elem((4, 3), pass as f32));
+        let handle = recorder.extend_pass([("a", rows), ("id", Array2::<i64>::zeros((4, 1)).into())]).unwrap();
+        assert_eq!(handle.wait().unwrap().first_row, 4 * pass);
+        assert_eq!(recorder.safe(), Safe::default());
+    }
+    assert_eq!(recorder.flush().unwrap(), Safe { passes: 6, rows: 24 });
+    assert_eq!(recorder.safe(), Safe { passes: 6, rows: 24 });
 }

@@ -1,0 +1,122 @@
+//! Where passes come into a recorder: as a whole, or component by component.
+
+use crossbeam_channel::Sender;
+
+use crate::error::{ClosedBy, WriteError};
+use crate::pipeline::handle::{WriteHandle, WriteReply};
+use crate::recording::lane_writer::Message;
+use crate::recording::sealer::Progress;
+use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::layout::{ComponentKey, Layout};
+
+/// Where passes come in.
+pub(crate) struct Entrance {
+    pub(crate) sender: Option<Sender<Message>>,
+    /// The pass that comes component by component.
+    gathered: Vec<Option<(Batch, WriteReply)>>,
+}
+
+impl Entrance {
+    pub(crate) fn new(sender: Sender<Message>, components: usize) -> Self {
+        Entrance { sender: Some(sender), gathered: (0..components).map(|_| None).collect() }
+    }
+
+    /// Whether a whole pass may come in.
+    pub(crate) fn check(&self, layout: &Layout, progress: &Progress) -> Result<(), WriteError> {
+        progress.outcome()?;
+        if self.gathered.iter().any(Option::is_some) {
+            let missing = self.gathered.iter().position(Option::is_none).unwrap_or(0);
+            return Err(WriteError::PassLacks { missing: layout.name(missing) });
+        }
+        Ok(())
+    }
+
+    /// Adds a batch to the pass that comes component by component, and hands the pass over when it is whole.
+    pub(crate) fn gather(&mut self, layout: &Layout, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        if let Err(error) = self.check_fits(layout, &batch, component) {
+            return Err(Refused { error, batch });
+        }
+        let (reply, handle) = WriteHandle::pending();
+        self.gathered[component] = Some((batch, reply));
+        if self.gathered.iter().all(Option::is_some) {
+            let (batches, replies) = self.gathered.iter_mut().filter_map(Option::take).unzip();
+            // Replies that come back resolve their handles as closed.
+            let _ = self.send(Message::Pass(batches, replies));
+        }
+        Ok(handle)
+    }
+
+    /// Forgets the pass that is not whole.
+    pub(crate) fn forget(&mut self) {
+        self.gathered.iter_mut().for_each(|batch| drop(batch.take()));
+    }
+
+    fn check_fits(&self, layout: &Layout, batch: &Batch, component: usize) -> Result<(), WriteError> {
+        if self.gathered[component].is_some() {
+            return Err(WriteError::PassDoubles { doubled: layout.name(component) });
+        }
+        let others = self.gathered.iter().enumerate();
+        let first = others.filter_map(|(number, other)| Some((number, other.as_ref()?.0.rows()))).next();
+        match first {
+            Some((first, first_rows)) if first_rows != batch.rows() => Err(WriteError::PassRows {
+                first: layout.name(first),
+                first_rows,
+                component: layout.name(component),
+                rows: batch.rows(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands over a pass that was checked. Refused only if the recorder's thread has ended.
+    pub(crate) fn hand_over(&self, batches: Vec<Batch>) -> Result<WriteHandle, RefusedPass> {
+        let (reply, handle) = WriteHandle::pending();
+        match self.send(Message::Pass(batches, vec![reply])) {
+            Err(Message::Pass(batches, _)) => Err(RefusedPass { error: WriteError::Closed(ClosedBy::Close), batches }),
+            _ => Ok(handle),
+        }
+    }
+
+    pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
+        match &self.sender {
+            Some(sender) => sender.send(message).map_err(|unsent| unsent.into_inner()),
+            None => Err(message),
+        }
+    }
+}
+
+/// Checks a pass. Returns its batches in the order of the components.
+pub(crate) fn check_pass<K: ComponentKey, B: Into<Batch>>(
+    layout: &Layout,
+    pass: impl IntoIterator<Item = (K, B)>,
+) -> Result<Vec<Batch>, RefusedPass> {
+    let (keys, batches): (Vec<K>, Vec<Batch>) = pass.into_iter().map(|(key, batch)| (key, batch.into())).unzip();
+    let order = match order(layout, &keys, &batches) {
+        Ok(order) => order,
+        Err(error) => return Err(RefusedPass { error, batches }),
+    };
+    let mut numbered: Vec<(usize, Batch)> = order.into_iter().zip(batches).collect();
+    numbered.sort_by_key(|(component, _)| *component);
+    Ok(numbered.into_iter().map(|(_, batch)| batch).collect())
+}
+
+fn order<K: ComponentKey>(layout: &Layout, keys: &[K], batches: &[Batch]) -> Result<Vec<usize>, WriteError> {
+    let mut order: Vec<usize> = Vec::with_capacity(keys.len());
+    for (&key, batch) in keys.iter().zip(batches) {
+        let component = layout.find(key)?;
+        layout.check(batch, component)?;
+        if order.contains(&component) {
+            return Err(WriteError::PassDoubles { doubled: layout.name(component) });
+        }
+        if batch.rows() != batches[0].rows() {
+            let first = layout.name(order.first().copied().unwrap_or(component));
+            let (first_rows, component) = (batches[0].rows(), layout.name(component));
+            return Err(WriteError::PassRows { first, first_rows, component, rows: batch.rows() });
+        }
+        order.push(component);
+    }
+    match (0..layout.n_components()).find(|component| !order.contains(component)) {
+        Some(missing) => Err(WriteError::PassLacks { missing: layout.name(missing) }),
+        None => Ok(order),
+    }
+}

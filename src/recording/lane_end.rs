@@ -1,0 +1,123 @@
+//! What a finished lane says of itself, so that a shard that is missing at its end is missed.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::checksum::checksum;
+use crate::disk::disk::{Disk, Doing, read_all};
+use crate::disk::folder::UNFINISHED;
+use crate::error::{DiskError, RecordingError};
+use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, prefix};
+
+const SUFFIX: &str = "end.json";
+
+/// How much a finished lane holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LaneEnd {
+    version: u32,
+    pub(crate) lane: String,
+    shards: u64,
+    rows: u64,
+    passes: u64,
+    written_by: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    end: LaneEnd,
+    checksum: String,
+}
+
+impl LaneEnd {
+    pub(crate) fn new(lane: &str, shards: u64, rows: u64, passes: u64) -> Self {
+        LaneEnd { version: VERSION, lane: lane.to_owned(), shards, rows, passes, written_by: WRITTEN_BY.to_owned() }
+    }
+}
+
+fn path(dir: &Path, lane: &str) -> PathBuf {
+    dir.join(format!("{}{SUFFIX}", prefix(lane)))
+}
+
+/// Writes the end of a lane as a whole, and syncs it.
+pub(crate) fn write(disk: &dyn Disk, dir: &Path, end: LaneEnd) -> Result<(), DiskError> {
+    let path = path(dir, &end.lane);
+    let unfinished = dir.join(format!("{UNFINISHED}{}{SUFFIX}-{}", prefix(&end.lane), std::process::id()));
+    let body = serde_json::to_vec(&end).unwrap_or_default();
+    let bytes = serde_json::to_vec(&Sealed { checksum: checksum(&body), end }).unwrap_or_default();
+    let written = disk.create(&unfinished).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync()
+    });
+    let named =
+        written.doing("write", &unfinished).and_then(|()| disk.rename(&unfinished, &path).doing("write", &path));
+    if named.is_err() {
+        // What stays is not taken for the end.
+        let _ = disk.remove(&unfinished);
+    }
+    named?;
+    disk.sync_dir(dir).doing("sync", dir)
+}
+
+/// Removes the end of a lane that goes on.
+pub(crate) fn remove(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), DiskError> {
+    let path = path(dir, lane);
+    disk.remove(&path).doing("remove", &path)?;
+    disk.sync_dir(dir).doing("sync", dir)
+}
+
+/// The ends of all finished lanes. List them before the shards: a lane may end meanwhile.
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, LaneEnd)>, RecordingError> {
+    let mut ends = Vec::new();
+    for path in disk.list(dir).doing("list", dir)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some((lane, SUFFIX)) = name.split_once('.') else { continue };
+        let sealed: Sealed =
+            serde_json::from_slice(&read_all(disk, &path)?).map_err(|error| unusable(&path, error.to_string()))?;
+        let body = serde_json::to_vec(&sealed.end).unwrap_or_default();
+        if checksum(&body) != sealed.checksum {
+            return Err(unusable(&path, "its checksum does not match".to_owned()));
+        }
+        if (sealed.end.version, sealed.end.lane.as_str()) != (VERSION, lane) {
+            let reason = format!("it says version {} and lane {:?}", sealed.end.version, sealed.end.lane);
+            return Err(unusable(&path, reason));
+        }
+        ends.push((path, sealed.end));
+    }
+    Ok(ends)
+}
+
+fn unusable(path: &Path, reason: String) -> RecordingError {
+    RecordingError::DamagedEnd { path: path.to_owned(), reason }
+}
+
+/// Checks that finished lanes have all their shards, which are sorted. A lane that has more went on meanwhile.
+pub(crate) fn check(
+    dir: &Path,
+    ends: &[(PathBuf, LaneEnd)],
+    shards: &[(PathBuf, ShardInfo)],
+) -> Result<(), RecordingError> {
+    for (path, end) in ends {
+        let mut rest = shards.iter().map(|(_, info)| info).filter(|info| info.lane == end.lane);
+        let mut last = (0, 0);
+        for number in 0..end.shards {
+            match rest.next() {
+                Some(info) if info.number == number => {
+                    last = (info.first_row + info.rows, info.first_pass + info.passes);
+                }
+                _ => {
+                    return Err(RecordingError::Missing { dir: dir.to_owned(), lane: end.lane.clone(), number });
+                }
+            }
+        }
+        if last != (end.rows, end.passes) {
+            let (rows, passes) = last;
+            let reason = format!(
+                "it says {} rows of {} passes, and the shards hold {rows} rows of {passes} passes",
+                end.rows, end.passes
+            );
+            return Err(unusable(path, reason));
+        }
+    }
+    Ok(())
+}

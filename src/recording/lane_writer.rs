@@ -1,0 +1,149 @@
+//! The thread that writes a lane's passes into shards.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::disk::disk::Disk;
+use crate::error::{DiskError, WriteError};
+use crate::memory::convert::RowReader;
+use crate::pipeline::handle::{WriteReply, Written};
+use crate::recording::sealer::{Progress, Safe, Sealed};
+use crate::recording::shard::ShardInfo;
+use crate::recording::shard_writer::ShardWriter;
+use crate::rows::batch::Batch;
+use crate::rows::layout::Component;
+
+pub(crate) enum Message {
+    /// The batches of all components, in order.
+    Pass(Vec<Batch>, Vec<WriteReply>),
+    Flush(Sender<Result<Safe, DiskError>>),
+    Finish(Sender<Result<Safe, DiskError>>),
+    /// Discards what is in no whole shard yet.
+    Empty(Sender<()>),
+}
+
+pub(crate) struct LaneWriter {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) lane: String,
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) components: Vec<Component>,
+    pub(crate) readers: Vec<RowReader>,
+    pub(crate) shard_rows: u64,
+    /// The number of the next shard.
+    pub(crate) number: u64,
+    /// What was handed over.
+    pub(crate) next: Safe,
+    /// The shard that is being written.
+    pub(crate) shard: Option<ShardWriter>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) sealer: Sender<Sealed>,
+}
+
+impl LaneWriter {
+    /// Runs until the recorder is gone, then waits for the thread behind it.
+    pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
+        for message in queue {
+            match message {
+                Message::Pass(batches, replies) => {
+                    let outcome = self.pass(&batches);
+                    drop(batches);
+                    for reply in replies {
+                        reply.resolve(outcome.clone().map_err(WriteError::from));
+                    }
+                }
+                Message::Flush(reply) => self.end_shard_then(Sealed::Flush(reply)),
+                Message::Finish(reply) => self.end_shard_then(Sealed::Finish(reply)),
+                Message::Empty(reply) => {
+                    self.empty();
+                    let _ = reply.send(());
+                }
+            }
+        }
+        self.end_shard();
+        let LaneWriter { sealer, progress, lane, .. } = self;
+        drop(sealer);
+        let _ = sealing.join();
+        if let Err(error) = progress.outcome() {
+            tracing::warn!(%error, lane, "the end of a recording could not be written");
+        }
+    }
+
+    fn pass(&mut self, batches: &[Batch]) -> Result<Written, DiskError> {
+        self.progress.outcome()?;
+        self.write(batches).inspect_err(|error| self.fail(error))
+    }
+
+    fn write(&mut self, batches: &[Batch]) -> Result<Written, DiskError> {
+        if self.shard.is_none() {
+            let info = ShardInfo {
+                lane: self.lane.clone(),
+                number: self.number,
+                first_row: self.next.rows,
+                first_pass: self.next.passes,
+                metadata: self.metadata.clone(),
+                ..ShardInfo::default()
+            };
+            self.shard = Some(ShardWriter::begin(&self.disk, &self.dir, info, &self.components)?);
+        }
+        let rows = batches.first().map_or(0, Batch::rows);
+        let written = Written { rows, first_row: self.next.rows };
+        let Some(shard) = &mut self.shard else { return Ok(written) };
+        for (component, (batch, reader)) in batches.iter().zip(&mut self.readers).enumerate() {
+            let mut outcome = Ok(());
+            reader.read(batch, 0..rows, |_, bytes| {
+                if outcome.is_ok() {
+                    outcome = shard.write(component, bytes);
+                }
+            });
+            outcome?;
+        }
+        shard.end_pass(rows as u64);
+        let full = shard.info().rows >= self.shard_rows;
+        self.next.rows += rows as u64;
+        self.next.passes += 1;
+        if full {
+            self.end_shard();
+        }
+        self.progress.outcome().map(|_| written)
+    }
+
+    /// Hands the shard over to be made safe. Blocks while two others are not.
+    fn end_shard(&mut self) {
+        let Some(shard) = self.shard.take() else { return };
+        match shard.end() {
+            Ok(shard) => {
+                self.number += 1;
+                self.send(Sealed::Shard(Box::new(shard)));
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn end_shard_then(&mut self, message: Sealed) {
+        self.end_shard();
+        self.send(message);
+    }
+
+    fn send(&self, message: Sealed) {
+        // It ends before this thread only if it panics. A reply that is dropped says so.
+        let _ = self.sealer.send(message);
+    }
+
+    fn empty(&mut self) {
+        if let Some(shard) = self.shard.take() {
+            let info = shard.info();
+            self.next = Safe { passes: info.first_pass, rows: info.first_row };
+        }
+    }
+
+    /// Nothing more is written: what came next would have a gap before it.
+    fn fail(&mut self, error: &DiskError) {
+        self.progress.fail(error.clone());
+        self.shard = None;
+    }
+}

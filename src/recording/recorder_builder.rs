@@ -1,0 +1,190 @@
+//! Configures a recorder, and starts its threads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::bounded;
+
+use crate::disk::disk::{Disk, Doing, files};
+use crate::disk::folder::UNFINISHED;
+use crate::error::RecordingError;
+use crate::memory::convert::RowReader;
+use crate::pipeline::config::{components, not_zero};
+use crate::recording::lane_end;
+use crate::recording::lane_writer::LaneWriter;
+use crate::recording::recorder::Recorder;
+use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
+use crate::recording::shard::{self, check_components, check_number};
+use crate::rows::element::DType;
+use crate::rows::layout::Layout;
+
+/// Passes that wait for the thread.
+const QUEUED: usize = 2;
+
+/// Configures a [`Recorder`].
+#[derive(Debug)]
+pub struct RecorderBuilder {
+    components: Vec<(String, usize, Option<DType>)>,
+    lane: String,
+    shard_rows: usize,
+    metadata: BTreeMap<String, String>,
+    sync: SyncPolicy,
+}
+
+impl Recorder {
+    /// Configures a recorder.
+    #[must_use]
+    pub fn builder() -> RecorderBuilder {
+        RecorderBuilder {
+            components: Vec::new(),
+            lane: "lane".to_owned(),
+            shard_rows: 1 << 16,
+            metadata: BTreeMap::new(),
+            sync: SyncPolicy::EachShard,
+        }
+    }
+}
+
+impl RecorderBuilder {
+    /// Adds a component of `features` features, `f32`.
+    #[must_use]
+    pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
+        self.components.push((name.into(), features, None));
+        self
+    }
+
+    /// Adds a component of its own element type.
+    #[must_use]
+    pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
+        self.components.push((name.into(), features, Some(dtype)));
+        self
+    }
+
+    /// The name of the lane: letters, digits, `-` and `_`. Default: `lane`.
+    #[must_use]
+    pub fn lane(mut self, name: impl Into<String>) -> Self {
+        self.lane = name.into();
+        self
+    }
+
+    /// Rows after which a shard is written, at the end of the pass. Default: 65,536.
+    #[must_use]
+    pub fn shard_rows(mut self, rows: usize) -> Self {
+        self.shard_rows = rows;
+        self
+    }
+
+    /// When files are synced. Default: each shard.
+    #[must_use]
+    pub fn sync(mut self, policy: SyncPolicy) -> Self {
+        self.sync = policy;
+        self
+    }
+
+    /// Adds a field that describes the rows to each shard.
+    ///
+    /// Any key will do. Other programs look for `model`, `hooks` (their names, with commas between them), `tokenizer`, `dataset` and
+    /// `context_length`.
+    #[must_use]
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Begins a lane in a folder, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`RecordingError`]: settings that cannot be, a folder that cannot be written, or a lane that has shards already.
+    pub fn create(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
+        self.start(files(), dir.as_ref(), false)
+    }
+
+    /// Goes on behind the last whole shard of the lane, if there is one. [`Recorder::resumed`] says which pass comes next. Removes
+    /// what a killed recorder of this lane left unfinished, so no other recorder of this lane may run.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); a shard that is damaged, missing or of other components; the end of the lane, if it is damaged.
+    pub fn resume(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
+        self.start(files(), dir.as_ref(), true)
+    }
+
+    pub(crate) fn start(self, disk: Arc<dyn Disk>, dir: &Path, resume: bool) -> Result<Recorder, RecordingError> {
+        not_zero("shard_rows", self.shard_rows)?;
+        check_lane(&self.lane)?;
+        let layout = Layout::new(&components(self.components, DType::F32), 1)?;
+        disk.create_dir_all(dir).doing("create", dir)?;
+        let ends = lane_end::list(&*disk, dir)?;
+        let shards = shard::list(&*disk, dir)?;
+        let own: Vec<_> = shards.into_iter().filter(|(_, info)| info.lane == self.lane).collect();
+        if !resume && !own.is_empty() {
+            return Err(RecordingError::Exists { dir: dir.to_owned(), lane: self.lane });
+        }
+        let ends: Vec<_> = ends.into_iter().filter(|(_, end)| end.lane == self.lane).collect();
+        lane_end::check(dir, &ends, &own)?;
+        let mut safe = Safe::default();
+        for (number, (path, info)) in own.iter().enumerate() {
+            check_number(dir, info, number as u64)?;
+            check_components(path, info, layout.components())?;
+            safe = Safe { passes: info.first_pass + info.passes, rows: info.first_row + info.rows };
+        }
+        if resume {
+            remove_unfinished(&*disk, dir, &self.lane)?;
+        }
+        let progress = Arc::new(Progress::new(safe));
+        let (sealed, sealer_queue) = bounded(1);
+        let sealer = Sealer {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            lane: self.lane.clone(),
+            policy: self.sync,
+            progress: progress.clone(),
+            shards: own.len() as u64,
+            finished: !ends.is_empty(),
+            waiting: Vec::new(),
+            gap: false,
+        };
+        let (sender, queue) = bounded(QUEUED);
+        let writer = LaneWriter {
+            readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
+            components: layout.components().to_vec(),
+            next: safe,
+            number: own.len() as u64,
+            shard_rows: self.shard_rows as u64,
+            dir: dir.to_owned(),
+            lane: self.lane.clone(),
+            metadata: self.metadata,
+            shard: None,
+            progress: progress.clone(),
+            sealer: sealed,
+            disk: disk.clone(),
+        };
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        let sealing = named("recorder-sync").spawn(move || sealer.run(&sealer_queue));
+        let sealing = sealing.doing("start a recorder's thread for", dir)?;
+        let writing = named("recorder").spawn(move || writer.run(&queue, sealing));
+        let writing = writing.doing("start a recorder's thread for", dir)?;
+        Ok(Recorder::new(layout, sender, writing, safe, progress, disk, (dir.to_owned(), self.lane)))
+    }
+}
+
+fn check_lane(lane: &str) -> Result<(), RecordingError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !lane.is_empty() && lane.chars().all(fits) {
+        return Ok(());
+    }
+    let expected = "letters, digits, - and _".to_owned();
+    Err(RecordingError::Setting { what: "the lane's name", value: format!("{lane:?}"), expected })
+}
+
+/// Removes what a killed recorder of a lane left.
+fn remove_unfinished(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), RecordingError> {
+    let left = format!("{UNFINISHED}{}", shard::prefix(lane));
+    for path in disk.list(dir).doing("list", dir)? {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&left)) {
+            disk.remove(&path).doing("remove", &path)?;
+        }
+    }
+    Ok(())
+}

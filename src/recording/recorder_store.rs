@@ -1,0 +1,72 @@
+//! A recorder as a store.
+
+use std::path::PathBuf;
+
+use ndarray::ArrayD;
+
+use crate::error::{IndexError, RecordingError};
+use crate::memory::convert::widen;
+use crate::pipeline::handle::WriteHandle;
+use crate::recording::recorder::Recorder;
+use crate::recording::shard::{self, ShardInfo, ShardRows};
+use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::index::Index;
+use crate::store::activation_store::ActivationStore;
+
+/// The rows in whole shards are those that the store holds: `len` counts them, and `get` reads them from the disk. Other rows count when
+/// their shard is safe.
+impl ActivationStore for Recorder {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        Recorder::extend(self, batch, component)
+    }
+
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        Recorder::extend_pass(self, pass)
+    }
+
+    fn empty(&self) {
+        Recorder::empty(self);
+    }
+
+    fn n_components(&self) -> usize {
+        self.components().len()
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        vec![self.safe().rows as usize; self.components().len()]
+    }
+
+    /// Reads and verifies each file that has a selected row: as a whole, and again when the next row lies in another file.
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        let safe = self.safe();
+        let shards = self.own_shards().map_err(unreadable)?;
+        let features: Vec<usize> = self.components().iter().map(|component| component.features).collect();
+        let mut read: Vec<Option<(usize, ShardRows)>> = features.iter().map(|_| None).collect();
+        index.select(safe.rows as usize, &features, |row, component, out| {
+            let at = shards.partition_point(|(_, info)| info.first_row + info.rows <= row as u64);
+            let missing = || IndexError::OutOfRange { axis: "row", index: row as isize, len: safe.rows as usize };
+            let (path, info) = shards.get(at).ok_or_else(missing)?;
+            if read[component].as_ref().is_none_or(|(shard, _)| *shard != at) {
+                // First without the old one, so that there is memory for one only.
+                read[component] = None;
+                let rows = shard::read_rows(&*self.disk, path, info, component).map_err(unreadable)?;
+                read[component] = Some((at, rows));
+            }
+            let Some((_, rows)) = &read[component] else { return Err(missing()) };
+            let length = self.layout.row_bytes(component);
+            let start = (row as u64 - info.first_row) as usize * length;
+            widen(&rows.bytes()[start..][..length], component, self.components()[component].dtype, out)
+        })
+    }
+}
+
+impl Recorder {
+    fn own_shards(&self) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
+        let shards = shard::list(&*self.disk, &self.dir)?;
+        Ok(shards.into_iter().filter(|(_, info)| info.lane == self.lane).collect())
+    }
+}
+
+fn unreadable(error: RecordingError) -> IndexError {
+    IndexError::Unreadable { reason: error.to_string() }
+}

@@ -1,0 +1,145 @@
+//! Writes a shard while its rows come, so that it needs no memory for them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::checksum::Checksum;
+use crate::disk::disk::{Disk, DiskFile, Doing};
+use crate::disk::folder::UnfinishedFolder;
+use crate::disk::safetensors::header;
+use crate::error::DiskError;
+use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, prefix, seal};
+use crate::rows::layout::Component;
+
+/// Bytes that a component gathers before it writes them, and of each write.
+const WRITE: usize = 1 << 20;
+
+/// A shard whose rows are coming.
+pub(crate) struct ShardWriter {
+    folder: UnfinishedFolder,
+    info: ShardInfo,
+    files: Vec<RowsFile>,
+}
+
+/// A shard whose rows have been written, and may not be safe yet.
+pub(crate) struct WrittenShard {
+    folder: UnfinishedFolder,
+    info: ShardInfo,
+    files: Vec<(PathBuf, Box<dyn DiskFile>)>,
+}
+
+struct RowsFile {
+    component: Component,
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    /// What has not been written.
+    gathered: Vec<u8>,
+    checksum: Checksum,
+}
+
+impl RowsFile {
+    fn begin(disk: &dyn Disk, path: PathBuf, component: &Component) -> Result<Self, DiskError> {
+        let mut file = disk.create(&path).doing("create", &path)?;
+        // How many rows there will be is not known yet. Every header has the length of one page.
+        let head = header(component.dtype, 0, component.features).len();
+        file.write_all(&vec![0; head]).doing("write", &path)?;
+        Ok(RowsFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), DiskError> {
+        while !bytes.is_empty() {
+            if self.gathered.is_empty() && bytes.len() >= WRITE {
+                let (now, later) = bytes.split_at(WRITE);
+                self.checksum.update(now);
+                self.file.write_all(now).doing("write", &self.path)?;
+                bytes = later;
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(WRITE - self.gathered.len()));
+            self.gathered.extend_from_slice(now);
+            bytes = later;
+            if self.gathered.len() == WRITE {
+                self.write_gathered()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_gathered(&mut self) -> Result<(), DiskError> {
+        self.checksum.update(&self.gathered);
+        self.file.write_all(&self.gathered).doing("write", &self.path)?;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+impl ShardWriter {
+    /// Begins the shard that `info` says: its lane, number, first row and first pass.
+    pub(crate) fn begin(
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        info: ShardInfo,
+        components: &[Component],
+    ) -> Result<Self, DiskError> {
+        let folder = UnfinishedFolder::begin(disk.clone(), dir, &format!("{}{:06}", prefix(&info.lane), info.number))?;
+        let file = |(number, component)| {
+            RowsFile::begin(&**disk, folder.path().join(format!("{number}.safetensors")), component)
+        };
+        let files = components.iter().enumerate().map(file).collect::<Result<_, DiskError>>()?;
+        Ok(ShardWriter { folder, info, files })
+    }
+
+    pub(crate) fn write(&mut self, component: usize, bytes: &[u8]) -> Result<(), DiskError> {
+        self.files[component].write(bytes)
+    }
+
+    /// All components have the rows of another pass.
+    pub(crate) fn end_pass(&mut self, rows: u64) {
+        self.info.passes += 1;
+        self.info.rows += rows;
+    }
+
+    pub(crate) fn info(&self) -> &ShardInfo {
+        &self.info
+    }
+
+    /// Writes what is left, and what the files say of themselves.
+    pub(crate) fn end(mut self) -> Result<WrittenShard, DiskError> {
+        let mut files = Vec::with_capacity(self.files.len());
+        for mut rows in self.files {
+            rows.write_gathered()?;
+            let Component { name, features, dtype } = &rows.component;
+            let head = header(*dtype, self.info.rows, *features);
+            rows.file.replace_head(&head).doing("write", &rows.path)?;
+            self.info.components.push(ComponentFile {
+                name: name.to_string(),
+                features: *features,
+                dtype: dtype.to_string(),
+                file: rows.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                checksum: rows.checksum.finish(),
+            });
+            files.push((rows.path, rows.file));
+        }
+        (self.info.version, self.info.written_by) = (VERSION, WRITTEN_BY.to_owned());
+        Ok(WrittenShard { folder: self.folder, info: self.info, files })
+    }
+}
+
+impl WrittenShard {
+    /// How many files it keeps open.
+    pub(crate) fn open_files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Makes it safe, and gives it its name. Returns what it holds.
+    pub(crate) fn name(mut self) -> Result<ShardInfo, DiskError> {
+        for (path, file) in &mut self.files {
+            file.sync().doing("sync", path)?;
+        }
+        // Some systems rename no folder with open files.
+        self.files.clear();
+        self.folder.write(INFO, &seal(self.info.clone()))?;
+        self.folder.finish_new()?;
+        Ok(self.info)
+    }
+}
