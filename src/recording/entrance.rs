@@ -69,10 +69,17 @@ impl Entrance {
     }
 
     /// Hands over a pass that was checked. Refused only if the recorder's thread has ended.
-    pub(crate) fn hand_over(&self, batches: Vec<Batch>) -> Result<WriteHandle, RefusedPass> {
+    pub(crate) fn hand_over(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        let order: Vec<usize> = pass.iter().map(|(component, _)| *component).collect();
+        let mut pass = pass;
+        pass.sort_by_key(|(component, _)| *component);
         let (reply, handle) = WriteHandle::pending();
-        match self.send(Message::Pass(batches, vec![reply])) {
-            Err(Message::Pass(batches, _)) => Err(RefusedPass { error: WriteError::Closed(ClosedBy::Close), batches }),
+        match self.send(Message::Pass(pass.into_iter().map(|(_, batch)| batch).collect(), vec![reply])) {
+            Err(Message::Pass(batches, _)) => {
+                let mut batches: Vec<Option<Batch>> = batches.into_iter().map(Some).collect();
+                let batches = order.into_iter().filter_map(|component| batches[component].take()).collect();
+                Err(RefusedPass { error: WriteError::Closed(ClosedBy::Close), batches })
+            }
             _ => Ok(handle),
         }
     }
@@ -85,19 +92,20 @@ impl Entrance {
     }
 }
 
-/// Checks a pass. Returns its batches in the order of the components.
+/// Checks a pass. Returns its batches as they were given, each with the number of its component.
 pub(crate) fn check_pass<K: ComponentKey, B: Into<Batch>>(
     layout: &Layout,
     pass: impl IntoIterator<Item = (K, B)>,
-) -> Result<Vec<Batch>, RefusedPass> {
+) -> Result<Vec<(usize, Batch)>, RefusedPass> {
     let (keys, batches): (Vec<K>, Vec<Batch>) = pass.into_iter().map(|(key, batch)| (key, batch.into())).unzip();
-    let order = match order(layout, &keys, &batches) {
-        Ok(order) => order,
-        Err(error) => return Err(RefusedPass { error, batches }),
-    };
-    let mut numbered: Vec<(usize, Batch)> = order.into_iter().zip(batches).collect();
-    numbered.sort_by_key(|(component, _)| *component);
-    Ok(numbered.into_iter().map(|(_, batch)| batch).collect())
+    match order(layout, &keys, &batches) {
+        Ok(order) => Ok(order.into_iter().zip(batches).collect()),
+        Err(error) => Err(RefusedPass { error, batches }),
+    }
+}
+
+pub(crate) fn refused(error: WriteError, pass: Vec<(usize, Batch)>) -> RefusedPass {
+    RefusedPass { error, batches: pass.into_iter().map(|(_, batch)| batch).collect() }
 }
 
 fn order<K: ComponentKey>(layout: &Layout, keys: &[K], batches: &[Batch]) -> Result<Vec<usize>, WriteError> {

@@ -11,7 +11,7 @@ use crate::disk::disk::Disk;
 use crate::error::{BuildError, DiskError, RecordingError, WriteError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
-use crate::recording::entrance::{Entrance, check_pass};
+use crate::recording::entrance::{Entrance, check_pass, refused};
 use crate::recording::lane_writer::Message;
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
@@ -105,11 +105,11 @@ impl Recorder {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let batches = check_pass(&self.layout, pass)?;
+        let pass = check_pass(&self.layout, pass)?;
         let entrance = self.enter();
         match entrance.check(&self.layout, &self.progress) {
-            Ok(()) => entrance.hand_over(batches),
-            Err(error) => Err(RefusedPass { error, batches }),
+            Ok(()) => entrance.hand_over(pass),
+            Err(error) => Err(refused(error, pass)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Rows handed to a store, by value.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ndarray::{ArcArray2, Array1, Array2, Array3, ArrayD, ArrayView2};
 
@@ -83,7 +84,7 @@ impl Batch {
         T: Element,
         O: AsRef<[T]> + Send + Sync + 'static,
     {
-        Batch::new(Rows::Foreign { owner: Box::new(owner), rows, features })
+        Batch::new(Rows::Foreign { owner: Arc::new(owner), rows, features })
     }
 
     /// How many rows.

@@ -162,31 +162,7 @@ pub(crate) use with_rows;
 pub enum Rows<T> {
     Owned(Array2<T>),
     Shared(ArcArray2<T>),
-    Foreign { owner: Box<dyn Owner<T>>, rows: usize, features: usize },
-}
-
-impl<T: Clone + Send + Sync + 'static> Rows<T> {
-    /// The same memory, twice.
-    pub(crate) fn share(self) -> (Self, Self) {
-        match self {
-            Rows::Owned(array) => Rows::Shared(array.into_shared()).share(),
-            Rows::Shared(array) => (Rows::Shared(array.clone()), Rows::Shared(array)),
-            Rows::Foreign { owner, rows, features } => {
-                let owner = Arc::new(owner);
-                let foreign = |owner| Rows::Foreign { owner: Box::new(Both(owner)), rows, features };
-                (foreign(owner.clone()), foreign(owner))
-            }
-        }
-    }
-}
-
-/// An owner that two batches share.
-struct Both<T>(Arc<Box<dyn Owner<T>>>);
-
-impl<T> AsRef<[T]> for Both<T> {
-    fn as_ref(&self) -> &[T] {
-        self.0.values()
-    }
+    Foreign { owner: Arc<dyn Owner<T>>, rows: usize, features: usize },
 }
 
 pub trait Owner<T>: Send + Sync {
@@ -207,6 +183,20 @@ impl<T> fmt::Debug for Rows<T> {
 }
 
 impl<T> Rows<T> {
+    /// The same rows twice, in the same memory.
+    pub(crate) fn share(self) -> (Self, Self)
+    where
+        T: Clone,
+    {
+        match self {
+            Rows::Owned(array) => Rows::Shared(array.into_shared()).share(),
+            Rows::Shared(array) => (Rows::Shared(array.clone()), Rows::Shared(array)),
+            Rows::Foreign { owner, rows, features } => {
+                (Rows::Foreign { owner: owner.clone(), rows, features }, Rows::Foreign { owner, rows, features })
+            }
+        }
+    }
+
     pub(crate) fn dim(&self) -> (usize, usize) {
         match self {
             Rows::Owned(array) => array.dim(),
