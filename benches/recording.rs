@@ -52,7 +52,7 @@ impl Case {
         }
         let recorder = builder.create(dir).unwrap();
         for _ in 0..passes {
-            let _ = recorder.extend_pass(batches.iter().cloned().enumerate()).unwrap();
+            drop(recorder.extend_pass(batches.iter().cloned().enumerate()).unwrap());
         }
         recorder.finish().unwrap();
     }

@@ -45,8 +45,8 @@ class Recorder:
     A shard is complete, checksummed and synced, or it is not taken for one. After a crash, `Recorder(..., resume=True)` goes on behind
     the last whole shard, and `resumed` says how many passes it has. Give it to `capture` in place of a store, or see `record`.
 
-    Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps at
-    most one shard in memory, and four passes.
+    Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps 1 MiB
+    for each component in memory, and at most four passes.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Recorder:
         """Writes what was recorded as a shard, even a small one, and waits until the disk has it.
 
         Raises:
-            OSError: The first error of the disk. The recorder writes nothing after it: resume the lane.
+            OSError: The first error of the disk. The recorder takes nothing after it: resume the lane.
         """
         return Safe(*self._lane.flush())
 
