@@ -65,7 +65,7 @@ def test_other_programs_read_the_shards(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     recorded(tmp_path, metadata={"model": "tiny"})
     rows = []
-    for shard in sorted(tmp_path.glob("lane.*")):
+    for shard in sorted(tmp_path.glob("lane.0*")):
         info = json.loads((shard / "shard.json").read_text())["shard"]
         assert info["metadata"]["model"] == "tiny"
         [component] = [component for component in info["components"] if component["name"] == "a"]
@@ -104,7 +104,7 @@ def test_damage_is_named_and_refusals_say_what_would_work(tmp_path):
         Recording(tmp_path / "none")
     with pytest.raises(ValueError, match="letters, digits, - and _"):
         Recorder(tmp_path / "b", 4, lane="../up")
-    path = sorted((tmp_path / "a").glob("lane.*"))[1] / "0.safetensors"
+    path = sorted((tmp_path / "a").glob("lane.0*"))[1] / "0.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
