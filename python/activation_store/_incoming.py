@@ -8,6 +8,7 @@ library makes a contiguous copy first; that copy is then handed on as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,17 @@ def incoming(batch: Any, mask: Any = None, *, copy: bool = True) -> _native.Rows
     keep = None if mask is None else mask_bytes(mask, view.leading)
     lend = view.is_copy or selected is not batch or not copy
     return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend)
+
+
+def incoming_pass(batches: Mapping[int | str, Any], mask: Any = None, *, copy: bool = True) -> list[tuple[int | str, _native.Rows]]:
+    """The rows of a pass, by component; each as `incoming` has them.
+
+    Raises:
+        TypeError: If the pass is no mapping; else as `incoming`.
+    """
+    if not isinstance(batches, Mapping):
+        raise TypeError(f"a pass is a mapping from component to rows, such as {{'attn': rows, 'mlp': rows}}; got {type(batches).__name__}")
+    return [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
 
 
 def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _native
-from ._incoming import incoming, incoming_row
+from ._incoming import incoming, incoming_pass, incoming_row
 from ._native import IfFull
 from ._parties import Parties
 from .future import Future
@@ -92,7 +92,7 @@ class ProducerSide:
             TimeoutError, StoreFullError, StoreClosedError, TypeError, IndexError: As `extend`.
         """
         notice = self._parties.writer_waits("`extend_pass`")
-        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), if_full_here(timeout), timeout, notice, value))
+        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), if_full_here(timeout), timeout, notice, value))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
@@ -119,7 +119,7 @@ class ProducerSide:
             StoreFullError: If it has no room. Nothing was written.
         """
         self._parties.note_writer()
-        return Future(self._lane.extend_pass(_incoming_pass(batches, mask, copy), IfFull.REFUSE))
+        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), IfFull.REFUSE))
 
     def send_again(self) -> None:
         """Tells a resumed store that you send this lane again from its first row. The store skips the rows that it does not need.
@@ -131,12 +131,6 @@ class ProducerSide:
             StoreClosedError: If the lane had ended.
         """
         self._lane.send_again()
-
-
-def _incoming_pass(batches: Mapping[int | str, Any], mask: Any, copy: bool) -> list[tuple[int | str, _native.Rows]]:
-    if not isinstance(batches, Mapping):
-        raise TypeError(f"a pass is a mapping from component to rows, such as {{'attn': rows, 'mlp': rows}}; got {type(batches).__name__}")
-    return [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
 
 
 def if_full_here(timeout: float | None) -> IfFull:

@@ -148,7 +148,7 @@ def activations(
         window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
-        dtype: Element type of the components of floats. Default: that of the activations.
+        dtype: Element type for every component of floats. Default: the activations' own type.
         progress: Whether to show a line of `tqdm`: forward passes, rows per second, how full the ring is, who waits.
         resume: Go on from a snapshot of a run of the same model and batches: the folder that `snapshot` was given, or what
             `state_dict` returned. The run starts with the first batch whose rows are needed. If `batches` can be

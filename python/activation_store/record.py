@@ -50,7 +50,7 @@ def record(
         folder: Where the shards go.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
-        dtype: Element type of the components of floats. Default: that of the activations.
+        dtype: Element type for every component of floats. Default: the activations' own type.
         lane: The lane's name. Give each process or rank one of its own, and its own batches.
         shard_rows: Rows after which a shard is written.
         metadata: What describes the rows, beside the names of the modules, which are recorded.

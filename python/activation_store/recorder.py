@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from . import _native
 from ._checks import count
 from ._components import components_of
-from ._incoming import incoming
+from ._incoming import incoming_pass
 from ._native import IfFull
 from ._parties import Parties
 from .future import Future
@@ -124,7 +124,7 @@ class Recorder:
             StoreClosedError: If the recorder is closed.
             TypeError, IndexError: As `RingStore.extend_pass`.
         """
-        rows = [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
+        rows = incoming_pass(batches, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, None, None, value))
 
     def flush(self) -> Safe:
@@ -204,5 +204,5 @@ class Tee:
         Raises:
             ValueError, TypeError, IndexError, TimeoutError, StoreFullError, StoreClosedError: As `RingStore.extend_pass`.
         """
-        rows = [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
+        rows = incoming_pass(batches, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))

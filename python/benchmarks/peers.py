@@ -1,6 +1,6 @@
 """What others do between capture and training, as iterators over minibatches. Each is fed by a function that gives batches.
 
-SAELens' and dictionary_learning's buffers are those of the packages. The third is written down here anew.
+The buffers of SAELens and dictionary_learning are imported from their packages. The third one is written here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py [--quick] [--features 768] [--window 262144] [--batch 4096] [--feeds 4096 32768]
 
 Every kind is fed batches of several sizes, for what a buffer costs may depend on it; minibatches are of one size. All in one
-run and interleaved, so that the ratios hold where the rates do not: each ratio is that of the medians in its table. What other
+run and interleaved, so that the ratios hold where the rates do not: each ratio is computed from the medians in its table. What other
 programs did meanwhile is shown. Copying in takes a core of its own, which the crate alone does not need. Prints the tables of
 docs/python.md, and writes `target/python_pipeline.json`.
 """

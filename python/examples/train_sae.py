@@ -33,7 +33,7 @@ WIDTH = 384
 
 
 def model_dir(given: Path | None) -> Path:
-    """The directory with the model: the user's, that of the package if it is installed, or a copy that is downloaded once."""
+    """The directory with the model: the user's own, the installed package's, or a copy that is downloaded once."""
     if given is not None:
         if not (given / "model.safetensors").is_file():
             sys.exit(f"--model {given}: there is no model.safetensors in it")

@@ -129,7 +129,7 @@ impl Lane {
 
 impl Lane {
     /// As `extend_pass`. Adds a share of each batch to `shares`.
-    #[expect(clippy::too_many_arguments, reason = "those of `extend_pass`")]
+    #[expect(clippy::too_many_arguments, reason = "`extend_pass` takes as many")]
     pub(crate) fn hand_in(
         &self,
         py: Python<'_>,
@@ -142,9 +142,7 @@ impl Lane {
     ) -> PyResult<WriteOutcome> {
         let end = self.end.get()?;
         let components = &self.intake.components;
-        let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
-        let pass = pass.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
-        let rows = check_pass(components, &pass).or_raise()?;
+        let (pass, rows) = found_pass(components, pass)?;
         let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
         let mut gathered = end.begin_pass();
         value.into_iter().for_each(|value| gathered.attach(value));
@@ -191,8 +189,19 @@ pub(crate) fn check(components: &[Component], number: usize, rows: &Rows) -> Res
     Ok(())
 }
 
-/// Checks the rows of a pass before they wait for room. Returns how many there are of each component.
-pub(crate) fn check_pass(components: &[Component], pass: &[(usize, Py<Rows>)]) -> Result<usize, WriteError> {
+/// A pass by the numbers of its components.
+type Numbered = Vec<(usize, Py<Rows>)>;
+
+/// Finds the components of a pass and checks its rows, before they wait for room. Returns how many there are of each.
+pub(crate) fn found_pass(components: &[Component], pass: Vec<(Key, Py<Rows>)>) -> PyResult<(Numbered, usize)> {
+    let find = |(component, rows): (Key, _)| Ok((component.find(components)?, rows));
+    let pass = pass.into_iter().map(find).collect::<PyResult<Numbered>>()?;
+    let rows = check_pass(components, &pass).or_raise()?;
+    Ok((pass, rows))
+}
+
+/// Checks the rows of a pass. Returns how many there are of each component.
+fn check_pass(components: &[Component], pass: &[(usize, Py<Rows>)]) -> Result<usize, WriteError> {
     let name = |number: usize| named((number, &components[number]));
     let mut first = None;
     for (place, (number, rows)) in pass.iter().enumerate() {

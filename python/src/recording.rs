@@ -14,7 +14,7 @@ use crate::component::{Key, Spec};
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
-use crate::lane::{IfFull, Lane, check, check_pass};
+use crate::lane::{IfFull, Lane, check, found_pass};
 use crate::process::Home;
 use crate::ring::Ring;
 use crate::rows::Rows;
@@ -113,9 +113,7 @@ impl Recorder {
         notice: Option<Notice<'_>>,
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
-        let find = |(component, rows): (Key, _)| Ok((component.find(&self.components)?, rows));
-        let pass = pass_.into_iter().map(find).collect::<PyResult<Vec<_>>>()?;
-        let rows = check_pass(&self.components, &pass).or_raise()?;
+        let (pass, rows) = found_pass(&self.components, pass_)?;
         let batches = pass.into_iter().map(|(c, rows)| Ok((c, rows.get().take()?.into_batch(py, &self.depot)?)));
         let batches = batches.collect::<PyResult<Vec<_>>>()?;
         Ok(WriteOutcome::new(self.record(py, batches)?, rows))

@@ -8,7 +8,7 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def main(path: Path) -> None:
-    """Runs those of a page."""
+    """Runs the snippets of the page at `path`."""
     page = path.read_text(encoding="utf-8")
     from world import world  # which goes to another folder
 

@@ -25,8 +25,8 @@ use crate::rows::layout::{Component, ComponentKey, Layout};
 /// Rows come as passes ([`extend_pass`](Self::extend_pass)), or component by component ([`extend`](Self::extend)) as hooks fire.
 ///
 /// # Memory
-/// 1 MiB for each component, and the batches of at most four passes. The size of a shard does not matter. Rows that the operating
-/// system has not written yet are in its page cache, which is not counted here: at most those of three shards.
+/// 1 MiB for each component, and the batches of at most four passes. The size of a shard does not matter. The page cache of the
+/// operating system is not counted here. It holds the rows that are not on disk yet: at most three shards.
 ///
 /// ```
 /// use activation_store::{Recorder, Recording};

@@ -278,8 +278,7 @@ impl Replay {
 
     /// Whether another rank has more rows in all epochs; by one, then.
     pub(crate) fn has_fewest(&self) -> bool {
-        let own = self.rows_of(self.rank);
-        (0..self.world_size).any(|rank| self.rows_of(rank) > own)
+        self.rows_of(self.rank) < self.rows_of_ranks().1
     }
 
     /// The fewest and the most rows of a rank, in all epochs.
