@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::training::{Component, Plan};
+use crate::component::Component;
 
 /// Where checkpoints go, and when.
 pub(crate) struct Checkpoints {
@@ -31,36 +31,31 @@ impl Checkpoints {
     }
 
     /// Fills `components` with what the newest whole pair says. Returns its k, and the snapshot; `None` if there is no pair.
-    pub(crate) fn load(&self, components: &mut [Component], plan: &Plan) -> Result<Option<(u64, PathBuf)>> {
+    pub(crate) fn load(&self, components: &mut [Component]) -> Result<Option<(u64, PathBuf)>> {
         let Some((k, snapshot)) = Snapshots::new(&self.dir).list()?.pop() else { return Ok(None) };
         let file = self.trainer(k);
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut load = || -> Result<()> {
             let (_, header) = SafeTensors::read_metadata(&bytes)?;
             let saved = header.metadata().as_ref().and_then(|about| about.get("plan")).cloned().unwrap_or_default();
-            ensure!(saved == plan.to_string(), "it is of another run: {saved}, and this one is {plan}");
+            let plans = plans(components);
+            ensure!(saved == plans, "it is of another run: {saved}, and this one is {plans}");
             let mut loader = Loader(SafeTensors::deserialize(&bytes)?);
-            components.iter_mut().try_for_each(|component| component.visit(plan, &mut loader))
+            components.iter_mut().try_for_each(|component| component.visit(&mut loader))
         };
         load().with_context(|| format!("cannot resume from {}", file.display()))?;
         Ok(Some((k, snapshot)))
     }
 
     /// Writes a checkpoint if minibatch `k` is due for one. Waits until the one before is whole.
-    pub(crate) async fn save(
-        &mut self,
-        k: u64,
-        components: &mut [Component],
-        plan: &Plan,
-        minibatches: &Minibatches,
-    ) -> Result<()> {
+    pub(crate) async fn save(&mut self, k: u64, components: &mut [Component], minibatches: &Minibatches) -> Result<()> {
         if !k.is_multiple_of(self.every) {
             return Ok(());
         }
         self.finish().await?;
         let mut saver = Saver(Vec::new());
-        components.iter_mut().try_for_each(|component| component.visit(plan, &mut saver))?;
-        saver.write(&self.trainer(k), plan)?;
+        components.iter_mut().try_for_each(|component| component.visit(&mut saver))?;
+        saver.write(&self.trainer(k), plans(components))?;
         self.pending = Some(minibatches.snapshot(&self.dir, self.form)?);
         Ok(())
     }
@@ -79,6 +74,12 @@ impl Checkpoints {
     fn trainer(&self, k: u64) -> PathBuf {
         self.dir.join(format!("trainer-{k}.safetensors"))
     }
+}
+
+/// What the SAEs are, to tell a run from another.
+fn plans(components: &[Component]) -> String {
+    let students = components.iter().flat_map(|component| &component.students);
+    students.map(|student| format!("{}: {}", student.name, student.plan)).collect::<Vec<_>>().join("; ")
 }
 
 /// Goes through all numbers of a trainer, to save or to load them.
@@ -123,12 +124,12 @@ struct Saver(Vec<(String, Dtype, usize, Vec<u8>)>);
 
 impl Saver {
     /// Writes a file that is whole, or not there.
-    fn write(self, file: &Path, plan: &Plan) -> Result<()> {
+    fn write(self, file: &Path, plans: String) -> Result<()> {
         let views = self
             .0
             .iter()
             .map(|(name, dtype, count, bytes)| Ok((name.as_str(), TensorView::new(*dtype, vec![*count], bytes)?)));
-        let about = [("plan".to_owned(), plan.to_string())].into();
+        let about = [("plan".to_owned(), plans)].into();
         let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, Some(about))?;
         let unfinished = file.with_extension("unfinished");
         let write = || -> std::io::Result<()> {

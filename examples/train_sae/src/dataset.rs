@@ -17,6 +17,8 @@ pub(crate) struct Dataset {
     pub(crate) held_out: Vec<Sequence>,
     /// Sequences for each capture thread.
     pub(crate) shares: Vec<Vec<Sequence>>,
+    /// Most tokens of a sequence.
+    pub(crate) length: usize,
 }
 
 impl Dataset {
@@ -32,7 +34,7 @@ impl Dataset {
     ) -> Result<Self> {
         let mut documents: Vec<&String> = corpus.documents.iter().collect();
         documents.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
-        let mut dataset = Self { held_out: Vec::new(), shares: vec![Vec::new(); shares] };
+        let mut dataset = Self { held_out: Vec::new(), shares: vec![Vec::new(); shares], length };
         let (mut held_out, mut training, mut next) = (0, 0, 0);
         for (index, document) in documents.iter().enumerate() {
             let sequences = tokenizer.sequences(document, length)?;

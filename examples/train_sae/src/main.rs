@@ -1,11 +1,12 @@
-//! Trains one sparse autoencoder per hooked layer of a real transformer while the transformer is being captured.
+//! Trains sparse autoencoders on the hooked layers of a real transformer while the transformer is being captured.
 //!
 //! Two threads run all-MiniLM-L6-v2 over English text. Hooks gather the residual stream at two layers, pass by pass, for a
 //! [`RingStore`]. An asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the
-//! same time.
+//! same time. What is captured can be recorded meanwhile, and a recording trained on in place of the model.
 
 mod capture;
 mod checkpoint;
+mod component;
 mod dataset;
 mod dependencies;
 mod fetch;
@@ -14,6 +15,7 @@ mod pca;
 mod plot;
 mod progress;
 mod sae;
+mod source;
 mod summary;
 mod text;
 mod tokens;
@@ -21,40 +23,40 @@ mod trainer;
 mod training;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
-use std::thread;
 use std::time::Instant;
 
-use activation_store::{Batch, Form, Merge, Producer, RingStore};
+use activation_store::{Form, Merge, RingStore};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use ndarray::Array2;
 use tokio::sync::oneshot;
 
 use crate::capture::Hooked;
 use crate::checkpoint::Checkpoints;
+use crate::component::{Component, Plan};
 use crate::dataset::Dataset;
 use crate::model::Bert;
 use crate::progress::Progress;
+use crate::source::{Capture, Layer, Source};
 use crate::summary::Run;
 use crate::text::Corpus;
-use crate::tokens::{Sequence, Tokenizer};
-use crate::training::{Component, Plan, train, watch};
+use crate::tokens::Tokenizer;
+use crate::training::{train, watch};
 
 /// Longest sequence of tokens that goes through the model, special ones included.
 const LENGTH: usize = 128;
 
-/// Train one sparse autoencoder per hooked layer of all-MiniLM-L6-v2 while it is being captured.
+/// Train sparse autoencoders on hooked layers of all-MiniLM-L6-v2 while it is being captured.
 #[derive(Parser)]
 #[command(version, args_override_self = true)]
 struct Args {
     /// Rows (tokens) to capture; a text with fewer tokens is read again from its start
     #[arg(long, default_value_t = 120_000)]
     rows: usize,
-    /// Layers to hook: 0 is the embedding, 1 the first encoder layer
-    #[arg(long, value_delimiter = ',', default_value = "2,4")]
-    layers: Vec<usize>,
+    /// Layers to hook: 0 is the embedding, 1 the first encoder layer [default: 2,4, or all that were recorded]
+    #[arg(long, value_delimiter = ',')]
+    layers: Option<Vec<usize>>,
     /// Directory with config.json, model.safetensors and tokenizer.json [default: downloaded once with pip]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -73,9 +75,9 @@ struct Args {
     /// Rows in the ring, over which minibatches are mixed
     #[arg(long, default_value_t = 16_384)]
     window: usize,
-    /// Latents of an SAE
-    #[arg(long, default_value_t = 1536)]
-    latents: usize,
+    /// Latents of an SAE; several numbers train as many SAEs on the same minibatches
+    #[arg(long, value_delimiter = ',', default_value = "1536")]
+    latents: Vec<usize>,
     /// Latents active per row
     #[arg(short, default_value_t = 32)]
     k: usize,
@@ -97,9 +99,21 @@ struct Args {
     /// Go on from the newest checkpoint; with --reproducible, to the same SAEs to the last bit as a run that was never stopped
     #[arg(long, requires = "checkpoint")]
     resume: bool,
+    /// Record what is captured into this new folder, too
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    record: Option<PathBuf>,
+    /// Train on this recording, in place of the model
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["record", "rows", "model", "text", "capture_threads"])]
+    replay: Option<PathBuf>,
+    /// How often each row of the recording is trained on [default: 1]
+    #[arg(long)]
+    epochs: Option<u64>,
     /// Seed of all that is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Seeds of the SAEs' first weights; several train as many SAEs of each size [default: that of --seed]
+    #[arg(long, value_delimiter = ',')]
+    sae_seeds: Option<Vec<u64>>,
 }
 
 impl Args {
@@ -108,13 +122,34 @@ impl Args {
         ensure!(self.batch_size > 1, "--batch-size {}: one row has no variance to start from", self.batch_size);
         ensure!(self.rows >= self.batch_size, "--rows {}: less than one minibatch of {}", self.rows, self.batch_size);
         ensure!(self.capture_threads > 0, "--capture-threads 0: at least one thread must capture");
-        ensure!((1..=self.latents).contains(&self.k), "-k {}: it must be 1 to the {} latents", self.k, self.latents);
-        ensure!(self.rate > 0.0 && self.rate.is_finite(), "--rate {}: it must be a positive number", self.rate);
-        for (index, layer) in self.layers.iter().enumerate() {
-            ensure!(!self.layers[..index].contains(layer), "--layers: {layer} is there twice");
+        for latents in &self.latents {
+            ensure!((1..=*latents).contains(&self.k), "-k {}: it must be 1 to the {latents} latents", self.k);
         }
+        if let Some(epochs) = self.epochs {
+            ensure!(self.replay.is_some(), "--epochs {epochs}: only a recording has epochs; use it with --replay");
+            ensure!(epochs > 0, "--epochs 0: there would be nothing to train on");
+        }
+        ensure!(self.rate > 0.0 && self.rate.is_finite(), "--rate {}: it must be a positive number", self.rate);
+        differ("--layers", self.layers.as_deref().unwrap_or_default())?;
+        differ("--latents", &self.latents)?;
+        differ("--sae-seeds", self.sae_seeds.as_deref().unwrap_or_default())?;
         Ok(())
     }
+
+    /// The SAEs of each layer, for a training on `rows` rows.
+    fn plans(&self, rows: usize) -> Vec<Plan> {
+        let (k, rate, steps) = (self.k, self.rate, rows.div_ceil(self.batch_size));
+        let seeds = self.sae_seeds.as_deref().unwrap_or(std::slice::from_ref(&self.seed));
+        let plan = |&latents: &usize| seeds.iter().map(move |&seed| Plan { latents, k, rate, steps, seed });
+        self.latents.iter().flat_map(plan).collect()
+    }
+}
+
+fn differ<T: PartialEq + std::fmt::Display>(option: &str, values: &[T]) -> Result<()> {
+    for (index, value) in values.iter().enumerate() {
+        ensure!(!values[..index].contains(value), "{option}: {value} is there twice");
+    }
+    Ok(())
 }
 
 fn main() -> Result<()> {
@@ -122,12 +157,27 @@ fn main() -> Result<()> {
     args.check()?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
 
-    let dir = fetch::model_dir(args.model.as_deref())?;
-    let hooked = Hooked {
-        model: Bert::load(&dir, args.layers.iter().copied().max())?,
-        tokenizer: Tokenizer::load(&dir)?,
-        layers: args.layers.clone(),
+    let (source, layers) = match &args.replay {
+        Some(dir) => Source::recording(dir, args.layers.as_deref(), args.epochs.unwrap_or(1), args.seed)?,
+        None => {
+            let capture = capture(&args)?;
+            let layers = capture.held_out()?;
+            (Source::Model(Box::new(capture)), layers)
+        }
     };
+    let plans = args.plans(source.rows());
+    let component = |layer: &Layer| Component::new(&layer.name, layer.held_out.clone(), &plans);
+    let mut components: Vec<Component> = layers.iter().map(component).collect();
+    let run = feed_and_train(&args, &source, &layers, &mut components)?;
+    run.report(&components, &args.out)
+}
+
+/// The model and its text.
+fn capture(args: &Args) -> Result<Capture> {
+    let dir = fetch::model_dir(args.model.as_deref())?;
+    let layers = args.layers.clone().unwrap_or_else(|| vec![2, 4]);
+    let hooked =
+        Hooked { model: Bert::load(&dir, layers.iter().copied().max())?, tokenizer: Tokenizer::load(&dir)?, layers };
     let corpus = if args.text.is_empty() { Corpus::from_dependencies()? } else { Corpus::from_paths(&args.text)? };
     let length = LENGTH.min(hooked.model.max_positions()) - 2;
     let dataset = Dataset::new(&corpus, &hooked.tokenizer, length, args.rows, args.capture_threads, args.seed)?;
@@ -136,126 +186,62 @@ fn main() -> Result<()> {
     if tokens < rows {
         println!("note: it has {tokens} tokens to train on, so it is read {:.1} times", rows as f64 / tokens as f64);
     }
-    let mut components = held_out(&hooked, &dataset)?;
-
-    let run = capture_and_train(&args, &hooked, &dataset, &mut components)?;
-    run.report(&components, &args.out)
-}
-
-/// The components, with the rows they will be judged on.
-fn held_out(hooked: &Hooked, dataset: &Dataset) -> Result<Vec<Component>> {
-    let (rows, width) = (dataset.held_out_rows(), hooked.model.width());
-    let mut captured = vec![Vec::with_capacity(rows * width); hooked.layers.len()];
-    for inputs in hooked.inputs(&dataset.held_out, rows) {
-        hooked.forward(&inputs?, &mut |component, rows| {
-            captured[component].extend(rows);
-            Ok(())
-        })?;
+    let capture = Capture::new(hooked, dataset, rows);
+    match &args.record {
+        // A replay mixes over the ring's window, which should hold rows of many shards.
+        Some(to) => capture.record(to, (args.window / 8).max(1), &dir, &corpus.origin),
+        None => Ok(capture),
     }
-    let component = |(layer, numbers): (&usize, Vec<f32>)| {
-        Ok(Component::new(format!("layer.{layer}"), Array2::from_shape_vec((rows, width), numbers)?))
-    };
-    hooked.layers.iter().zip(captured).map(component).collect()
 }
 
-/// The main job: capture threads on one side of the store, the training loop on the other.
-fn capture_and_train(args: &Args, hooked: &Hooked, dataset: &Dataset, components: &mut [Component]) -> Result<Run> {
+/// The main job: the source of rows on one side of the store, the training loop on the other.
+fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &mut [Component]) -> Result<Run> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let mut builder = RingStore::builder()
+    let builder = RingStore::builder()
         .batch_size(args.batch_size)
         .window(args.window)
         .seed(args.seed)
         .merge(if args.reproducible { Merge::RoundRobin } else { Merge::Arrival })
         .runtime(runtime.handle().clone());
-    for component in components.iter() {
-        builder = builder.component(&component.name, hooked.model.width());
-    }
-    let plan = Plan {
-        latents: args.latents,
-        k: args.k,
-        rate: args.rate,
-        steps: args.rows.div_ceil(args.batch_size),
-        seed: args.seed,
-    };
     let every = args.checkpoint_every.unwrap_or((args.window / args.batch_size) as u64).max(1);
     let form = if args.full { Form::Full } else { Form::Light };
     let checkpoints = args.checkpoint.clone().map(|dir| Checkpoints::new(dir, every, form)).transpose()?;
     let resumed = match &checkpoints {
-        Some(checkpoints) if args.resume => checkpoints.load(components, &plan)?,
+        Some(checkpoints) if args.resume => checkpoints.load(components)?,
         _ => None,
     };
-    let store = match &resumed {
-        Some((k, snapshot)) => {
-            println!("resumed behind minibatch {k} from {}", snapshot.display());
-            builder.resume(snapshot)?
-        }
-        None => {
-            if args.resume {
-                println!("note: there is no checkpoint yet, so the run starts anew");
-            }
-            builder.build()?
-        }
-    };
-    let resume_at = store.resume_at().to_vec();
+    match &resumed {
+        Some((k, snapshot)) => println!("resumed behind minibatch {k} from {}", snapshot.display()),
+        None if args.resume => println!("note: there is no checkpoint yet, so the run starts anew"),
+        None => {}
+    }
+    let snapshot = resumed.as_ref().map(|(_, snapshot)| Path::new(snapshot));
+    let store = source.store(builder, layers, snapshot)?;
     let monitor = store.monitor();
-    let progress = Progress::new(args.rows, args.window);
+    let progress = Progress::new(source.rows(), args.window);
     let start = Instant::now();
     let (stop, stopped) = oneshot::channel();
     let watcher = runtime.spawn(watch(monitor.clone(), start, progress.clone(), stopped));
-
     runtime.spawn(stop_at_ctrl_c(store.clone()));
 
-    let shares = &dataset.shares;
-    let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
-    store.scope(
-        |producers| {
-            for (index, share) in shares.iter().enumerate() {
-                // The rows that do not divide evenly go to the first threads.
-                let rows = args.rows / shares.len() + usize::from(index < args.rows % shares.len());
-                let name = format!("capture {index}");
-                let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
-                let passes = match at {
-                    Some(at) => at.passes as usize,
-                    // All of its passes are safe.
-                    None if resumed.is_some() => usize::MAX,
-                    None => 0,
-                };
-                producers.spawn(name, move |lane| capture(hooked, share, rows, passes, cores, &lane))?;
-            }
-            Ok(())
-        },
-        |minibatches| runtime.block_on(train(minibatches, components, plan, start, &progress, checkpoints)),
-    )?;
+    source.run(&store, resumed.is_some(), |minibatches| {
+        runtime.block_on(train(minibatches, components, start, &progress, checkpoints))
+    })?;
     let elapsed = start.elapsed();
     drop(stop);
     let fill = runtime.block_on(watcher)?;
     progress.finish();
-    Ok(Run { elapsed, fill, window: args.window, latents: args.latents, stats: monitor.stats() })
+    Ok(Run { elapsed, fill, window: args.window, stats: monitor.stats() })
 }
 
-/// Ctrl-C ends the capture after its pass; what was captured is trained on, and the summary is printed. A second one ends
+/// Ctrl-C ends the capture after its pass, or the replay; what is in the store is trained on, and the summary is printed. A second one ends
 /// the program.
 async fn stop_at_ctrl_c(store: RingStore) {
     if tokio::signal::ctrl_c().await.is_ok() {
-        eprintln!("stopping: what has been captured is still trained on (Ctrl-C again ends at once)");
+        eprintln!("stopping: what is in the store is still trained on (Ctrl-C again ends at once)");
         store.close();
     }
     if tokio::signal::ctrl_c().await.is_ok() {
         process::exit(130);
     }
-}
-
-/// One capture thread: writes each forward pass but the first `skip` to its lane as a whole, and waits while the store is full.
-fn capture(hooked: &Hooked, share: &[Sequence], rows: usize, skip: usize, cores: usize, lane: &Producer) -> Result<()> {
-    // Candle computes in the pool it is called from: each thread has one of its own.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
-    let width = hooked.model.width();
-    pool.install(|| {
-        for inputs in hooked.inputs(share, rows).skip(skip) {
-            let mut pass = lane.begin_pass();
-            hooked.forward(&inputs?, &mut |component, rows| Ok(pass.put(component, Batch::from_vec(rows, width)?)?))?;
-            pass.commit_blocking()?;
-        }
-        Ok(())
-    })
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use activation_store::Stats;
 use anyhow::{Context as _, Result, ensure};
 
+use crate::component::{Component, Outcome, Student};
 use crate::plot::{self, Chart, Line};
-use crate::training::{Component, Outcome};
 
 /// What was measured while capturing and training.
 pub(crate) struct Run {
@@ -16,24 +16,33 @@ pub(crate) struct Run {
     /// Seconds since the start, and rows in the ring.
     pub(crate) fill: Vec<(f64, f64)>,
     pub(crate) window: usize,
-    pub(crate) latents: usize,
     pub(crate) stats: Stats,
+}
+
+/// An SAE and its result.
+struct Judged<'a> {
+    component: &'a str,
+    student: &'a Student,
+    outcome: Outcome,
 }
 
 impl Run {
     /// Prints the summary and writes the files to `out`.
     pub(crate) fn report(&self, components: &[Component], out: &Path) -> Result<()> {
-        let outcomes = components.iter().map(Component::outcome).collect::<Result<Vec<_>>>()?;
-        self.print_flow()?;
-        self.print_outcomes(components, &outcomes);
+        let mut results = Vec::new();
         for component in components {
-            let file = out.join(format!("sae.{}.safetensors", component.name));
-            component.sae()?.save(&file)?;
+            let judged = |(student, outcome)| Judged { component: &component.name, student, outcome };
+            results.extend(component.students.iter().zip(component.outcomes()?).map(judged));
+        }
+        self.print_flow()?;
+        print_outcomes(&results);
+        for Judged { student, .. } in &results {
+            let file = out.join(format!("sae.{}.safetensors", student.name));
+            student.sae()?.save(&file)?;
             println!("wrote {}", file.display());
         }
         let picture = out.join("run.svg");
-        fs::write(&picture, self.picture(components, &outcomes))
-            .with_context(|| format!("cannot write {}", picture.display()))?;
+        fs::write(&picture, self.picture(&results)?).with_context(|| format!("cannot write {}", picture.display()))?;
         println!("wrote {}", picture.display());
         Ok(())
     }
@@ -55,36 +64,20 @@ impl Run {
         Ok(())
     }
 
-    fn print_outcomes(&self, components: &[Component], outcomes: &[Outcome]) {
-        println!();
-        println!("variance unexplained on held-out rows:");
-        println!("{:<10} {:>8} {:>8} {:>12} {:>8} {:>14}", "", "before", "after", "PCA", "mean L0", "dead latents");
-        for (component, outcome) in components.iter().zip(outcomes) {
-            let (count, unexplained) = outcome.pca;
-            println!(
-                "{:<10} {:>8.3} {:>8.3} {:>12} {:>8.1} {:>14}",
-                component.name,
-                outcome.before,
-                outcome.after,
-                format!("{unexplained:.3} ({count})"),
-                outcome.l0,
-                format!("{} of {}", outcome.dead, self.latents),
-            );
-        }
-        println!("PCA: with as many components as the mean L0, fitted on the training rows");
-        println!("dead: active on no row of the last quarter of the training");
-        println!();
-    }
-
-    fn picture(&self, components: &[Component], outcomes: &[Outcome]) -> String {
+    fn picture(&self, results: &[Judged<'_>]) -> Result<String> {
         let end = self.elapsed.as_secs_f64();
         let mut lines = Vec::new();
-        for (colour, (component, outcome)) in components.iter().zip(outcomes).enumerate() {
+        for (colour, Judged { student, .. }) in results.iter().enumerate() {
+            let name = format!("{} SAE", student.name);
+            lines.push(Line { name, points: student.losses.clone(), colour, dashed: false });
+        }
+        // SAEs of one component with one L0 have the same yardstick.
+        for (colour, Judged { component, outcome, .. }) in results.iter().enumerate() {
             let (count, unexplained) = outcome.pca;
-            let name = format!("{} SAE", component.name);
-            lines.push(Line { name, points: component.losses.clone(), colour, dashed: false });
-            let name = format!("{} PCA, {count}", component.name);
-            lines.push(Line { name, points: vec![(0.0, unexplained), (end, unexplained)], colour, dashed: true });
+            let name = format!("{component} PCA, {count}");
+            if lines.iter().all(|line| line.name != name) {
+                lines.push(Line { name, points: vec![(0.0, unexplained), (end, unexplained)], colour, dashed: true });
+            }
         }
         let window = self.window as f64;
         let fill = self.fill.iter().map(|&(time, rows)| (time, rows / window)).collect();
@@ -96,4 +89,26 @@ impl Run {
             },
         ])
     }
+}
+
+fn print_outcomes(results: &[Judged<'_>]) {
+    let widest = results.iter().map(|judged| judged.student.name.len()).max().unwrap_or(0);
+    println!();
+    println!("variance unexplained on held-out rows:");
+    println!("{:<widest$} {:>8} {:>8} {:>12} {:>8} {:>14}", "", "before", "after", "PCA", "mean L0", "dead latents");
+    for Judged { student, outcome, .. } in results {
+        let (count, unexplained) = outcome.pca;
+        println!(
+            "{:<widest$} {:>8.3} {:>8.3} {:>12} {:>8.1} {:>14}",
+            student.name,
+            outcome.before,
+            outcome.after,
+            format!("{unexplained:.3} ({count})"),
+            outcome.l0,
+            format!("{} of {}", outcome.dead, student.plan.latents),
+        );
+    }
+    println!("PCA: with as many components as the mean L0, fitted on the training rows");
+    println!("dead: active on no row of the last quarter of the training");
+    println!();
 }

@@ -1,120 +1,20 @@
-//! The asynchronous training loop: one SAE per component, on the same minibatches.
+//! The asynchronous training loop: all SAEs, on the same minibatches.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use activation_store::{Minibatches, Monitor};
-use anyhow::{Context as _, Result};
-use ndarray::Array2;
+use anyhow::Result;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::checkpoint::{Checkpoints, Visitor};
-use crate::pca::Covariance;
+use crate::checkpoint::Checkpoints;
+use crate::component::Component;
 use crate::progress::Progress;
-use crate::sae::Sae;
-use crate::trainer::Trainer;
-
-/// Sizes and rates of the SAEs.
-#[derive(Clone, Copy)]
-pub(crate) struct Plan {
-    pub(crate) latents: usize,
-    pub(crate) k: usize,
-    pub(crate) rate: f32,
-    /// Minibatches there will be.
-    pub(crate) steps: usize,
-    pub(crate) seed: u64,
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { latents, k, rate, steps, seed } = self;
-        write!(f, "{latents} latents, {k} active, rate {rate}, {steps} steps, seed {seed}")
-    }
-}
-
-/// What is learnt and noted about one component.
-pub(crate) struct Component {
-    pub(crate) name: String,
-    held_out: Array2<f32>,
-    covariance: Covariance,
-    /// None before the first minibatch.
-    trainer: Option<Trainer>,
-    before: f64,
-    /// Seconds since the start, and loss of the minibatch.
-    pub(crate) losses: Vec<(f64, f64)>,
-}
-
-/// The result for one component, on held-out rows.
-pub(crate) struct Outcome {
-    pub(crate) before: f64,
-    pub(crate) after: f64,
-    pub(crate) l0: f64,
-    pub(crate) dead: usize,
-    /// Number of principal components compared with, and what they leave unexplained.
-    pub(crate) pca: (usize, f64),
-}
-
-impl Component {
-    pub(crate) fn new(name: String, held_out: Array2<f32>) -> Self {
-        let covariance = Covariance::new(held_out.ncols());
-        Self { name, held_out, covariance, trainer: None, before: f64::NAN, losses: Vec::new() }
-    }
-
-    /// Goes through all that is learnt and noted.
-    pub(crate) fn visit(&mut self, plan: &Plan, visitor: &mut impl Visitor) -> Result<()> {
-        let width = self.held_out.ncols();
-        let new = || Trainer::new(Sae::zeros(plan.latents, plan.k, width), plan.rate, plan.steps);
-        let name = self.name.clone();
-        self.trainer.get_or_insert_with(new).visit(&name, visitor)?;
-        self.covariance.visit(&format!("{name}.covariance"), visitor)?;
-        visitor.numbers(&format!("{name}.before"), std::slice::from_mut(&mut self.before))?;
-        let (mut times, mut losses): (Vec<f64>, Vec<f64>) = self.losses.iter().copied().unzip();
-        visitor.list(&format!("{name}.times"), &mut times)?;
-        visitor.list(&format!("{name}.losses"), &mut losses)?;
-        self.losses = times.into_iter().zip(losses).collect();
-        Ok(())
-    }
-
-    /// Trains on a minibatch; the first one also says how to start.
-    fn step(&mut self, plan: &Plan, rows: ndarray::ArrayView2<'_, f32>) -> f64 {
-        self.covariance.add(rows);
-        let trainer = self.trainer.get_or_insert_with(|| {
-            let sae = Sae::new(plan.latents, plan.k, plan.seed, rows);
-            self.before = sae.forward(self.held_out.view()).unexplained();
-            Trainer::new(sae, plan.rate, plan.steps)
-        });
-        trainer.step(rows)
-    }
-
-    /// The trained SAE.
-    pub(crate) fn sae(&self) -> Result<&Sae> {
-        self.trained().map(|trainer| &trainer.sae)
-    }
-
-    fn trained(&self) -> Result<&Trainer> {
-        self.trainer.as_ref().context("there was no minibatch to train on")
-    }
-
-    pub(crate) fn outcome(&self) -> Result<Outcome> {
-        let trainer = self.trained()?;
-        let pass = trainer.sae.forward(self.held_out.view());
-        let components = pass.l0().round() as usize;
-        Ok(Outcome {
-            before: self.before,
-            after: pass.unexplained(),
-            l0: pass.l0(),
-            dead: trainer.dead(self.losses.len().div_ceil(4)),
-            pca: (components, self.covariance.unexplained(self.held_out.view(), components)),
-        })
-    }
-}
 
 /// Trains on every minibatch until the stream ends. If the capture has failed, the stream ends with its error.
 pub(crate) async fn train(
     mut minibatches: Minibatches,
     components: &mut [Component],
-    plan: Plan,
     start: Instant,
     progress: &Progress,
     mut checkpoints: Option<Checkpoints>,
@@ -123,14 +23,14 @@ pub(crate) async fn train(
         // The step is all computation: the runtime may move its other tasks to another thread meanwhile.
         tokio::task::block_in_place(|| -> Result<()> {
             for (index, component) in components.iter_mut().enumerate() {
-                let loss = component.step(&plan, minibatch.view::<f32>(index)?);
-                component.losses.push((start.elapsed().as_secs_f64(), loss));
+                component.step(minibatch.view::<f32>(index)?, start.elapsed().as_secs_f64());
             }
             Ok(())
         })?;
-        progress.losses(components.iter().filter_map(|c| Some((c.name.as_str(), c.losses.last()?.1))));
+        let students = components.iter().flat_map(|component| &component.students);
+        progress.losses(students.filter_map(|student| Some((student.name.as_str(), student.losses.last()?.1))));
         if let Some(checkpoints) = &mut checkpoints {
-            checkpoints.save(minibatch.ordinal() + 1, components, &plan, &minibatches).await?;
+            checkpoints.save(minibatch.ordinal() + 1, components, &minibatches).await?;
         }
     }
     if let Some(checkpoints) = &mut checkpoints {
@@ -162,8 +62,10 @@ pub(crate) async fn watch(
 mod tests {
     use activation_store::RingStore;
     use anyhow::anyhow;
+    use ndarray::Array2;
 
     use super::*;
+    use crate::component::Plan;
 
     #[test]
     fn a_capture_that_fails_ends_the_training_with_its_error_after_the_last_row() {
@@ -175,14 +77,14 @@ mod tests {
             Err(anyhow!("the text is no UTF-8"))
         };
         let capture = store.spawn_producer("capture", capture).unwrap();
-        let mut components = [Component::new("a".to_owned(), rows(8))];
         let plan = Plan { latents: 12, k: 3, rate: 0.01, steps: 3, seed: 0 };
+        let mut components = [Component::new("a", rows(8), &[plan])];
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let progress = Progress::new(20, 16);
-        let trained = train(minibatches, &mut components, plan, Instant::now(), &progress, None);
+        let trained = train(minibatches, &mut components, Instant::now(), &progress, None);
         let error = runtime.block_on(trained).unwrap_err();
         assert!(capture.join().is_err());
         assert!(error.to_string().contains("the text is no UTF-8"), "{error}");
-        assert_eq!(components[0].losses.len(), 3); // 8, 8 and 4 rows
+        assert_eq!(components[0].students[0].losses.len(), 3); // 8, 8 and 4 rows
     }
 }

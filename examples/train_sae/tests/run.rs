@@ -9,14 +9,16 @@ fn train_sae(args: &[&str], dir: &Path) -> Output {
 }
 
 fn command(args: &[&str], dir: &Path) -> Command {
+    let mut command = train(dir);
     let paragraph = |n| format!("Paragraph {n} tells of {} rivers and {} towns.\n\n", n * 7 % 31, n * 11 % 17);
     fs::write(dir.join("text.txt"), (0..600).map(paragraph).collect::<String>()).expect("can write");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train_sae"));
+    command.args("--text text.txt --rows 1501 --layers 0,1 --latents 96".split(' ')).args(args);
     command
-        .args("--text text.txt --out out --rows 1501 --layers 0,1".split(' '))
-        .args("--batch-size 64 --window 256 --latents 96 -k 8".split(' '))
-        .args(args)
-        .current_dir(dir);
+}
+
+fn train(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train_sae"));
+    command.args("--out out --batch-size 64 --window 256 -k 8".split(' ')).current_dir(dir);
     command
 }
 
@@ -48,6 +50,51 @@ fn reproducible_runs_agree_to_the_last_bit() {
         saes(dir.path())
     });
     assert!(first == second);
+}
+
+#[test]
+fn one_capture_is_recorded_and_trains_many_saes() {
+    let dir = tempfile::tempdir().unwrap();
+    let captured = train_sae(&["--record", "recording"], dir.path());
+    assert!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
+    let again = train_sae(&["--record", "recording"], dir.path());
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("is there already"));
+
+    fs::remove_file(dir.path().join("text.txt")).unwrap();
+    let replay = |args: &str| {
+        let mut run = train(dir.path());
+        run.args("--replay recording --epochs 2 --reproducible".split(' ')).args(args.split(' '));
+        run
+    };
+    let output = replay("--latents 96,48 --sae-seeds 3,5").output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("3002 rows taken, 3002 served in 47 minibatches"), "{stdout}");
+    let sae = |layer, latents, seed| {
+        fs::read(dir.path().join(format!("out/sae.layer.{layer}.{latents}.seed{seed}.safetensors"))).unwrap()
+    };
+    for (layer, latents) in [(0, 96), (0, 48), (1, 96), (1, 48)] {
+        assert!(sae(layer, latents, 3) != sae(layer, latents, 5));
+        let bytes = sae(layer, latents, 3);
+        let shape = safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("W_enc").unwrap().shape().to_vec();
+        assert_eq!(shape, [384, latents]);
+    }
+
+    // Another process, one layer and one SAE: the same to the last bit, also if it is killed and goes on.
+    let one = "--layers 1 --latents 48 --seed 5";
+    assert!(replay(one).output().unwrap().status.success());
+    let whole = fs::read(dir.path().join("out/sae.layer.1.safetensors")).unwrap();
+    let killed = format!("{one} --checkpoint saved --checkpoint-every 2 --resume");
+    let snapshots = activation_store::Snapshots::new(dir.path().join("saved"));
+    let mut run = replay(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while snapshots.list().unwrap_or_default().is_empty() && run.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    let _ = run.kill();
+    let _ = run.wait();
+    let output = replay(&killed).output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("resumed behind"));
+    assert!(fs::read(dir.path().join("out/sae.layer.1.safetensors")).unwrap() == whole, "the SAEs differ");
 }
 
 #[cfg(unix)]
@@ -83,12 +130,17 @@ fn what_makes_no_sense_is_refused_with_its_value() {
         (["--rows", "63"], "--rows 63"),
         (["--text", "missing.txt"], "missing.txt"),
         (["--model", "missing"], "--model missing"),
+        (["--latents", "96,96"], "96 is there twice"),
+        (["--epochs", "2"], "--replay"),
     ] {
         let output = train_sae(&args, dir.path());
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && stderr.contains(message), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
+    let output = train(dir.path()).args(["--replay", "missing"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("missing/training is no recording"), "{stderr}");
 }
 
 /// The SAEs of a run.

@@ -1,0 +1,252 @@
+//! Where the rows come from: the model, or a recording of it.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use activation_store::{
+    Batch, Minibatches, Producer, Recorder, RecorderBuilder, Recording, Replay, RingStore, RingStoreBuilder, Tee,
+};
+use anyhow::{Context as _, Result, ensure};
+use ndarray::Array2;
+
+use crate::capture::Hooked;
+use crate::dataset::Dataset;
+
+/// Folders of a recording: the rows to train on, and those to judge by.
+const TRAINING: &str = "training";
+const HELD_OUT: &str = "held-out";
+
+/// A hooked layer, and the rows its SAEs are judged by.
+pub(crate) struct Layer {
+    pub(crate) name: String,
+    pub(crate) held_out: Array2<f32>,
+}
+
+/// Where the rows come from.
+pub(crate) enum Source {
+    Model(Box<Capture>),
+    Recording { replay: Box<Replay>, rows: usize },
+}
+
+/// Threads that run the model over a text.
+pub(crate) struct Capture {
+    hooked: Hooked,
+    dataset: Dataset,
+    rows: usize,
+    record: Option<RecordTo>,
+}
+
+/// A folder for what is captured.
+struct RecordTo {
+    dir: PathBuf,
+    shard_rows: usize,
+    metadata: Vec<(&'static str, String)>,
+}
+
+impl Capture {
+    pub(crate) fn new(hooked: Hooked, dataset: Dataset, rows: usize) -> Self {
+        Self { hooked, dataset, rows, record: None }
+    }
+
+    /// Records what is captured, in shards of `shard_rows` rows, with a word on where it comes from.
+    pub(crate) fn record(mut self, dir: &Path, shard_rows: usize, model: &Path, text: &str) -> Result<Self> {
+        for part in [TRAINING, HELD_OUT] {
+            let dir = dir.join(part);
+            ensure!(!dir.exists(), "--record: {} is there already; take another folder, or remove it", dir.display());
+        }
+        let metadata = vec![
+            ("model", model.display().to_string()),
+            ("hooks", self.names().join(",")),
+            ("tokenizer", model.join("tokenizer.json").display().to_string()),
+            ("dataset", text.to_owned()),
+            ("context_length", self.dataset.length.to_string()),
+        ];
+        self.record = Some(RecordTo { dir: dir.to_owned(), shard_rows, metadata });
+        Ok(self)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.hooked.layers.iter().map(|layer| format!("layer.{layer}")).collect()
+    }
+
+    /// Captures the rows to judge by, and records them if all is recorded.
+    pub(crate) fn held_out(&self) -> Result<Vec<Layer>> {
+        let (rows, width) = (self.dataset.held_out_rows(), self.hooked.model.width());
+        let mut captured = vec![Vec::with_capacity(rows * width); self.hooked.layers.len()];
+        for inputs in self.hooked.inputs(&self.dataset.held_out, rows) {
+            self.hooked.forward(&inputs?, &mut |component, rows| {
+                captured[component].extend(rows);
+                Ok(())
+            })?;
+        }
+        let layer = |(name, numbers)| Ok(Layer { name, held_out: Array2::from_shape_vec((rows, width), numbers)? });
+        let layers: Vec<Layer> = self.names().into_iter().zip(captured).map(layer).collect::<Result<_>>()?;
+        if let Some(record) = &self.record {
+            let recorder = record.recorder(&self.names(), width).create(record.dir.join(HELD_OUT))?;
+            recorder.extend_pass(layers.iter().map(|layer| &layer.held_out).cloned().enumerate())?.wait()?;
+            recorder.finish()?;
+        }
+        Ok(layers)
+    }
+
+    /// Runs the capture threads while `train` draws minibatches.
+    fn run(&self, store: &RingStore, resumed: bool, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
+        let shares = &self.dataset.shares;
+        let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
+        let resume_at = store.resume_at();
+        store.scope(
+            |producers| {
+                for index in 0..shares.len() {
+                    let name = format!("capture {index}");
+                    let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
+                    let skip = match at {
+                        Some(at) => at.passes as usize,
+                        // All of its passes are safe.
+                        None if resumed => usize::MAX,
+                        None => 0,
+                    };
+                    producers.spawn(name, move |lane| self.share(index, skip, cores, lane))?;
+                }
+                Ok(())
+            },
+            train,
+        )
+    }
+
+    /// One capture thread: writes each forward pass but the first `skip` as a whole, and waits while the store is full.
+    fn share(&self, index: usize, skip: usize, cores: usize, lane: Producer) -> Result<()> {
+        let (hooked, shares) = (&self.hooked, &self.dataset.shares);
+        // The rows that do not divide evenly go to the first threads.
+        let rows = self.rows / shares.len() + usize::from(index < self.rows % shares.len());
+        let width = hooked.model.width();
+        let sink = match &self.record {
+            None => Sink::Ring(lane),
+            Some(record) => {
+                let recorder = record.recorder(&self.names(), width).lane(format!("capture-{index}"));
+                Sink::Both(Box::new(Tee::new(lane, recorder.create(record.dir.join(TRAINING))?)?))
+            }
+        };
+        // Candle computes in the pool it is called from: each thread has one of its own.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
+        let captured = pool.install(|| {
+            for inputs in hooked.inputs(&shares[index], rows).skip(skip) {
+                let mut pass = Vec::with_capacity(hooked.layers.len());
+                hooked.forward(&inputs?, &mut |component, rows| {
+                    pass.push((component, Batch::from_vec(rows, width)?));
+                    Ok(())
+                })?;
+                sink.write(pass)?;
+            }
+            Ok(())
+        });
+        sink.finish()?;
+        captured
+    }
+}
+
+impl RecordTo {
+    fn recorder(&self, names: &[String], width: usize) -> RecorderBuilder {
+        let builder = names.iter().fold(Recorder::builder(), |builder, name| builder.component(name, width));
+        let metadata = self.metadata.iter();
+        metadata.fold(builder.shard_rows(self.shard_rows), |builder, (key, value)| builder.metadata(*key, value))
+    }
+}
+
+/// Where a capture thread's passes go.
+enum Sink {
+    Ring(Producer),
+    Both(Box<Tee>),
+}
+
+impl Sink {
+    /// Blocks while the store is full or the disk is behind.
+    fn write(&self, pass: Vec<(usize, Batch)>) -> Result<()> {
+        match self {
+            Self::Ring(lane) => lane.extend_pass_blocking(pass)?,
+            Self::Both(tee) => {
+                tee.extend_pass(pass)?.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A recording keeps what was captured until then, also if the capture ends early.
+    fn finish(self) -> Result<()> {
+        if let Self::Both(tee) = self {
+            tee.finish()?;
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    /// A recording, and the rows to judge by.
+    pub(crate) fn recording(
+        dir: &Path,
+        layers: Option<&[usize]>,
+        epochs: u64,
+        seed: u64,
+    ) -> Result<(Self, Vec<Layer>)> {
+        let open = |part| {
+            let dir = dir.join(part);
+            Recording::open(&dir).with_context(|| format!("--replay: {} is no recording", dir.display()))
+        };
+        let (training, held_out) = (open(TRAINING)?, open(HELD_OUT)?);
+        let names: Vec<String> = match layers {
+            Some(layers) => layers.iter().map(|layer| format!("layer.{layer}")).collect(),
+            None => training.components().iter().map(|component| component.name.to_string()).collect(),
+        };
+        let rows: Vec<u64> = (0..held_out.rows()).collect();
+        let layer =
+            |name: &String| Ok(Layer { name: name.clone(), held_out: held_out.get(name.as_str(), &rows)?.to_f32() });
+        let layers = names.iter().map(layer).collect::<Result<_>>()?;
+        let replay = training.replay().components(names.iter().map(String::as_str))?.seed(seed).epochs(epochs);
+        let replay = Box::new(replay);
+        let rows = usize::try_from(training.rows() * epochs)?;
+        Ok((Self::Recording { replay, rows }, layers))
+    }
+
+    /// The store between these rows and the training, or the one of a snapshot.
+    pub(crate) fn store(
+        &self,
+        builder: RingStoreBuilder,
+        layers: &[Layer],
+        snapshot: Option<&Path>,
+    ) -> Result<RingStore> {
+        match (self, snapshot) {
+            (Self::Recording { replay, .. }, None) => Ok(Replay::clone(replay).into_ring(builder)?),
+            (Self::Recording { replay, .. }, Some(snapshot)) => Ok(Replay::clone(replay).resume(builder, snapshot)?),
+            (Self::Model(_), snapshot) => {
+                let with =
+                    |builder: RingStoreBuilder, layer: &Layer| builder.component(&layer.name, layer.held_out.ncols());
+                let builder = layers.iter().fold(builder, with);
+                Ok(match snapshot {
+                    None => builder.build()?,
+                    Some(snapshot) => builder.resume(snapshot)?,
+                })
+            }
+        }
+    }
+
+    /// Rows there will be.
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Self::Model(capture) => capture.rows,
+            Self::Recording { rows, .. } => *rows,
+        }
+    }
+
+    /// Fills `store` while `train` draws minibatches.
+    pub(crate) fn run(
+        &self,
+        store: &RingStore,
+        resumed: bool,
+        train: impl FnOnce(Minibatches) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Self::Model(capture) => capture.run(store, resumed, train),
+            // The store came with a thread that fills it.
+            Self::Recording { .. } => train(store.minibatches()),
+        }
+    }
+}
