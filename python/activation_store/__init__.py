@@ -7,11 +7,13 @@ is filled, shuffled and indexed. Both are an `ActivationStore`, with the interfa
 `capture` hooks a torch model that you run yourself up to either.
 
 `record` writes what a model's modules put out to disk, and a `Recording` gives it out again, as often as you like.
+`read_cache` reads what other programs wrote.
 """
 
 from ._native import ComponentStats, Dropped, Stats, __version__
 from .activations import Activations, activations
 from .base_store import ActivationStore
+from .caches import Cache, read_cache
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
 from .hooks import Capture, capture
@@ -26,6 +28,7 @@ from .tensor_store import TensorActivationStore
 __all__ = [
     "ActivationStore",
     "Activations",
+    "Cache",
     "Capture",
     "ComponentStats",
     "Dropped",
@@ -46,5 +49,6 @@ __all__ = [
     "__version__",
     "activations",
     "capture",
+    "read_cache",
     "record",
 ]

@@ -65,7 +65,7 @@ def record(
         OSError: If the disk fails.
         BaseException: What the model or the batches raise.
     """
-    described = {"hooks": _described(modules), "model": type(model).__name__, "written_by": f"activation-store {__version__}", **(metadata or {})}
+    described = {"hooks": _described(modules), "model": getattr(model, "__name__", type(model).__name__), "written_by": f"activation-store {__version__}", **(metadata or {})}
     lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume})
     replica = replica_of(model, modules, lane_of, 0, None, mask, point)
     line = line_of(batches) if progress else None

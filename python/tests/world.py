@@ -4,6 +4,7 @@ import os
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
 
 from activation_store import Recorder, RingStore
@@ -72,6 +73,9 @@ def world_of_docstrings() -> dict[str, Any]:
     rows = torch.randn(6, 8)
     with Recorder("recorded", {"attn": 8, "mlp": 8}) as recorder:
         recorder.extend_pass({"attn": torch.randn(500, 8), "mlp": torch.randn(500, 8)})
+    os.mkdir("cached")
+    for number in range(3):
+        np.save(f"cached/{number}.npy", np.random.default_rng(number).normal(size=(200, 8)).astype(np.float32))
     return {
         **model_and_text(), "train": train, "batches": batches, "run": lambda batch: {"0": batch},
         "store": RingStore({"attn": 8, "mlp": 8}), "attn": rows, "mlp": rows, "attention_mask": torch.ones(6, dtype=torch.bool),
