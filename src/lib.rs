@@ -58,7 +58,7 @@ pub use crate::{
     recording::{
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
-        recording::Recording,
+        recording::{RecordedLane, Recording},
         replay::{Position, Replay, ReplayedRows, Replaying},
         sealer::{Safe, SyncPolicy},
         tee::Tee,

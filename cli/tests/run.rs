@@ -25,7 +25,8 @@ fn inspect_describes_the_recording() {
     assert!(shown.status.success());
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["rows"], 10);
-    assert_eq!(shown["lanes"]["rank-0"], 10);
+    assert_eq!(shown["lanes"]["rank-0"], serde_json::json!({"rows": 10, "passes": 1, "shards": 1, "finished": true}));
+    assert_eq!(shown["damage"], serde_json::Value::Null);
     assert_eq!(shown["components"][0]["bytes"], 10 * 3 * 4);
     let table = String::from_utf8(run(&["inspect"], dir.path()).stdout).unwrap();
     assert!(table.contains("mlp") && table.contains("rank-0"), "{table}");
@@ -44,4 +45,33 @@ fn verify_names_the_damaged_file() {
     assert_eq!(damaged.status.code(), Some(1));
     let said = String::from_utf8(damaged.stderr).unwrap();
     assert!(said.contains("0.safetensors"), "{said}");
+}
+
+#[test]
+fn inspect_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    record(dir.path());
+    let file = dir.path().join("rank-0.000000").join("0.safetensors");
+    let length = std::fs::metadata(&file).unwrap().len();
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(length - 1).unwrap();
+    let shown = run(&["inspect"], dir.path());
+    assert_eq!(shown.status.code(), Some(1));
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("NOT WHOLE") && shown.contains("0.safetensors"), "{shown}");
+    std::fs::remove_file(&file).unwrap();
+    let shown = String::from_utf8(run(&["inspect"], dir.path()).stdout).unwrap();
+    assert!(shown.contains("NOT WHOLE") && shown.contains("0.safetensors"), "{shown}");
+}
+
+#[test]
+fn what_makes_no_sense_is_told_apart_from_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&["mend"], dir.path()).status.code(), Some(2));
+    let empty = run(&["inspect"], dir.path());
+    assert_eq!(empty.status.code(), Some(1));
+    assert!(String::from_utf8(empty.stderr).unwrap().contains("no whole shard"));
+    assert_eq!(
+        Command::new(env!("CARGO_BIN_EXE_activation-store")).arg("--version").output().unwrap().status.code(),
+        Some(0)
+    );
 }

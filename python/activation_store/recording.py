@@ -16,6 +16,7 @@ from ._dtypes import numpy_dtype, torch_dtype
 from ._torch import HAS_TORCH, IterableDataset, torch
 from .ring_store import RingStore
 from .snapshots import Source, native_source
+from .tensor_store import TensorActivationStore
 
 if TYPE_CHECKING:
     _Iterable = IterableDataset[Any]
@@ -160,6 +161,28 @@ class Recording(_Iterable):
         if self._output != "numpy" and HAS_TORCH:
             return torch.frombuffer(values, dtype=torch_dtype(found.dtype)).view(shape) if wanted else torch.empty(shape, dtype=torch_dtype(found.dtype))
         return np.frombuffer(values, dtype=numpy_dtype(found.dtype)).reshape(shape)
+
+    def load(self, *, seed: int | None = None) -> TensorActivationStore:
+        """Reads all rows into memory, as `float32`, to shuffle and index. Row n of the store is row n of the recording.
+
+        Needs components of equally many features; choose some with `components`. Compares no checksum: `verify` does.
+
+        Args:
+            seed: Of the store's shuffling; see `TensorActivationStore`.
+
+        Raises:
+            ValueError: If components have other numbers of features.
+            OSError: If a file cannot be read.
+        """
+        names = self._chosen or list(self.components)
+        features = {name: self.components[name][0] for name in names}
+        if len(set(features.values())) > 1:
+            raise ValueError(f"components of one store have equally many features, and these have {features}; choose with Recording(..., components=[...])")
+        store = TensorActivationStore(len(self), features[names[0]], len(names), seed=seed)
+        for number, name in enumerate(names):
+            for first in range(0, len(self), 16_384):
+                store.extend(self.get(name, range(first, min(first + 16_384, len(self)))), number)
+        return store
 
     def _number(self, component: int | str) -> int:
         names = [name for name, *_ in self._native.components]

@@ -51,6 +51,12 @@ mod _native {
     #[pymodule_export]
     use crate::write::WriteOutcome;
 
+    /// Runs the program `activation-store` with its arguments, of which the first is its name. Returns its exit code.
+    #[pyfunction]
+    fn command_line(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> u8 {
+        py.detach(|| activation_store_cli::run(arguments))
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -237,7 +237,7 @@ impl Recording {
     /// Rows of each lane.
     #[getter]
     fn lanes(&self) -> BTreeMap<String, u64> {
-        self.0.lanes()
+        self.0.lanes().into_iter().map(|(name, lane)| (name, lane.rows)).collect()
     }
 
     #[getter]

@@ -1,6 +1,8 @@
 """Recording to disk and replaying: exact, complete, resumable, readable by others."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +228,26 @@ def test_two_trainings_from_one_recording_are_those_of_two_captures(model, tmp_p
     live = torch.cat(list(activations(model, batches, "2", batch_size=16, window=64)))
     replayed = torch.cat(list(Recording(tmp_path, batch_size=16, window=64)))
     assert torch.equal(live.sort(0).values, replayed.sort(0).values)
+
+
+def test_a_recording_is_loaded_into_memory(tmp_path):
+    recording = recorded(tmp_path)
+    with pytest.raises(ValueError, match=r"equally many features, and these have \{'a': 4, 'token': 1\}"):
+        recording.load()
+    store = Recording(tmp_path, components=["a"]).load(seed=1)
+    assert (np.asarray(store[:, 0]) == numbered(500, 4)).all()
+    store.shuffle()
+    assert sorted(np.asarray(store[:, 0])[:, 0]) == sorted(numbered(500, 4)[:, 0])
+
+
+def test_the_program_inspects_and_verifies(tmp_path):
+    recorded(tmp_path)
+    program = [sys.executable, "-m", "activation_store"]
+    shown = subprocess.run([*program, "inspect", "--json", tmp_path], check=True, capture_output=True, text=True).stdout
+    assert json.loads(shown)["lanes"] == {"lane": {"rows": 500, "passes": 10, "shards": 4, "finished": True}}
+    assert "all 4 shards are whole" in subprocess.run([*program, "verify", tmp_path], check=True, capture_output=True, text=True).stdout
+    file = tmp_path / "lane.000001" / "0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    failed = subprocess.run([*program, "verify", tmp_path], check=False, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert str(file) in failed.stderr

@@ -19,6 +19,21 @@ pub struct Recording {
     dir: PathBuf,
     pub(crate) shards: Arc<[(PathBuf, ShardInfo)]>,
     pub(crate) layout: Layout,
+    finished: Arc<[String]>,
+}
+
+/// How much of a lane was recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordedLane {
+    /// Rows of each component.
+    pub rows: u64,
+    /// Passes.
+    pub passes: u64,
+    /// Shards.
+    pub shards: u64,
+    /// Whether its recorder [finished](crate::Recorder::finish). If not, it was killed, or is recording still.
+    pub finished: bool,
 }
 
 impl Recording {
@@ -49,7 +64,19 @@ impl Recording {
             check_components(path, info, &components)?;
         }
         let layout = Layout::new(&components, 1)?;
-        Ok(Recording { disk, dir: dir.to_owned(), shards: shards.into(), layout })
+        let finished = ends.into_iter().map(|(_, end)| end.lane).collect();
+        Ok(Recording { disk, dir: dir.to_owned(), shards: shards.into(), layout, finished })
+    }
+
+    /// Checks that every file is there and as long as its rows need. Reads no rows: [`verify`](Self::verify) does.
+    ///
+    /// # Errors
+    /// [`RecordingError`] names the first file that is missing, or too short or long.
+    pub fn check_files(&self) -> Result<(), RecordingError> {
+        let check = |(path, info): &(PathBuf, ShardInfo)| {
+            (0..info.components.len()).try_for_each(|number| shard::check_length(&*self.disk, path, info, number))
+        };
+        self.shards.iter().try_for_each(check)
     }
 
     /// Reads every file and compares its checksum. `progress` is told shards done and shards in all.
@@ -108,12 +135,16 @@ impl Recording {
         self.shards.len()
     }
 
-    /// The lanes, with the rows of each.
+    /// The lanes, by name.
     #[must_use]
-    pub fn lanes(&self) -> BTreeMap<String, u64> {
-        let mut lanes = BTreeMap::new();
+    pub fn lanes(&self) -> BTreeMap<String, RecordedLane> {
+        let mut lanes: BTreeMap<String, RecordedLane> = BTreeMap::new();
         for (_, info) in self.shards.iter() {
-            *lanes.entry(info.lane.clone()).or_default() += info.rows;
+            let lane = lanes.entry(info.lane.clone()).or_default();
+            lane.rows += info.rows;
+            lane.passes += info.passes;
+            lane.shards += 1;
+            lane.finished = self.finished.contains(&info.lane);
         }
         lanes
     }

@@ -152,6 +152,21 @@ impl Read for Keeps<'_> {
     }
 }
 
+/// Checks that the file of one component is as long as its header says. Reads no rows.
+pub(crate) fn check_length(
+    disk: &dyn Disk,
+    folder: &Path,
+    info: &ShardInfo,
+    component: usize,
+) -> Result<(), RecordingError> {
+    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
+    let (found, expected) = (file.seek(SeekFrom::End(0)).doing("read", &path)?, (head.len() + length) as u64);
+    if found == expected {
+        return Ok(());
+    }
+    Err(damaged(&path, format!("it has {found} bytes, and its rows need {expected}")))
+}
+
 /// Reads and verifies the rows of one component.
 pub(crate) fn read_rows(
     disk: &dyn Disk,
