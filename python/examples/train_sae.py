@@ -162,7 +162,7 @@ class Component:
         return float(unexplained(self.held_out, centred @ directions @ directions.T + mean))
 
     @torch.no_grad()
-    def report(self, out: Path) -> str:
+    def report(self, out: Path, name_width: int = 10) -> str:
         """A line of the summary; writes the SAE to a file."""
         assert self.sae is not None
         rebuilt, values, _ = self.sae(self.held_out)
@@ -176,7 +176,7 @@ class Component:
         dead = int((~self.fired).sum())
         after = float(unexplained(self.held_out, rebuilt))
         pca = f"{self.pca(count):.3f} ({count})"
-        return f"{self.name:<10} {self.before:>8.3f} {after:>8.3f} {pca:>12} {l0:>8.1f} {f'{dead} of {self.args.latents}':>14}"
+        return f"{self.name:<{name_width}} {self.before:>8.3f} {after:>8.3f} {pca:>12} {l0:>8.1f} {f'{dead} of {self.args.latents}':>14}"
 
 
 class Transformer:
