@@ -8,5 +8,6 @@ pub(crate) mod convert;
 pub(crate) mod copy;
 pub(crate) mod frame;
 pub(crate) mod narrow;
+pub(crate) mod pages;
 pub(crate) mod part;
 pub(crate) mod pool;

@@ -4,6 +4,7 @@
 //! [shards](shard::ShardInfo), which a [`recording::Recording`] verifies and reads and a [`replay::Replay`] gives out in a
 //! seeded order.
 
+pub(crate) mod buffers;
 pub(crate) mod entrance;
 pub(crate) mod feed;
 pub(crate) mod lane_end;

@@ -7,6 +7,7 @@ use ndarray::ArrayD;
 use crate::error::{IndexError, RecordingError};
 use crate::memory::convert::widen;
 use crate::pipeline::handle::WriteHandle;
+use crate::recording::buffers::Buffers;
 use crate::recording::recorder::Recorder;
 use crate::recording::shard::{self, ShardInfo, ShardRows};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
@@ -49,7 +50,8 @@ impl ActivationStore for Recorder {
             if read[component].as_ref().is_none_or(|(shard, _)| *shard != at) {
                 // First without the old one, so that there is memory for one only.
                 read[component] = None;
-                let rows = shard::read_rows(&*self.disk, path, info, component).map_err(unreadable)?;
+                let rows =
+                    shard::read_rows(&*self.disk, path, info, component, &Buffers::default()).map_err(unreadable)?;
                 read[component] = Some((at, rows));
             }
             let Some((_, rows)) = &read[component] else { return Err(missing()) };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::disk::{Disk, files};
+use crate::disk::disk::{Disk, Doing, files};
 use crate::error::{IndexError, RecordingError};
+use crate::recording::buffers::Buffers;
 use crate::recording::lane_end;
 use crate::recording::lent::lend;
 use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_number};
@@ -84,8 +85,9 @@ impl Recording {
     /// # Errors
     /// [`RecordingError`] names the first file that is damaged or cannot be read.
     pub fn verify(&self, mut progress: impl FnMut(usize, usize)) -> Result<(), RecordingError> {
+        let buffers = Buffers::default();
         for shard in 0..self.shards.len() {
-            self.verify_shard(shard)?;
+            self.verify_with(shard, &buffers)?;
             progress(shard + 1, self.shards.len());
         }
         Ok(())
@@ -99,9 +101,13 @@ impl Recording {
     /// # Panics
     /// Panics if there are no more than `shard` [`shards`](Self::shards).
     pub fn verify_shard(&self, shard: usize) -> Result<(), RecordingError> {
+        self.verify_with(shard, &Buffers::default())
+    }
+
+    fn verify_with(&self, shard: usize, buffers: &Buffers) -> Result<(), RecordingError> {
         let (path, info) = &self.shards[shard];
         (0..info.components.len())
-            .try_for_each(|component| shard::read_rows(&*self.disk, path, info, component).map(drop))
+            .try_for_each(|component| shard::read_rows(&*self.disk, path, info, component, buffers).map(drop))
     }
 
     /// What the recorders said of the rows: all fields, of the first lane that has each.
@@ -175,7 +181,8 @@ impl Recording {
         let Component { dtype, features, .. } = self.components()[component];
         let mut wanted: Vec<(u64, usize)> = rows.iter().copied().zip(0..).collect();
         wanted.sort_unstable();
-        let mut words = vec![0_u64; (rows.len() * self.layout.row_bytes(component)).div_ceil(8)];
+        let bytes = rows.len() * self.layout.row_bytes(component);
+        let mut buffer = Buffers::default().take(bytes).doing("find memory to read", &self.dir)?;
         let (mut wanted, mut first) = (&wanted[..], 0);
         for (path, info) in self.shards.iter() {
             let end = first + info.rows;
@@ -183,7 +190,7 @@ impl Recording {
             let (of_shard, rest) = wanted.split_at(here);
             if !of_shard.is_empty() {
                 let of_shard = of_shard.iter().map(|&(row, place)| (row - first, place));
-                let out = bytemuck::cast_slice_mut(&mut words);
+                let out = buffer.bytes_mut(0..bytes);
                 shard::read_some(&*self.disk, path, info, component, of_shard, out)?;
             }
             (wanted, first) = (rest, end);
@@ -192,7 +199,6 @@ impl Recording {
             let index = isize::try_from(row).unwrap_or(isize::MAX);
             return Err(IndexError::OutOfRange { axis: "row", index, len: first as usize }.into());
         }
-        let bytes = rows.len() * self.layout.row_bytes(component);
-        Ok(lend(&Arc::new(ShardRows::of(words, bytes)), 0..rows.len(), dtype, features))
+        Ok(lend(&Arc::new(ShardRows::of(buffer, bytes)), 0..rows.len(), dtype, features))
     }
 }

@@ -16,6 +16,7 @@ use rand::seq::SliceRandom;
 use crate::disk::checksum::checksum;
 use crate::disk::disk::Doing;
 use crate::error::RecordingError;
+use crate::recording::buffers::Buffers;
 use crate::recording::lent::lend;
 use crate::recording::recording::Recording;
 use crate::recording::shard::{self, ShardRows};
@@ -170,12 +171,13 @@ impl Replay {
     /// [`RecordingError`] if there is no thread to be had. Later errors come from the iterator, which ends with them.
     pub fn start(self) -> Result<Replaying, RecordingError> {
         let dir = self.recording.dir().to_owned();
+        let buffers = Buffers::default();
         let read = |reader: usize| {
-            let replay = self.clone();
+            let (replay, buffers) = (self.clone(), buffers.clone());
             let (sender, receiver) = bounded(1);
             let read = move || {
                 for part in replay.all_parts().skip(reader).step_by(READERS) {
-                    let read = replay.read(part);
+                    let read = replay.read(part, &buffers);
                     let failed = read.is_err();
                     if sender.send(read).is_err() || failed {
                         return;
@@ -236,10 +238,10 @@ impl Replay {
         parts
     }
 
-    fn read(&self, part: ShardPart) -> Result<ReplayedRows, RecordingError> {
+    fn read(&self, part: ShardPart, buffers: &Buffers) -> Result<ReplayedRows, RecordingError> {
         let (path, info) = &self.recording.shards[part.shard];
         let read = |&component: &usize| {
-            let shard = shard::read_rows(&*self.recording.disk, path, info, component)?;
+            let shard = shard::read_rows(&*self.recording.disk, path, info, component, buffers)?;
             Ok((self.recording.components()[component].clone(), Arc::new(shard)))
         };
         let columns = self.chosen.iter().map(read).collect::<Result<_, RecordingError>>()?;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::checksum::checksum;
+use crate::disk::checksum::{Checksum, checksum};
 use crate::disk::disk::{Disk, Doing, Readable, read_all};
 use crate::disk::folder::UNFINISHED;
 use crate::disk::safetensors::read_header;
 use crate::error::{DiskError, RecordingError};
+use crate::recording::buffers::{Buffer, Buffers};
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
@@ -20,6 +21,8 @@ use crate::rows::layout::Component;
 pub(crate) const INFO: &str = "shard.json";
 /// The version of the format.
 pub(crate) const VERSION: u32 = 1;
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 18;
 /// Who writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -92,21 +95,21 @@ pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, Rec
 
 /// The rows of one component of a shard, in memory.
 pub(crate) struct ShardRows {
-    /// The whole file; words, so that the rows are aligned if they start at a multiple of eight bytes.
-    file: Vec<u64>,
+    /// The whole file.
+    file: Buffer,
     /// Where the rows are in it, in bytes.
     rows: Range<usize>,
 }
 
 impl ShardRows {
-    /// The first `bytes` bytes of some words.
-    pub(crate) fn of(words: Vec<u64>, bytes: usize) -> Self {
-        ShardRows { file: words, rows: 0..bytes }
+    /// The first `bytes` bytes of a buffer.
+    pub(crate) fn of(buffer: Buffer, bytes: usize) -> Self {
+        ShardRows { file: buffer, rows: 0..bytes }
     }
 
     /// All rows, one after the other.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.file)[self.rows.clone()]
+        self.file.bytes(self.rows.clone())
     }
 }
 
@@ -173,21 +176,25 @@ pub(crate) fn read_rows(
     folder: &Path,
     info: &ShardInfo,
     component: usize,
+    buffers: &Buffers,
 ) -> Result<ShardRows, RecordingError> {
     let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
     let (start, end) = (head.len(), head.len() + length);
-    let mut words = vec![0_u64; end.div_ceil(8)];
-    let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut words)[..end];
-    bytes[..start].copy_from_slice(&head);
-    file.read_exact(&mut bytes[start..]).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
-        _ => DiskError { operation: "read", path: path.clone(), error: Arc::new(error) }.into(),
-    })?;
-    if checksum(&bytes[start..]) != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0
-    {
+    let mut buffer = buffers.take(end).doing("find memory to read", &path)?;
+    buffer.bytes_mut(0..start).copy_from_slice(&head);
+    let mut sum = Checksum::default();
+    // Each piece is summed while it is in the cache.
+    for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
+        file.read_exact(piece).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
+            _ => DiskError { operation: "read", path: path.clone(), error: Arc::new(error) }.into(),
+        })?;
+        sum.update(piece);
+    }
+    if sum.finish() != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
     }
-    Ok(ShardRows { file: words, rows: start..end })
+    Ok(ShardRows { file: buffer, rows: start..end })
 }
 
 /// Reads some rows of one component into `out`, which has room for them: of each its number in the shard, and its place in

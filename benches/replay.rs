@@ -1,0 +1,169 @@
+//! How fast a recording is replayed: `cargo bench --bench replay`.
+//!
+//! From the disk, against plain reads of the same files, one after the other. From the page cache, through a ring, against a live
+//! pipeline: the same ring, filled from memory. What is compared takes turns. Makes its folder in `target`, or in the folder that
+//! `RECORDING_BENCH_DIR` names. Reads from the disk need Linux, which can be told to forget a file.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use activation_store::{Recorder, Recording, RingStore, RingStoreBuilder};
+use ndarray::ArcArray2;
+
+/// Bytes of one plain read.
+const READ: usize = 1 << 20;
+/// Rows of a pass.
+const PASS: usize = 4096;
+
+struct Case {
+    name: &'static str,
+    width: usize,
+    shard_rows: usize,
+}
+
+const CASES: [Case; 3] = [
+    Case { name: "d=768, shards of 65,536 rows (201 MB)", width: 768, shard_rows: 1 << 16 },
+    Case { name: "d=768, shards of 8,192 rows (25 MB)", width: 768, shard_rows: 1 << 13 },
+    Case { name: "d=4096, shards of 8,192 rows (134 MB)", width: 4096, shard_rows: 1 << 13 },
+];
+
+impl Case {
+    fn batch(&self) -> ArcArray2<f32> {
+        ArcArray2::from_shape_fn((PASS, self.width), |(row, at)| (row * 31 + at) as f32)
+    }
+
+    fn rows(&self, bytes: usize) -> usize {
+        (bytes / (self.width * 4)).next_multiple_of(self.shard_rows.max(PASS))
+    }
+
+    fn record(&self, dir: &Path, rows: usize) {
+        let recorder =
+            Recorder::builder().component("mlp", self.width).shard_rows(self.shard_rows).create(dir).unwrap();
+        let batch = self.batch();
+        for _ in 0..rows / PASS {
+            drop(recorder.extend_pass([("mlp", batch.clone())]).unwrap());
+        }
+        recorder.finish().unwrap();
+    }
+
+    /// A window of 131,072 rows of d=768, or as many bytes.
+    fn ring(&self) -> RingStoreBuilder {
+        RingStore::builder().batch_size(4096).window((1 << 17) * 768 / self.width)
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    folders.iter().map(|folder| folder.join("0.safetensors")).collect()
+}
+
+/// Makes the operating system forget what the files hold.
+fn forget(files: &[PathBuf]) {
+    #[cfg(target_os = "linux")]
+    for file in files {
+        let file = File::open(file).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = files;
+}
+
+fn read_plainly(files: &[PathBuf]) {
+    let mut buffer = vec![0; READ];
+    for file in files {
+        let mut file = File::open(file).unwrap();
+        while file.read(&mut buffer).unwrap() > 0 {}
+    }
+}
+
+fn replay(dir: &Path) {
+    for rows in Recording::open(dir).unwrap().replay().start().unwrap() {
+        drop(rows.unwrap());
+    }
+}
+
+fn drain(store: &RingStore) -> usize {
+    store.minibatches().blocking().map(|minibatch| minibatch.unwrap().rows()).sum()
+}
+
+fn replay_into_ring(case: &Case, dir: &Path, rows: usize) {
+    let store = Recording::open(dir).unwrap().replay().into_ring(case.ring()).unwrap();
+    assert_eq!(drain(&store), rows);
+}
+
+fn live(case: &Case, batch: &ArcArray2<f32>, rows: usize) {
+    let store = case.ring().component("mlp", case.width).build().unwrap();
+    let batch = batch.clone();
+    let capture = store
+        .spawn_producer("capture", move |lane| {
+            (0..rows / PASS).try_for_each(|_| lane.extend_pass_blocking([("mlp", batch.clone())]))
+        })
+        .unwrap();
+    assert_eq!(drain(&store), rows);
+    capture.join().unwrap();
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Times two ways in turns, the second one first in every other round. Returns the median rates, and the median of their ratios.
+fn compare(rounds: usize, work: f64, first: &dyn Fn(), second: &dyn Fn(), prepare: &dyn Fn()) -> [f64; 3] {
+    let timed = |way: &dyn Fn()| {
+        prepare();
+        let start = Instant::now();
+        way();
+        work / start.elapsed().as_secs_f64()
+    };
+    let [mut firsts, mut seconds] = [const { Vec::new() }; 2];
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            firsts.push(timed(first));
+            seconds.push(timed(second));
+        } else {
+            seconds.push(timed(second));
+            firsts.push(timed(first));
+        }
+    }
+    let ratio = median(seconds.iter().zip(&firsts).map(|(second, first)| second / first).collect());
+    [median(firsts), median(seconds), ratio]
+}
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let (bytes, rounds) = if quick { (1 << 26, 1) } else { (3 << 30, 5) };
+    let parent = std::env::var("RECORDING_BENCH_DIR").unwrap_or_else(|_| "target".to_owned());
+    println!(
+        "| case | disk: plain reads, GB/s | replay, GB/s | ratio | through a ring, GB/s | ratio | cache: live, rows/s | replay, rows/s | ratio |\n\
+         |---|---|---|---|---|---|---|---|---|"
+    );
+    for case in CASES {
+        let dir = tempfile::Builder::new().prefix("replay-bench-").tempdir_in(&parent).unwrap();
+        let dir = dir.path();
+        let rows = case.rows(bytes);
+        case.record(dir, rows);
+        let files = files(dir);
+        let gigabytes = (rows * case.width * 4) as f64 / 1e9;
+        let plain = || read_plainly(&files);
+        let ring = || replay_into_ring(&case, dir, rows);
+        let [disk, replayed, ratio] = compare(rounds, gigabytes, &plain, &|| replay(dir), &|| forget(&files));
+        let [_, through, through_ratio] = compare(rounds, gigabytes, &plain, &ring, &|| forget(&files));
+        read_plainly(&files);
+        let batch = case.batch();
+        let live = || live(&case, &batch, rows);
+        let [live, cached, cached_ratio] = compare(rounds, rows as f64, &live, &ring, &|| ());
+        println!(
+            "| {} | {disk:.2} | {replayed:.2} | {ratio:.2} | {through:.2} | {through_ratio:.2} | {:.2} M | {:.2} M | {cached_ratio:.2} |",
+            case.name,
+            live / 1e6,
+            cached / 1e6,
+        );
+    }
+}

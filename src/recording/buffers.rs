@@ -1,0 +1,113 @@
+//! Memory for the files of shards, which the next ones use again: new memory costs more time than reading into it.
+
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::MmapMut;
+
+use crate::memory::pages::map;
+
+/// Buffers of so many bytes come from the operating system, on huge pages.
+const MAPPED: usize = 1 << 20;
+
+/// Buffers that nobody uses at the moment. There are never more than were in use at once.
+#[derive(Clone, Default)]
+pub(crate) struct Buffers(Arc<Mutex<Vec<Memory>>>);
+
+impl Buffers {
+    /// A buffer of at least so many bytes. What is in it is left from its last use.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub(crate) fn take(&self, bytes: usize) -> io::Result<Buffer> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = spare.iter().position(|memory| memory.bytes().len() >= bytes);
+        let found = fits.map(|at| spare.swap_remove(at));
+        if found.is_none() {
+            // It would only wait for smaller files.
+            spare.pop();
+        }
+        drop(spare);
+        let memory = found.map_or_else(|| Memory::new(bytes), Ok)?;
+        Ok(Buffer { memory, home: self.clone() })
+    }
+}
+
+/// Bytes that start at a multiple of eight.
+enum Memory {
+    /// Where more bytes would be a waste.
+    Few(Vec<u64>),
+    Pages {
+        map: MmapMut,
+        start: usize,
+    },
+}
+
+impl Memory {
+    fn new(bytes: usize) -> io::Result<Memory> {
+        if bytes < MAPPED {
+            return Ok(Memory::Few(vec![0; bytes.div_ceil(8)]));
+        }
+        let (map, start) = map(bytes).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Memory::Pages { map, start })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Memory::Few(words) => bytemuck::cast_slice(words),
+            Memory::Pages { map, start } => &map[*start..],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Few(words) => bytemuck::cast_slice_mut(words),
+            Memory::Pages { map, start } => &mut map[*start..],
+        }
+    }
+}
+
+/// Goes back when it is dropped.
+pub(crate) struct Buffer {
+    memory: Memory,
+    home: Buffers,
+}
+
+impl Buffer {
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.memory.bytes()[range]
+    }
+
+    pub(crate) fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        &mut self.memory.bytes_mut()[range]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let memory = mem::replace(&mut self.memory, Memory::Few(Vec::new()));
+        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_never_more_buffers_than_were_in_use_at_once() {
+        let buffers = Buffers::default();
+        let spare = || buffers.0.lock().unwrap().iter().map(|memory| memory.bytes().len()).collect::<Vec<_>>();
+        let (first, second) = (buffers.take(80).unwrap(), buffers.take(9).unwrap());
+        drop((first, second));
+        assert_eq!(spare(), [80, 16]);
+        let mut again = buffers.take(80).unwrap();
+        assert_eq!(spare(), [16]);
+        again.bytes_mut(72..80).fill(7);
+        assert_eq!(again.bytes(72..80), [7; 8]);
+        drop(buffers.take(81).unwrap()); // takes the place of the one that is too small
+        assert_eq!(spare(), [88]);
+    }
+}
