@@ -26,8 +26,9 @@ struct Case {
     shard_rows: usize,
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case { name: "d=768, passes of 4,096 rows", widths: &[768], rows: 4096, shard_rows: 1 << 16 },
+    Case { name: "d=768, 4,096 rows, shards of 16,384", widths: &[768], rows: 4096, shard_rows: 1 << 14 },
     Case { name: "d=768, passes of 64 rows", widths: &[768], rows: 64, shard_rows: 1 << 16 },
     Case { name: "d=4096, passes of 1,024 rows", widths: &[4096], rows: 1024, shard_rows: 1 << 13 },
     Case { name: "4 components, d=768, 1,024 rows", widths: &[768; 4], rows: 1024, shard_rows: 1 << 14 },
@@ -99,7 +100,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let (bytes, rounds) = if quick { (1 << 26, 1) } else { (3 << 29, 5) };
+    let (bytes, rounds) = if quick { (1 << 26, 1) } else { (3 << 29, 6) };
     let parent = std::env::var("RECORDING_BENCH_DIR").unwrap_or_else(|_| "target".to_owned());
     let dir = tempfile::Builder::new().prefix("recording-bench-").tempdir_in(parent).unwrap();
     println!(
@@ -118,12 +119,20 @@ fn main() {
             File::open(dir.path()).unwrap().sync_all().unwrap();
             rate
         };
-        let [mut plain, mut each, mut flush] = [const { Vec::new() }; 3];
-        for _ in 0..rounds {
-            plain.push(timed(&|folder| case.write_plainly(folder, &batches, passes)));
-            each.push(timed(&|folder| case.record(folder, &batches, passes, SyncPolicy::EachShard)));
-            flush.push(timed(&|folder| case.record(folder, &batches, passes, SyncPolicy::AtFlush)));
+        let ways: [&dyn Fn(&Path); 3] = [
+            &|folder| case.write_plainly(folder, &batches, passes),
+            &|folder| case.record(folder, &batches, passes, SyncPolicy::EachShard),
+            &|folder| case.record(folder, &batches, passes, SyncPolicy::AtFlush),
+        ];
+        let mut rates = [const { Vec::new() }; 3];
+        for round in 0..rounds {
+            // Every order once: what was written before slows down what comes next.
+            for turn in 0..3 {
+                let way = (round / 2 + if round % 2 == 0 { turn } else { 3 - turn }) % 3;
+                rates[way].push(timed(ways[way]));
+            }
         }
+        let [plain, each, flush] = rates;
         let ratio = |rates: &[f64]| median(rates.iter().zip(&plain).map(|(rate, plain)| rate / plain).collect());
         println!(
             "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",

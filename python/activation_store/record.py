@@ -29,7 +29,7 @@ def record(
     point: Literal["output", "input"] = "output",
     dtype: object = None,
     lane: str = "lane",
-    shard_rows: int = 65_536,
+    shard_rows: int = 16_384,
     metadata: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: bool = False,

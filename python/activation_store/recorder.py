@@ -56,7 +56,7 @@ class Recorder:
         *,
         dtype: object = "f32",
         lane: str = "lane",
-        shard_rows: int = 65_536,
+        shard_rows: int = 16_384,
         metadata: Mapping[str, str] | None = None,
         resume: bool = False,
     ) -> None:

@@ -40,7 +40,7 @@ impl Recorder {
         RecorderBuilder {
             components: Vec::new(),
             lane: "lane".to_owned(),
-            shard_rows: 1 << 16,
+            shard_rows: 1 << 14,
             metadata: BTreeMap::new(),
             sync: SyncPolicy::EachShard,
         }
@@ -69,7 +69,7 @@ impl RecorderBuilder {
         self
     }
 
-    /// Rows after which a shard is written, at the end of the pass. Default: 65,536.
+    /// Rows after which a shard is written, at the end of the pass. Default: 16,384.
     #[must_use]
     pub fn shard_rows(mut self, rows: usize) -> Self {
         self.shard_rows = rows;
