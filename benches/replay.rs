@@ -1,16 +1,20 @@
-//! How fast a recording is replayed: `cargo bench --bench replay`.
+//! How fast a recording is replayed: `cargo bench --bench replay [-- --quick | -- mixing]`.
 //!
 //! From the disk, against plain reads of the same files, one after the other. From the page cache, through a ring, against a live
 //! pipeline: the same ring, filled from memory. What is compared takes turns. Makes its folder in `target`, or in the folder that
 //! `RECORDING_BENCH_DIR` names. Reads from the disk need Linux, which can be told to forget a file.
+//!
+//! Then how well a replay mixes, for shards of several sizes: how many rows of a minibatch share a row's sequence, shard or data set, on
+//! average over the rows.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use activation_store::{Recorder, Recording, RingStore, RingStoreBuilder};
+use activation_store::{DType, Recorder, Recording, RingStore, RingStoreBuilder};
 use ndarray::ArcArray2;
 
 /// Bytes of one plain read.
@@ -109,6 +113,69 @@ fn live(case: &Case, batch: &ArcArray2<f32>, rows: usize) {
     capture.join().unwrap();
 }
 
+/// Rows of the window, of a minibatch, and of all data, for the table on mixing.
+const WINDOW: usize = 1 << 16;
+const BATCH: usize = 4096;
+const ALL: usize = 1 << 22;
+/// Rows of a sequence of tokens, and of a data set: 16 of them come one after the other.
+const SEQUENCE: usize = 512;
+const DATA_SET: usize = 1 << 18;
+
+fn numbered() -> RingStoreBuilder {
+    RingStore::builder().batch_size(BATCH).window(WINDOW)
+}
+
+/// How many rows of a minibatch share a row's stretch of so many rows, for each of `stretches`: the mean over the rows.
+fn shared<const N: usize>(store: &RingStore, stretches: [usize; N]) -> [f64; N] {
+    let (mut sums, mut minibatches) = ([0.0; N], 0);
+    // The first and the last window are not mixed as the others are.
+    let steady = WINDOW / BATCH..(ALL - WINDOW) / BATCH;
+    for (index, minibatch) in store.minibatches().blocking().enumerate() {
+        let minibatch = minibatch.unwrap();
+        if steady.contains(&index) {
+            minibatches += 1;
+            let rows = minibatch.view::<i64>(0).unwrap();
+            for (sum, stretch) in sums.iter_mut().zip(stretches) {
+                let mut counts: HashMap<i64, usize> = HashMap::new();
+                rows.iter().for_each(|row| *counts.entry(row / stretch as i64).or_default() += 1);
+                *sum += counts.values().map(|n| n * n).sum::<usize>() as f64 / rows.len() as f64;
+            }
+        }
+    }
+    sums.map(|sum| sum / f64::from(minibatches))
+}
+
+fn numbers(first: usize) -> ndarray::Array2<i64> {
+    ndarray::Array2::from_shape_fn((PASS, 1), |(row, _)| (first + row) as i64)
+}
+
+fn mixing(parent: &str) {
+    println!(
+        "\n| shards | W / S | of a sequence of {SEQUENCE} | of a shard | by `plan` | of a data set of {DATA_SET} |\n|---|---|---|---|---|---|"
+    );
+    let store = numbered().component_of("row", 1, DType::I64).build().unwrap();
+    let capture = store.spawn_producer("capture", |lane| {
+        (0..ALL).step_by(PASS).try_for_each(|first| lane.extend_pass_blocking([("row", numbers(first))]))
+    });
+    let [of_sequence, of_set] = shared(&store, [SEQUENCE, DATA_SET]);
+    capture.unwrap().join().unwrap();
+    println!("| live, no recording | | {of_sequence:.1} | | | {of_set:.0} |");
+    for shard_rows in [1 << 18, 1 << 16, 1 << 15, 1 << 14, 1 << 12] {
+        let dir = tempfile::Builder::new().prefix("replay-bench-").tempdir_in(parent).unwrap();
+        let recorder = Recorder::builder().component_of("row", 1, DType::I64).shard_rows(shard_rows);
+        let recorder = recorder.create(dir.path()).unwrap();
+        for first in (0..ALL).step_by(PASS) {
+            drop(recorder.extend_pass([("row", numbers(first))]).unwrap());
+        }
+        recorder.finish().unwrap();
+        let store = Recording::open(dir.path()).unwrap().replay().into_ring(numbered()).unwrap();
+        let [of_sequence, of_shard, of_set] = shared(&store, [SEQUENCE, shard_rows, DATA_SET]);
+        let planned = numbered().component("row", 1).plan().unwrap().shared_rows(shard_rows);
+        let ratio = WINDOW as f64 / shard_rows as f64;
+        println!("| {shard_rows} rows | {ratio} | {of_sequence:.1} | {of_shard:.0} | {planned:.0} | {of_set:.0} |");
+    }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -137,15 +204,22 @@ fn compare(rounds: usize, work: f64, first: &dyn Fn(), second: &dyn Fn(), prepar
 }
 
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let (bytes, rounds) = if quick { (1 << 26, 1) } else { (3 << 30, 5) };
+    let given = |option: &str| std::env::args().any(|argument| argument == option);
+    let (bytes, rounds) = if given("--quick") { (1 << 26, 1) } else { (3 << 29, 15) };
     let parent = std::env::var("RECORDING_BENCH_DIR").unwrap_or_else(|_| "target".to_owned());
+    if !given("mixing") {
+        speed(&parent, bytes, rounds);
+    }
+    mixing(&parent);
+}
+
+fn speed(parent: &str, bytes: usize, rounds: usize) {
     println!(
         "| case | disk: plain reads, GB/s | replay, GB/s | ratio | through a ring, GB/s | ratio | cache: live, rows/s | replay, rows/s | ratio |\n\
          |---|---|---|---|---|---|---|---|---|"
     );
     for case in CASES {
-        let dir = tempfile::Builder::new().prefix("replay-bench-").tempdir_in(&parent).unwrap();
+        let dir = tempfile::Builder::new().prefix("replay-bench-").tempdir_in(parent).unwrap();
         let dir = dir.path();
         let rows = case.rows(bytes);
         case.record(dir, rows);

@@ -58,7 +58,7 @@ class Recording(_Iterable):
             folder: The folder.
             components: The names of those to read; by default all. Others are not read from the disk.
             batch_size: Rows of a minibatch.
-            window: Rows that a minibatch's rows are spread over. Two shards or more mix well.
+            window: Rows that a minibatch's rows are spread over. Best four shards or more; see docs/recording.md.
             seed: Decides the order of shards and rows, with the number of the epoch.
             rank: Which of `world_size` parts to serve. The parts of an epoch do not overlap and leave nothing out, and all ranks
                 serve as many minibatches.

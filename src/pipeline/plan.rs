@@ -83,7 +83,7 @@ impl Plan {
     /// are better.
     ///
     /// Holds once the store has served its first window. If producers take turns, a sequence is as long as all rows that
-    /// come between its first and its last.
+    /// come between its first and its last. Of a [replay](crate::Replay), ask with the rows of a shard how many come from one shard.
     ///
     /// ```
     /// use activation_store::RingStore;

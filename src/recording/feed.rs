@@ -23,7 +23,8 @@ impl Replay {
     /// minibatches: where that needs it, a rank's last full minibatch is served in two parts. If a shard cannot be read, the
     /// stream ends with [`ReadError::Failed`](crate::ReadError::Failed) after the rows before it.
     ///
-    /// Rows are mixed over the ring's window. Use a window of two shards or more.
+    /// Rows are mixed over the ring's window, so it should hold the rows of several shards; see
+    /// [`Plan::shared_rows`](crate::Plan::shared_rows). A window of less than two is warned of.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording, RingStore};
@@ -54,7 +55,16 @@ impl Replay {
     pub fn into_ring(self, builder: RingStoreBuilder) -> Result<RingStore, RecordingError> {
         let builder = self.configure(builder)?;
         self.check_ranks(&builder)?;
-        self.feed(builder.build()?)
+        let store = builder.build()?;
+        let (window, shard) = (store.window() as u64, self.largest_shard());
+        if window < (2 * shard).min(self.rows_in_all()) {
+            tracing::warn!(
+                window,
+                shard,
+                "a minibatch comes from one or two shards: make the window 4 times as large as a shard, or record smaller ones"
+            );
+        }
+        self.feed(store)
     }
 
     /// Goes on from a light snapshot of a store that the same replay filled, bit for bit: `dir` is the folder of the snapshots, or one of

@@ -254,6 +254,16 @@ impl Replay {
         self.recording.dir()
     }
 
+    /// Rows of the largest shard.
+    pub(crate) fn largest_shard(&self) -> u64 {
+        self.recording.shards.iter().map(|(_, info)| info.rows).max().unwrap_or(0)
+    }
+
+    /// Rows of the recording, of all ranks.
+    pub(crate) fn rows_in_all(&self) -> u64 {
+        self.recording.rows()
+    }
+
     /// The components, in the order of choice.
     pub(crate) fn chosen(&self) -> impl Iterator<Item = &Component> {
         self.chosen.iter().map(|&component| &self.recording.components()[component])

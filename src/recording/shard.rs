@@ -22,7 +22,7 @@ pub(crate) const INFO: &str = "shard.json";
 /// The version of the format.
 pub(crate) const VERSION: u32 = 1;
 /// Bytes that are read at once.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 20;
 /// Who writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
