@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the wheel and tests it: pytest (with torch, and again with numpy alone), mypy, and the stubs against the module.
+# Builds the wheel and tests it: pytest (with torch, and again with numpy alone), ruff, mypy, and the stubs against the module.
 # Where a free-threaded CPython is at hand, pytest runs on that too, with numpy alone (it needs a wheel of its own).
 # Needs python3.11 or later (PYTHON names another than python3, FREE_THREADED another than python3.14t), cargo, and PyPI.
 # Virtual environments go to target/python, or to VENVS. Arguments go to pytest.
@@ -67,6 +67,9 @@ uv pip install -q --python "$venvs/full/bin/python" --requirement requirements-t
 # Without what they declare: most of it is for other parts of them, and some of it old.
 uv pip install -q --python "$venvs/full/bin/python" --no-deps --requirement requirements-test-no-deps.txt
 uv pip install -q --python "$venvs/full/bin/python" --reinstall-package activation-store "$wheel"
+
+step "lints"
+"$venvs/full/bin/python" -m ruff check --no-cache .
 
 step "types"
 (cd "$copy" && "$venvs/full/bin/python" -m mypy --config-file pyproject.toml --package activation_store)

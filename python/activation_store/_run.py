@@ -11,10 +11,10 @@ from typing import Any
 
 from ._dealer import Dealer
 from ._opening import Opening
-from ._warnings import warn
 from ._progress import NoProgress, Progress
 from ._replicas import Replica
 from ._torch import HAS_TORCH, torch
+from ._warnings import warn
 
 BOUND = 5.0
 """Seconds that ending a run waits for its threads."""

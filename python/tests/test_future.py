@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import numbered
 
-from activation_store import Future, RingStore, StoreClosedError, Written
+from activation_store import RingStore, StoreClosedError, Written
 
 
 @pytest.fixture
