@@ -14,13 +14,13 @@ from ._dealer import Dealer
 from ._dtypes import dtype_name
 from ._opening import Opening, builder
 from ._pass_mask import Mask
-from ._positions import Position, first_positions, resumed_positions
+from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import replica_of
 from ._run import Run
 from ._settings import RunSettings
 from ._stream import Stream
-from ._torch import HAS_TORCH, torch
+from ._torch import torch
 from ._warnings import warn
 from .ring_store import RingStore
 from .snapshots import Source

@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def indices(args: argparse.Namespace) -> None:
                     source[kind]
                 return (time.perf_counter() - start) / len(kinds)
 
-            ours, theirs, ratio = in_turns(lambda: run(store), lambda: run(tensor), args.rounds)
+            ours, theirs, ratio = in_turns(partial(run, store), partial(run, tensor), args.rounds)
             print(f"| {name} | {rows:,} | {ours * 1e3:.2f} | {theirs * 1e3:.2f} | {ratio:.2f} | {verdict(ratio, most=3)} |")
         del store, tensor
     print()
@@ -147,7 +148,7 @@ def calls(args: argparse.Namespace) -> None:
             return seconds(lambda: write(rows, 0), times)
 
         def into_tensor_store() -> float:
-            kept.empty()
+            kept.empty()  # noqa: B023
             return written(kept)  # noqa: B023
 
         def into_ring() -> float:

@@ -33,10 +33,8 @@ def filled():
 @pytest.mark.parametrize("index", INDICES, ids=repr)
 def test_an_index_gives_what_it_gives_for_an_array(index):
     expected = DATA if torch is None else torch.from_numpy(DATA)
-    if isinstance(index, list | range):  # torch takes some of them for tuples
-        index_of_array = np.asarray(index, None if len(index) else np.int64)
-    else:
-        index_of_array = index
+    # As an array, since torch takes some lists for tuples.
+    index_of_array = np.asarray(index, None if len(index) else np.int64) if isinstance(index, list | range) else index
     got, expected = filled()[index], expected[index_of_array]
     assert type(got) is type(expected) and got.shape == expected.shape
     assert np.array_equal(np.asarray(got), np.asarray(expected))

@@ -132,7 +132,7 @@ def test_a_tee_gives_the_same_rows_to_both(tmp_path):
         tee = Tee(store, recorder)
         for first in range(0, 100, 10):
             tee.extend_pass({"a": numbered(10, 4, first)}, mask=np.arange(10) % 2 == 0)
-    trained = np.concatenate([batch for batch in store])
+    trained = np.concatenate(list(store))
     recording = Recording(tmp_path / "tee", output="numpy")
     assert sorted(trained[:, 0]) == recording.get("a", range(50))[:, 0].tolist() == list(range(0, 100, 2))
     with pytest.raises(StoreClosedError):
