@@ -3,6 +3,7 @@
 //! [docs/performance.md]: _documentation::performance
 //! [docs/promises.md]: _documentation::promises
 //! [docs/python.md]: _documentation::python
+//! [docs/recording.md]: _documentation::recording
 //! [docs/resume.md]: _documentation::resume
 //! [awaited `extend`]: _documentation::awaited_extend
 //! [concurrent capture]: _documentation::concurrent_capture
@@ -10,7 +11,13 @@
 //! [a store of your own]: _documentation::custom_store
 //! [the whole program]: #try-it
 //! [its own program]: _documentation::python
+// These pages cannot link to a picture, but they can hold it: it comes last, and an empty one is where it was.
+//! [picture]: data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20width='0'%20height='0'/%3E
 #![doc = include_str!("../README.md")]
+//!
+//! # The pipeline
+//!
+#![doc = include_str!("../docs/pipeline.svg")]
 //!
 //! # Where to start
 //!
