@@ -777,7 +777,7 @@ pub enum RecordingError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A file does not hold what was written.
-    #[error("{} is damaged: {reason}; move its shard's folder away to use the others, or record its passes again", path.display())]
+    #[error("{} is damaged: {reason}; `Recording::salvage` opens the whole shards (Python: `salvage=True`)", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -793,7 +793,7 @@ pub enum RecordingError {
         reason: String,
     },
     /// A shard is missing: between others of its lane, or at the end of a finished lane.
-    #[error("shard {number} of lane {lane:?} is missing in {}: bring its folder back, or record the lane again", dir.display())]
+    #[error("shard {number} of lane {lane:?} is missing in {}: bring its folder back; `Recording::salvage` opens the others (Python: `salvage=True`)", dir.display())]
     Missing {
         /// The recording.
         dir: PathBuf,

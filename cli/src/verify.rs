@@ -5,12 +5,22 @@ use std::io::{self, Write};
 use activation_store::Recording;
 use indicatif::ProgressBar;
 
-/// True if the recording is whole.
+/// True if the recording is whole. Names every shard that is not.
 pub(crate) fn verify(recording: &Recording) -> anyhow::Result<bool> {
     let bar = ProgressBar::new(recording.shards() as u64);
-    let verified = recording.verify(|done, _| bar.set_position(done as u64));
+    let mut damage = Vec::new();
+    for shard in 0..recording.shards() {
+        damage.extend(recording.verify_shard(shard).err());
+        bar.inc(1);
+    }
     bar.finish_and_clear();
-    verified?;
-    writeln!(io::stdout(), "all {} shards are whole", recording.shards())?;
-    Ok(true)
+    for error in &damage {
+        eprintln!("error: {error}");
+    }
+    let all = recording.shards();
+    match damage.len() {
+        0 => writeln!(io::stdout(), "all {all} shards are whole")?,
+        damaged => writeln!(io::stdout(), "{damaged} of {all} shards are damaged")?,
+    }
+    Ok(damage.is_empty())
 }

@@ -14,6 +14,7 @@ from ._checks import count, seed_of
 from ._components import Component
 from ._dtypes import numpy_dtype, torch_dtype
 from ._torch import HAS_TORCH, IterableDataset, torch
+from ._warnings import warn
 from .ring_store import RingStore
 from .snapshots import Source, native_source
 from .tensor_store import TensorActivationStore
@@ -51,6 +52,7 @@ class Recording(_Iterable):
         allow_overcommit: bool = False,
         output: Literal["torch", "numpy"] | None = None,
         stacked: bool = False,
+        salvage: bool = False,
     ) -> None:
         """Opens it. Reads what its shards say, not their rows.
 
@@ -67,13 +69,17 @@ class Recording(_Iterable):
             allow_overcommit: Whether to use more than nine tenths of the memory available now.
             output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
             stacked: Several components as one array, instead of a dict by name.
+            salvage: Whether to leave out shards that are damaged or missing, with a warning for each. Reads every file first. Rows are
+                then numbered without those that are left out.
 
         Raises:
             FileNotFoundError: If there is no whole shard.
             ValueError: If a shard is damaged or missing, or has other components.
             OSError: If it cannot be read.
         """
-        self._native = _native.Recording(os.fspath(folder))
+        self._native = _native.Recording(os.fspath(folder), salvage)
+        for what in self._native.lost:
+            warn(f"left out: {what}")
         self._folder = os.fspath(folder)
         self._chosen = None if components is None else list(components)
         self._seed, self._part = seed_of(seed), (rank, count("world_size", world_size))

@@ -218,49 +218,66 @@ impl TeeLane {
 
 /// A folder of shards.
 #[pyclass(frozen, module = "activation_store._native")]
-pub(crate) struct Recording(activation_store::Recording);
+pub(crate) struct Recording {
+    recording: activation_store::Recording,
+    lost: Vec<String>,
+}
 
 #[pymethods]
 impl Recording {
     #[new]
-    fn new(py: Python<'_>, folder: PathBuf) -> PyResult<Self> {
-        py.detach(|| activation_store::Recording::open(folder)).or_raise().map(Recording)
+    fn new(py: Python<'_>, folder: PathBuf, salvage: bool) -> PyResult<Self> {
+        let opened = py.detach(|| {
+            if salvage {
+                activation_store::Recording::salvage(folder, |_, _| ())
+            } else {
+                activation_store::Recording::open(folder).map(|recording| (recording, Vec::new()))
+            }
+        });
+        let (recording, lost) = opened.or_raise()?;
+        Ok(Recording { recording, lost: lost.iter().map(ToString::to_string).collect() })
+    }
+
+    /// What is wrong with each shard that was left out.
+    #[getter]
+    fn lost(&self) -> Vec<String> {
+        self.lost.clone()
     }
 
     /// Name, features and dtype of each component.
     #[getter]
     fn components(&self) -> Vec<(String, usize, String)> {
-        let components = self.0.components().iter();
+        let components = self.recording.components().iter();
         components.map(|c| (c.name.to_string(), c.features, c.dtype.to_string())).collect()
     }
 
     /// Rows of each lane.
     #[getter]
     fn lanes(&self) -> BTreeMap<String, u64> {
-        self.0.lanes().into_iter().map(|(name, lane)| (name, lane.rows)).collect()
+        self.recording.lanes().into_iter().map(|(name, lane)| (name, lane.rows)).collect()
     }
 
     #[getter]
     fn shards(&self) -> usize {
-        self.0.shards()
+        self.recording.shards()
     }
 
     #[getter]
     fn metadata(&self) -> BTreeMap<String, String> {
-        self.0.metadata()
+        self.recording.metadata()
     }
 
     fn __len__(&self) -> usize {
-        usize::try_from(self.0.rows()).unwrap_or(usize::MAX)
+        usize::try_from(self.recording.rows()).unwrap_or(usize::MAX)
     }
 
     /// Compares all checksums; `progress` is called with shards done and in all, and may raise.
     fn verify(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<()> {
-        for shard in 0..self.0.shards() {
+        for shard in 0..self.recording.shards() {
             py.check_signals()?;
-            py.detach(|| self.0.verify_shard(shard)).or_raise()?;
+            py.detach(|| self.recording.verify_shard(shard)).or_raise()?;
             if let Some(progress) = &progress {
-                progress.call1((shard + 1, self.0.shards()))?;
+                progress.call1((shard + 1, self.recording.shards()))?;
             }
         }
         Ok(())
@@ -268,8 +285,8 @@ impl Recording {
 
     /// The bytes of some rows of a component.
     fn rows(&self, py: Python<'_>, component: Key, rows: Vec<u64>) -> PyResult<Py<PyByteArray>> {
-        let component = component.find(self.0.components())?;
-        let batch = py.detach(|| self.0.get(component, &rows)).or_raise()?;
+        let component = component.find(self.recording.components())?;
+        let batch = py.detach(|| self.recording.get(component, &rows)).or_raise()?;
         // The batch is one piece of memory.
         dtype::with_dtype!(batch.dtype(), T => {
             let view = batch.view::<T>();
@@ -298,10 +315,11 @@ impl Recording {
         folder: Option<PathBuf>,
         snapshot: Option<Vec<u8>>,
     ) -> PyResult<Ring> {
-        let replay = self.0.replay().seed(seed).epochs(epochs).first_epoch(first_epoch);
+        let replay = self.recording.replay().seed(seed).epochs(epochs).first_epoch(first_epoch);
         let mut replay = replay.rank(rank, world_size).or_raise()?;
         if let Some(components) = components {
-            let found = components.iter().map(|key| key.find(self.0.components())).collect::<PyResult<Vec<_>>>()?;
+            let found =
+                components.iter().map(|key| key.find(self.recording.components())).collect::<PyResult<Vec<_>>>()?;
             replay = replay.components(found).or_raise()?;
         }
         let mut builder = RingStore::builder().allow_overcommit(allow_overcommit).seed(seed);

@@ -251,3 +251,15 @@ def test_the_program_inspects_and_verifies(tmp_path):
     failed = subprocess.run([*program, "verify", tmp_path], check=False, capture_output=True, text=True)
     assert failed.returncode == 1
     assert str(file) in failed.stderr
+
+
+def test_whole_shards_are_salvaged(tmp_path):
+    recorded(tmp_path)
+    file = tmp_path / "lane.000001" / "0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(RuntimeError, match="0.safetensors is damaged"):
+        list(Recording(tmp_path, output="numpy"))
+    with pytest.warns(RuntimeWarning, match="left out: .*lane.000001/0.safetensors is damaged: its checksum does not match"):
+        rest = Recording(tmp_path, components=["token"], batch_size=32, window=128, output="numpy", salvage=True)
+    tokens = sorted(np.concatenate(list(rest))[:, 0].tolist())
+    assert tokens == [*range(150), *range(300, 500)]

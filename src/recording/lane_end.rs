@@ -17,7 +17,7 @@ const SUFFIX: &str = "end.json";
 pub(crate) struct LaneEnd {
     version: u32,
     pub(crate) lane: String,
-    shards: u64,
+    pub(crate) shards: u64,
     rows: u64,
     passes: u64,
     written_by: String,

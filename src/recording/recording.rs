@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::disk::disk::{Disk, Doing, files};
 use crate::error::{IndexError, RecordingError};
 use crate::recording::buffers::Buffers;
-use crate::recording::lane_end;
+use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::lent::lend;
 use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_number};
 use crate::rows::batch::Batch;
@@ -51,22 +51,100 @@ impl Recording {
         let ends = lane_end::list(&*disk, dir)?;
         let shards = shard::list(&*disk, dir)?;
         lane_end::check(dir, &ends, &shards)?;
+        let mut next: BTreeMap<&str, u64> = BTreeMap::new();
+        for (_, info) in &shards {
+            let number = next.entry(&info.lane).or_default();
+            check_number(dir, info, *number)?;
+            *number += 1;
+        }
+        Recording::new(disk, dir, ends, shards)
+    }
+
+    fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        ends: Vec<(PathBuf, LaneEnd)>,
+        shards: Vec<(PathBuf, ShardInfo)>,
+    ) -> Result<Recording, RecordingError> {
         let Some((path, first)) = shards.first() else {
             return Err(RecordingError::Empty { dir: dir.to_owned() });
         };
         let components: Option<Vec<Component>> = first.components.iter().map(shard::ComponentFile::component).collect();
         let unknown = || shard::damaged(&path.join(shard::INFO), "it has a dtype that is unknown".to_owned());
         let components = components.ok_or_else(unknown)?;
-        let mut next: BTreeMap<&str, u64> = BTreeMap::new();
         for (path, info) in &shards {
-            let number = next.entry(&info.lane).or_default();
-            check_number(dir, info, *number)?;
-            *number += 1;
             check_components(path, info, &components)?;
         }
         let layout = Layout::new(&components, 1)?;
         let finished = ends.into_iter().map(|(_, end)| end.lane).collect();
         Ok(Recording { disk, dir: dir.to_owned(), shards: shards.into(), layout, finished })
+    }
+
+    /// Opens the whole shards of a recording that lacks some, and says what is wrong with the others. Reads every file and compares
+    /// its checksum, for only that tells which are whole.
+    ///
+    /// Rows are numbered without those of the shards that are left out. `progress` is told shards done and shards in all.
+    ///
+    /// ```
+    /// use activation_store::{Recorder, Recording};
+    /// use ndarray::Array2;
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("recording-salvage-doc-{}", std::process::id()));
+    /// let recorder = Recorder::builder().component("mlp", 2).shard_rows(10).create(&dir)?;
+    /// for _ in 0..3 {
+    ///     let _ = recorder.extend_pass([("mlp", Array2::<f32>::ones((10, 2)))])?;
+    /// }
+    /// recorder.finish()?;
+    /// std::fs::write(dir.join("lane.000001/0.safetensors"), "nothing")?;
+    ///
+    /// let (recording, lost) = Recording::salvage(&dir, |_, _| ())?;
+    /// assert_eq!((recording.rows(), recording.shards(), lost.len()), (20, 2, 1));
+    /// println!("left out: {}", lost[0]); // names the file
+    /// # std::fs::remove_dir_all(&dir)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`RecordingError`]: no whole shard, or shards of other components.
+    pub fn salvage(
+        dir: impl AsRef<Path>,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<(Recording, Vec<RecordingError>), RecordingError> {
+        Recording::salvage_on(files(), dir.as_ref(), progress)
+    }
+
+    pub(crate) fn salvage_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<(Recording, Vec<RecordingError>), RecordingError> {
+        let mut lost = Vec::new();
+        let ends = lane_end::list(&*disk, dir).unwrap_or_else(|error| {
+            lost.push(error);
+            Vec::new()
+        });
+        let (mut whole, buffers) = (BTreeMap::new(), Buffers::default());
+        let folders = shard::folders(&*disk, dir)?;
+        for (number, path) in folders.iter().enumerate() {
+            let info = shard::read_info(&*disk, path);
+            match info.and_then(|info| shard::verify(&*disk, path, &info, &buffers).map(|()| info)) {
+                Ok(info) => drop(whole.insert((info.lane.clone(), info.number), (path.clone(), info))),
+                Err(error) => lost.push(error),
+            }
+            progress(number + 1, folders.len());
+        }
+        // A lane has all numbers up to the last that is there, or that its end says.
+        let mut shards: BTreeMap<&str, u64> = ends.iter().map(|(_, end)| (&*end.lane, end.shards)).collect();
+        for (lane, number) in whole.keys() {
+            let shards = shards.entry(lane).or_default();
+            *shards = (*shards).max(number + 1);
+        }
+        for (lane, shards) in shards {
+            let absent = (0..shards).filter(|&number| !folders.contains(&dir.join(shard::name(lane, number))));
+            let missing = |number| RecordingError::Missing { dir: dir.to_owned(), lane: lane.to_owned(), number };
+            lost.extend(absent.map(missing));
+        }
+        Ok((Recording::new(disk, dir, ends, whole.into_values().collect())?, lost))
     }
 
     /// Checks that every file is there and as long as its rows need. Reads no rows: [`verify`](Self::verify) does.
@@ -106,8 +184,7 @@ impl Recording {
 
     fn verify_with(&self, shard: usize, buffers: &Buffers) -> Result<(), RecordingError> {
         let (path, info) = &self.shards[shard];
-        (0..info.components.len())
-            .try_for_each(|component| shard::read_rows(&*self.disk, path, info, component, buffers).map(drop))
+        shard::verify(&*self.disk, path, info, buffers)
     }
 
     /// What the recorders said of the rows: all fields, of the first lane that has each.

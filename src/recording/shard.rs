@@ -71,6 +71,11 @@ pub(crate) fn prefix(lane: &str) -> String {
     format!("{lane}.")
 }
 
+/// The name of a shard's folder.
+pub(crate) fn name(lane: &str, number: u64) -> String {
+    format!("{}{number:06}", prefix(lane))
+}
+
 /// The file that says what the shard holds: `checksum` covers `shard` as compact JSON.
 pub(crate) fn seal(shard: ShardInfo) -> Vec<u8> {
     // Strings and numbers: nothing that JSON has no form for.
@@ -197,6 +202,16 @@ pub(crate) fn read_rows(
     Ok(ShardRows { file: buffer, rows: start..end })
 }
 
+/// Reads every file of a shard and compares its checksum.
+pub(crate) fn verify(
+    disk: &dyn Disk,
+    folder: &Path,
+    info: &ShardInfo,
+    buffers: &Buffers,
+) -> Result<(), RecordingError> {
+    (0..info.components.len()).try_for_each(|component| read_rows(disk, folder, info, component, buffers).map(drop))
+}
+
 /// Reads some rows of one component into `out`, which has room for them: of each its number in the shard, and its place in
 /// `out`. Verifies nothing but the header.
 pub(crate) fn read_some(
@@ -222,17 +237,20 @@ pub(crate) fn read_some(
 
 /// The shards of a folder, by lane and number.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
-    let mut shards = Vec::new();
-    for path in disk.list(dir).doing("list", dir)? {
+    let found = folders(disk, dir)?.into_iter().map(|path| Ok((read_info(disk, &path)?, path)));
+    let mut shards: Vec<(ShardInfo, PathBuf)> = found.collect::<Result<_, RecordingError>>()?;
+    shards.sort_by(|(a, _), (b, _)| (&a.lane, a.number).cmp(&(&b.lane, b.number)));
+    Ok(shards.into_iter().map(|(info, path)| (path, info)).collect())
+}
+
+/// The folders of shards, in any order.
+pub(crate) fn folders(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, DiskError> {
+    let is_shard = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let numbered = name.rsplit_once('.').is_some_and(|(_, n)| n.len() >= 6 && n.parse::<u64>().is_ok());
-        if numbered && !name.starts_with(UNFINISHED) {
-            let info = read_info(disk, &path)?;
-            shards.push((path, info));
-        }
-    }
-    shards.sort_by(|(_, a), (_, b)| (&a.lane, a.number).cmp(&(&b.lane, b.number)));
-    Ok(shards)
+        numbered && !name.starts_with(UNFINISHED)
+    };
+    Ok(disk.list(dir).doing("list", dir)?.into_iter().filter(is_shard).collect())
 }
 
 /// Shards of a lane have the numbers 0, 1, 2, ...

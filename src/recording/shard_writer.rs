@@ -8,7 +8,7 @@ use crate::disk::disk::{Disk, DiskFile, Doing};
 use crate::disk::folder::UnfinishedFolder;
 use crate::disk::safetensors::header;
 use crate::error::DiskError;
-use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, prefix, seal};
+use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, name, seal};
 use crate::rows::layout::Component;
 
 /// Bytes that a component gathers before it writes them, and of each write.
@@ -81,7 +81,7 @@ impl ShardWriter {
         info: ShardInfo,
         components: &[Component],
     ) -> Result<Self, DiskError> {
-        let folder = UnfinishedFolder::begin(disk.clone(), dir, &format!("{}{:06}", prefix(&info.lane), info.number))?;
+        let folder = UnfinishedFolder::begin(disk.clone(), dir, &name(&info.lane, info.number))?;
         let file = |(number, component)| {
             RowsFile::begin(&**disk, folder.path().join(format!("{number}.safetensors")), component)
         };

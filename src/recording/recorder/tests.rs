@@ -109,6 +109,10 @@ fn a_flipped_bit_in_any_file_is_found_and_the_file_is_named() {
             let opened = Recording::open_on(Arc::new(disk.clone()), Path::new(DIR));
             let error = opened.and_then(|recording| recording.verify(|_, _| ())).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()), "byte {byte} of {path:?}: {error}");
+            let (rest, lost) = Recording::salvage_on(Arc::new(disk), Path::new(DIR), |_, _| ()).unwrap();
+            rest.verify(|_, _| ()).unwrap();
+            assert_eq!((rest.shards() + usize::from(!path.ends_with("lane.end.json")), lost.len()), (3, 1), "{lost:?}");
+            assert!(lost[0].to_string().contains(path.to_str().unwrap()), "byte {byte} of {path:?}: {}", lost[0]);
         }
     }
 }
@@ -126,6 +130,9 @@ fn a_shard_that_is_missing_anywhere_in_a_finished_lane_is_named() {
         ] {
             assert!(matches!(error, RecordingError::Missing { number, .. } if number == lost), "{lost}: {error}");
         }
+        let (rest, left_out) = Recording::salvage_on(Arc::new(disk), Path::new(DIR), |_, _| ()).unwrap();
+        assert_eq!((rest.shards(), left_out.len()), (2, 1));
+        assert!(matches!(left_out[0], RecordingError::Missing { number, .. } if number == lost));
     }
 }
 
