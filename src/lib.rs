@@ -108,6 +108,7 @@ pub mod _documentation {
     #[doc = include_str!("../docs/performance.svg")]
     pub mod performance {}
     /// [jupyter.md]: jupyter
+    /// [recording.md]: recording
     /// [resume.md]: resume
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
@@ -117,6 +118,7 @@ pub mod _documentation {
     /// [promises.md]: promises
     #[doc = include_str!("../docs/resume.md")]
     pub mod resume {}
+    /// [performance.md]: performance
     #[doc = include_str!("../docs/recording.md")]
     pub mod recording {}
     #[doc = include_str!("../CHANGELOG.md")]
