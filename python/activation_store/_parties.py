@@ -21,6 +21,7 @@ class Parties:
     def __init__(self) -> None:
         self._writers, self._readers = _Threads(), _Threads()
         self._expects_reader = self._has_said = False
+        self._notices: dict[str, Notice] = {}
         self.note_writer = self._writers.note
         self.note_reader = self._readers.note
 
@@ -31,7 +32,10 @@ class Parties:
     def writer_waits(self, what: str) -> Notice:
         """The notice of a call of this name that waits for room on this thread."""
         self._writers.note()
-        return AFTER, lambda: self._say(what, self._missing_reader())
+        notice = self._notices.get(what)
+        if notice is None:
+            notice = self._notices[what] = (AFTER, lambda: self._say(what, self._missing_reader()))
+        return notice
 
     def flush_waits(self) -> Notice:
         """The notice of a flush that waits on this thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._watch import watcher
@@ -36,33 +36,33 @@ class Future(concurrent.futures.Future[Written]):
     cannot be cancelled. Dropping the future loses nothing, but its error is told nowhere else.
     """
 
-    # Making one costs next to nothing: the condition that the base class wants is made when somebody uses it, and
-    # only futures that are awaited or given a callback are watched by the background thread (one for all of them).
+    # Making one costs next to nothing: what the base class wants of an object is made when somebody uses it, and only futures
+    # that are awaited or given a callback are watched by the background thread (one for all of them).
+    _state = _RUNNING
+    _result: Written | None = None
+    _exception: BaseException | None = None
+    _watched = False
+    _settling = False
 
     def __init__(self, outcome: _native.WriteOutcome) -> None:
         self._outcome = outcome
-        self._state = _RUNNING
-        self._result: Written | None = None
-        self._exception: BaseException | None = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Callable[[Any], Any]] = []
-        self._watched = False
-        self._settling = False
 
     @classmethod
     def resolved(cls, written: Written) -> Future:
         """The future of a write that has been done."""
         future = cls.__new__(cls)
-        future._state, future._result, future._exception = _FINISHED, written, None
-        future._waiters, future._done_callbacks, future._settling = [], [], True
+        future._state, future._result, future._settling = _FINISHED, written, True
         return future
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         # The base class and `concurrent.futures.wait` take this lock, then look at the state and leave a callback or a
         # waiter: time to settle, or to watch.
+        own = self.__dict__
+        own.setdefault("_waiters", [])
+        own.setdefault("_done_callbacks", [])
         self._watch()
-        condition: threading.Condition = self.__dict__.setdefault("_lock", threading.Condition())
+        condition: threading.Condition = own.setdefault("_lock", threading.Condition())
         return condition
 
     def _watch(self) -> None:
