@@ -4,17 +4,18 @@
 //! `CARGO_TARGET_DIR` if that is set.
 
 use std::error::Error;
-use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
-const LEFT: f64 = 150.0;
-const WIDTH: f64 = 760.0;
-const BAR: f64 = 15.0;
-const GROUP: f64 = 2.0 * BAR + 16.0;
-const TOP: f64 = 64.0;
+/// Points of a bar and of a pair of them.
+const BAR: i32 = 15;
+const PAIR: i32 = 2 * BAR + 16;
+const DROPPED: RGBColor = RGBColor(59, 111, 182);
+const READ: RGBColor = RGBColor(224, 138, 60);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
@@ -30,66 +31,109 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// A configuration whose minibatches were dropped, or read.
+struct Bar {
+    name: String,
+    read: bool,
+    ratio: f64,
+    gb_per_s: f64,
+    spread: Option<[f64; 2]>,
+    target: Option<f64>,
+}
+
+impl Bar {
+    fn new(row: &Value) -> Result<Bar, String> {
+        let number = |field: &str| row[field].as_f64().ok_or(format!("a row has no {field}"));
+        let spread = [0, 1].map(|side| row["ratio_spread"][side].as_f64());
+        Ok(Bar {
+            name: row["name"].as_str().ok_or("a row has no name")?.to_owned(),
+            read: row["read"] == true,
+            ratio: number("ratio_to_floor")?,
+            gb_per_s: number("gb_per_s")?,
+            spread: if let [Some(least), Some(most)] = spread { Some([least, most]) } else { None },
+            target: row["target"].as_f64(),
+        })
+    }
+
+    /// Where its line ends.
+    fn most(&self) -> f64 {
+        self.spread.map_or(self.ratio, |[_, most]| most.max(self.ratio))
+    }
+}
+
 /// Two bars for each configuration: minibatches dropped, and read.
 fn chart(rows: &[Value]) -> Result<String, Box<dyn Error>> {
-    let number = |row: &Value, field: &str| row[field].as_f64().ok_or(format!("a row has no {field}"));
-    let ratios = rows.iter().map(|row| Ok(row["ratio_spread"][1].as_f64().unwrap_or(number(row, "ratio_to_floor")?)));
-    let most = ratios.collect::<Result<Vec<f64>, String>>()?.into_iter().fold(1.5, f64::max).ceil();
-    let x = |ratio: f64| LEFT + ratio / most * (WIDTH - LEFT - 130.0);
-    let bottom = TOP + rows.len().div_ceil(2) as f64 * GROUP;
-    let height = bottom + 40.0;
-
+    let bars = rows.iter().map(Bar::new).collect::<Result<Vec<_>, _>>()?;
+    let most = bars.iter().map(Bar::most).fold(1.5, f64::max).ceil();
+    let height = bars.len().div_ceil(2) as i32 * PAIR;
     let mut svg = String::new();
-    writeln!(
-        svg,
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#222">
-<rect width="{WIDTH}" height="{height}" fill="#fff"/>
-<text x="{LEFT}" y="22" font-size="15">Rows per second, as multiples of two plain memcpys on two threads</text>
-<rect x="{LEFT}" y="34" width="12" height="12" fill="#3b6fb6"/><text x="{}" y="44">minibatches dropped</text>
-<rect x="{}" y="34" width="12" height="12" fill="#e08a3c"/><text x="{}" y="44">every element read</text>
-<path d="M{} 34v12" stroke="#222" stroke-width="2"/><text x="{}" y="44">must reach</text>
-<path d="M{} 40h24" stroke="#222" stroke-opacity="0.55"/><text x="{}" y="44">least to most</text>"##,
-        LEFT + 18.0,
-        LEFT + 160.0,
-        LEFT + 178.0,
-        LEFT + 310.0,
-        LEFT + 318.0,
-        LEFT + 410.0,
-        LEFT + 440.0,
-    )?;
-    for tick in 0..=(2.0 * most) as usize {
-        let ratio = tick as f64 / 2.0;
-        let colour = if tick == 2 { "#c33" } else { "#ddd" };
-        writeln!(
-            svg,
-            r##"<path d="M{0} {TOP}V{bottom}" stroke="{colour}"/><text x="{0}" y="{1}" text-anchor="middle">{ratio}</text>"##,
-            x(ratio),
-            bottom + 16.0
-        )?;
+    {
+        let canvas = SVGBackend::with_string(&mut svg, (760, height as u32 + 100)).into_drawing_area();
+        // What goes wrong borrows the canvas.
+        draw(&canvas, &bars, most, height).map_err(|error| error.to_string())?;
+        canvas.present().map_err(|error| error.to_string())?;
     }
-    for (i, row) in rows.iter().enumerate() {
-        let read = row["read"] == true;
-        let y = TOP + (i / 2) as f64 * GROUP + 8.0 + if read { BAR } else { 0.0 };
-        let (ratio, middle) = (number(row, "ratio_to_floor")?, y + BAR / 2.0);
-        if !read {
-            let name = row["name"].as_str().ok_or("a row has no name")?;
-            writeln!(svg, r##"<text x="{}" y="{}" text-anchor="end">{name}</text>"##, LEFT - 10.0, y + BAR + 4.0)?;
-        }
-        let colour = if read { "#e08a3c" } else { "#3b6fb6" };
-        let width = x(ratio) - LEFT;
-        writeln!(svg, r##"<rect x="{LEFT}" y="{y}" width="{width:.1}" height="{}" fill="{colour}"/>"##, BAR - 2.0)?;
-        let mut end = ratio;
-        if let [Some(least), Some(most)] = [0, 1].map(|side| row["ratio_spread"][side].as_f64()) {
-            let y = middle - 1.0;
-            writeln!(svg, r##"<path d="M{:.1} {y}H{:.1}" stroke="#222" stroke-opacity="0.55"/>"##, x(least), x(most))?;
-            end = most;
-        }
-        if let Some(target) = row["target"].as_f64() {
-            writeln!(svg, r##"<path d="M{:.1} {y}v{}" stroke="#222" stroke-width="2"/>"##, x(target), BAR - 2.0)?;
-        }
-        let label = format!("{ratio:.2}x · {:.1} GB/s", number(row, "gb_per_s")?);
-        writeln!(svg, r##"<text x="{:.1}" y="{}">{label}</text>"##, x(end) + 6.0, middle + 3.0)?;
-    }
-    svg.push_str("</svg>\n");
     Ok(svg)
+}
+
+fn draw(
+    canvas: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    bars: &[Bar],
+    most: f64,
+    height: i32,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    canvas.fill(&WHITE)?;
+    let text = |size: u32| ("sans-serif", size).into_font().color(&BLACK);
+    canvas.draw(&Text::new(
+        "Rows per second, as multiples of two plain memcpys on two threads",
+        (150, 10),
+        text(15),
+    ))?;
+    for (x, colour, name) in [(150, DROPPED, "minibatches dropped"), (310, READ, "every element read")] {
+        canvas.draw(&Rectangle::new([(x, 34), (x + 12, 46)], colour.filled()))?;
+        canvas.draw(&Text::new(name, (x + 18, 34), text(12)))?;
+    }
+    canvas.draw(&PathElement::new([(460, 34), (460, 46)], BLACK.stroke_width(2)))?;
+    canvas.draw(&Text::new("must reach", (468, 34), text(12)))?;
+    canvas.draw(&PathElement::new([(560, 40), (584, 40)], BLACK.mix(0.55)))?;
+    canvas.draw(&Text::new("least to most", (590, 34), text(12)))?;
+
+    let mut plot = ChartBuilder::on(canvas)
+        .margin_top(58)
+        .margin_left(150)
+        .margin_right(130)
+        .x_label_area_size(30)
+        .build_cartesian_2d(0.0..most, height..0)?;
+    plot.configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .light_line_style(TRANSPARENT)
+        .x_labels(2 * most as usize + 1)
+        .x_label_formatter(&|ratio| format!("{ratio}"))
+        .draw()?;
+    plot.draw_series([PathElement::new([(1.0, 0), (1.0, height)], RED.mix(0.7))])?;
+    let left = |y| plot.backend_coord(&(0.0, y));
+    for (index, bar) in bars.iter().enumerate() {
+        let top = index as i32 / 2 * PAIR + 8 + if bar.read { BAR } else { 0 };
+        let middle = top + BAR / 2;
+        if !bar.read {
+            let (x, y) = left(top + BAR);
+            let style = text(12).pos(Pos::new(HPos::Right, VPos::Center));
+            canvas.draw(&Text::new(bar.name.clone(), (x - 10, y), style))?;
+        }
+        let colour = if bar.read { READ } else { DROPPED };
+        let body = Rectangle::new([(0.0, top), (bar.ratio, top + BAR - 2)], colour.filled());
+        plot.plotting_area().draw(&body)?;
+        if let Some([least, most]) = bar.spread {
+            plot.plotting_area().draw(&PathElement::new([(least, middle), (most, middle)], BLACK.mix(0.55)))?;
+        }
+        if let Some(target) = bar.target {
+            let line = PathElement::new([(target, top), (target, top + BAR - 2)], BLACK.stroke_width(2));
+            plot.plotting_area().draw(&line)?;
+        }
+        let (x, y) = plot.backend_coord(&(bar.most(), middle));
+        let label = format!("{:.2}x · {:.1} GB/s", bar.ratio, bar.gb_per_s);
+        canvas.draw(&Text::new(label, (x + 6, y), text(12).pos(Pos::new(HPos::Left, VPos::Center))))?;
+    }
+    Ok(())
 }
