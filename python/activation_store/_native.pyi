@@ -209,7 +209,14 @@ def command_line(arguments: list[str]) -> int: ...
 @final
 class Recorder:
     def __new__(
-        cls, folder: str, components: Sequence[tuple[str, int, str]], lane: str, shard_rows: int, metadata: dict[str, str], resume: bool
+        cls,
+        folder: str,
+        components: Sequence[tuple[str, int, str]],
+        lane: str,
+        shard_rows: int,
+        metadata: dict[str, str],
+        resume: bool,
+        sync_each_shard: bool,
     ) -> Recorder: ...
     @property
     def resumed(self) -> tuple[int, int]: ...

@@ -32,6 +32,7 @@ def record(
     shard_rows: int = 16_384,
     metadata: Mapping[str, str] | None = None,
     resume: bool = False,
+    sync: Literal["each_shard", "at_flush"] = "each_shard",
     progress: bool = False,
 ) -> Safe:
     """Runs a model over batches and records what some modules put out: once, for as many trainings as you like.
@@ -55,6 +56,7 @@ def record(
         shard_rows: Rows after which a shard is written.
         metadata: What describes the rows, beside the names of the modules, which are recorded.
         resume: Go on behind the last whole shard. `batches` must come in the same order, and each must run the model once.
+        sync: When the disk has to have the rows; see `Recorder`.
         progress: Whether to show a line of `tqdm`.
 
     Returns:
@@ -66,7 +68,7 @@ def record(
         BaseException: What the model or the batches raise.
     """
     described = {"hooks": _described(modules), "model": getattr(model, "__name__", type(model).__name__), "written_by": f"activation-store {__version__}", **(metadata or {})}
-    lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume})
+    lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume, "sync": sync})
     replica = replica_of(model, modules, lane_of, 0, None, mask, point)
     line = line_of(batches) if progress else None
     try:

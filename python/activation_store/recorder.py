@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import _native
 from ._checks import count
@@ -59,6 +59,7 @@ class Recorder:
         shard_rows: int = 16_384,
         metadata: Mapping[str, str] | None = None,
         resume: bool = False,
+        sync: Literal["each_shard", "at_flush"] = "each_shard",
     ) -> None:
         """Begins a lane in a folder, which is made if it is missing, or goes on with one.
 
@@ -70,6 +71,8 @@ class Recorder:
             shard_rows: Rows after which a shard is written, at the end of the pass.
             metadata: What describes the rows (model, hook names, data set, tokeniser, context length); text.
             resume: Whether to go on with a lane that may have shards.
+            sync: When the disk has to have the rows: `"each_shard"` as soon as a shard is written, `"at_flush"` at `flush` and `close`. A crash
+                of the machine loses what is not synced.
 
         Raises:
             ValueError: If a setting cannot be so; if the lane has shards and `resume` is False; if a shard is damaged or has other
@@ -78,8 +81,10 @@ class Recorder:
         """
         self._components = components_of(components, dtype)
         metadata = {str(key): str(value) for key, value in (metadata or {}).items()}
+        if sync not in ("each_shard", "at_flush"):
+            raise ValueError(f"sync is {sync!r}; it must be 'each_shard' or 'at_flush'")
         rows = count("shard_rows", shard_rows)
-        self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume)
+        self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
         self._parties = Parties()
 
     @property

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use activation_store::{Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, WriteHandle};
+use activation_store::{
+    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, WriteHandle,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
@@ -35,6 +37,7 @@ pub(crate) struct Recorder {
 #[pymethods]
 impl Recorder {
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "called in one place, by position")]
     fn new(
         py: Python<'_>,
         folder: PathBuf,
@@ -43,8 +46,10 @@ impl Recorder {
         shard_rows: usize,
         metadata: BTreeMap<String, String>,
         resume: bool,
+        sync_each_shard: bool,
     ) -> PyResult<Self> {
-        let mut builder = activation_store::Recorder::builder().lane(lane).shard_rows(shard_rows);
+        let policy = if sync_each_shard { SyncPolicy::EachShard } else { SyncPolicy::AtFlush };
+        let mut builder = activation_store::Recorder::builder().lane(lane).shard_rows(shard_rows).sync(policy);
         for (name, features, element) in components {
             builder = builder.component_of(name, features, dtype::parse(&element)?);
         }

@@ -263,3 +263,14 @@ def test_whole_shards_are_salvaged(tmp_path):
         rest = Recording(tmp_path, components=["token"], batch_size=32, window=128, output="numpy", salvage=True)
     tokens = sorted(np.concatenate(list(rest))[:, 0].tolist())
     assert tokens == [*range(150), *range(300, 500)]
+
+
+def test_the_disk_may_have_the_rows_at_flush_only(tmp_path):
+    with Recorder(tmp_path, {"a": 4}, shard_rows=10, sync="at_flush") as recorder:
+        for first in range(0, 50, 10):
+            recorder.extend_pass({"a": numbered(10, 4, first)}).result()
+        assert not list(tmp_path.glob("lane.0*"))
+        assert recorder.flush() == (5, 50)
+        assert len(list(tmp_path.glob("lane.0*"))) == 5
+    with pytest.raises(ValueError, match="sync is 'never'; it must be 'each_shard' or 'at_flush'"):
+        Recorder(tmp_path, {"a": 4}, sync="never")
