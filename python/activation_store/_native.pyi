@@ -25,6 +25,7 @@ __all__ = [
     "Watcher",
     "WriteOutcome",
     "__version__",
+    "command_line",
     "list_snapshots",
     "prune_snapshots",
     "resume_points",
