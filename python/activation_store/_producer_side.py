@@ -41,8 +41,9 @@ class ProducerSide:
             component_idx: The component, by number or name.
             mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
                 shape of the first axes): True keeps the row, as in an attention mask.
-            copy: False hands the array's own memory over, where its layout allows, without a copy: leave it unchanged
-                until the future is done, and the arrays of the same rows of all other components, too.
+            copy: False hands the array's own memory over without a copy, where its layout allows. Leave the array unchanged until
+                the future is done. If the store has several components, leave the arrays of one pass unchanged until all
+                their futures are done.
             timeout: Seconds to wait for room.
 
         Returns:
