@@ -56,12 +56,18 @@ def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:
 
     The tensor must not be resized before the rows have been copied.
     """
-    if type(batch) is not _TENSOR or not batch.is_cpu or batch.layout is not torch.strided or batch.is_neg():
+    if type(batch) is not _TENSOR or not batch.is_cpu or batch.is_neg():
         return None
     dtype, shape = _PLAIN.get(batch.dtype), batch.shape
-    if dtype is None or not 0 < len(shape) < 3 or 0 in shape or batch.stride(-1) != 1:
+    if dtype is None or not 0 < len(shape) < 3 or 0 in shape:
         return None
-    rows, stride = (shape[0], batch.stride(0)) if len(shape) == 2 else (1, shape[0])
+    try:
+        strides = batch.stride()
+    except RuntimeError:  # a sparse tensor has none
+        return None
+    if strides[-1] != 1:
+        return None
+    rows, stride = (shape[0], strides[0]) if len(shape) == 2 else (1, shape[0])
     return _native.Rows.at(batch, batch.data_ptr(), rows, stride, dtype, shape[-1], lend=lend)
 
 

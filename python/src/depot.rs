@@ -9,8 +9,14 @@ use bytemuck::{Pod, Zeroable};
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 
-/// Loans smaller than this are not worth recycling.
+/// Loans smaller than this are not worth recycling: zeroing new memory costs less.
+const TINY: usize = 4 << 10;
+
+/// Loans smaller than this do not wait: many of them fit the cache.
 const SMALL: usize = 64 << 10;
+
+/// So many free ones are looked at, for one that is large enough.
+const LOOKED_AT: usize = 8;
 
 /// So many recycled loans may be on their way before the next one waits a moment for one to come back. They fit the cache.
 const AHEAD: usize = 4;
@@ -31,7 +37,7 @@ pub(crate) struct Depot {
 struct Stock {
     free: Vec<Vec<Line>>,
     free_bytes: usize,
-    /// Recycled memory that is on its way.
+    /// Loans of recycled memory that are on their way, small ones not counted.
     out: usize,
 }
 
@@ -49,17 +55,20 @@ impl Depot {
     /// Memory for `bytes`. A `patient` caller waits a moment where much is on its way, until it has waited in vain.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize, patient: &mut bool) -> PyResult<Loan> {
         let mut memory = Vec::new();
-        if bytes >= SMALL {
+        if bytes >= TINY {
             let mut stock = self.lock();
-            if *patient && stock.out >= AHEAD {
-                let waited = self.returned.wait_timeout_while(stock, MOMENT, |stock| stock.out >= AHEAD);
-                let (returned, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                stock = returned;
-                *patient = !timeout.timed_out();
+            if bytes >= SMALL {
+                if *patient && stock.out >= AHEAD {
+                    let waited = self.returned.wait_timeout_while(stock, MOMENT, |stock| stock.out >= AHEAD);
+                    let (returned, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                    stock = returned;
+                    *patient = !timeout.timed_out();
+                }
+                stock.out += 1;
             }
-            stock.out += 1;
             // The one returned last is the likeliest to be in cache.
-            if let Some(fits) = stock.free.iter().rposition(|memory| size_of_val(&memory[..]) >= bytes) {
+            let mut last = stock.free.iter().enumerate().rev().take(LOOKED_AT);
+            if let Some((fits, _)) = last.find(|(_, memory)| size_of_val(&memory[..]) >= bytes) {
                 memory = stock.free.remove(fits);
                 stock.free_bytes -= size_of_val(&memory[..]);
             }
@@ -74,18 +83,20 @@ impl Depot {
     }
 
     fn put(&self, memory: Vec<Line>, bytes: usize) {
-        if bytes < SMALL {
+        if bytes < TINY {
             return;
         }
         let mut stock = self.lock();
-        stock.out -= 1;
         let size = size_of_val(&memory[..]);
         if size > 0 && stock.free_bytes + size <= self.keep {
             stock.free_bytes += size;
             stock.free.push(memory);
         }
-        drop(stock);
-        self.returned.notify_one();
+        if bytes >= SMALL {
+            stock.out -= 1;
+            drop(stock);
+            self.returned.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Stock> {

@@ -2,9 +2,35 @@
 
 use std::mem::ManuallyDrop;
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::IntoPyDict as _;
+
+/// The number of this process. Asking the operating system each time takes a twelfth of a small `extend`.
+static HERE: AtomicU32 = AtomicU32::new(0);
+
+/// Notes the number of this process, now and after each fork.
+pub(crate) fn watch_forks(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    note_process();
+    let os = module.py().import("os")?;
+    // Not on Windows, which has no fork.
+    if os.hasattr("register_at_fork")? {
+        let note = wrap_pyfunction!(note_process, module)?;
+        os.call_method("register_at_fork", (), Some(&[("after_in_child", note)].into_py_dict(module.py())?))?;
+    }
+    Ok(())
+}
+
+#[pyfunction]
+fn note_process() {
+    HERE.store(process::id(), Ordering::Relaxed);
+}
+
+fn here() -> u32 {
+    HERE.load(Ordering::Relaxed)
+}
 
 /// A value that works, and is dropped, only in the process that made it.
 ///
@@ -16,12 +42,12 @@ pub(crate) struct Home<T: Send> {
 
 impl<T: Send> Home<T> {
     pub(crate) fn new(value: T) -> Self {
-        Home { value: ManuallyDrop::new(value), process: process::id() }
+        Home { value: ManuallyDrop::new(value), process: here() }
     }
 
     /// The value, or an error that says why it does not work here.
     pub(crate) fn get(&self) -> PyResult<&T> {
-        let here = process::id();
+        let here = here();
         if here == self.process {
             return Ok(&self.value);
         }
@@ -36,7 +62,7 @@ impl<T: Send> Home<T> {
 
 impl<T: Send> Drop for Home<T> {
     fn drop(&mut self) {
-        if process::id() != self.process {
+        if here() != self.process {
             return;
         }
         // SAFETY: dropped here only, and never used again.
