@@ -399,7 +399,7 @@ pub enum BuildError {
     Memory {
         /// The window, in rows.
         window: usize,
-        /// Bytes that the store needs: those of the window, the ready frames and one more.
+        /// Bytes that the store needs: for the window, the ready frames and one more.
         needed: usize,
         /// Nine tenths of the bytes that are available now.
         available: usize,

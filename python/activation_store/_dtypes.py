@@ -1,4 +1,4 @@
-"""Element types: the store's names for those of numpy and torch."""
+"""Element types: the store's names for the dtypes of numpy and torch."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Future(concurrent.futures.Future[Written]):
     cannot be cancelled. Dropping the future loses nothing, but its error is told nowhere else.
     """
 
-    # Making one costs next to nothing: what the base class wants of an object is made when somebody uses it, and only futures
-    # that are awaited or given a callback are watched by the background thread (one for all of them).
+    # Making one costs next to nothing: what the base class needs is made at its first use. The background thread (one for all
+    # futures) watches only those that are awaited or have a callback.
     _state = _RUNNING
     _result: Written | None = None
     _exception: BaseException | None = None

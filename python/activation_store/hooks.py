@@ -43,13 +43,13 @@ def capture(
         >>> store.current_activations_stored_per_component
         [10, 10]
 
-    The rows of one forward pass go to the store together, once every component has come, so components stay aligned;
-    those of a pass that fails go nowhere. Each context, and each thread that calls the model, has a lane of its own. The
-    forward pass and its result are never changed. It waits while the store's queue is full (a store that rejects loses
-    the whole pass instead, see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
+    The rows of one forward pass go to the store together, when every component has come, so components stay aligned. If the
+    pass fails, none of its rows are stored. Each context, and each thread that calls the model, has a lane of its own. The
+    forward pass and its result are never changed. The pass waits while the store's queue is full; a store that rejects drops
+    the whole pass instead (see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
     warns, and raises the error where the `with` block ends. If the store is closed or aborted, because training has ended, the
-    context stops capturing and says nothing. Either way the model would run on for nothing: leave the block when
-    `stopped` is true. What gradient checkpointing runs again is not stored again.
+    context stops capturing without a warning. In both cases `stopped` is true: leave the block then, because the model would run
+    for nothing. What gradient checkpointing runs again is not stored again.
 
         >>> with torch.no_grad(), capture(model, {"0": "pre", "1": "post"}, store) as captured:
         ...     for inputs in batches:
@@ -266,7 +266,7 @@ class Capture:
 
     @property
     def own_thread(self) -> int | None:
-        """The thread whose passes alone are captured; None if those of all threads are."""
+        """The only thread whose passes are captured; None if the passes of all threads are."""
         return None
 
     def _is_foreign(self) -> bool:

@@ -47,7 +47,7 @@ struct Stock {
 struct Line([u8; 64]);
 
 impl Depot {
-    /// A depot that keeps `keep` bytes, and at least those of a few loans of `loan` bytes.
+    /// A depot that keeps `keep` bytes, and at least a few loans of `loan` bytes.
     pub(crate) fn new(keep: usize, loan: usize) -> Arc<Self> {
         Arc::new(Depot { state: Mutex::default(), returned: Condvar::new(), keep: keep.max(AHEAD * loan) })
     }

@@ -21,7 +21,7 @@ use crate::write::WriteOutcome;
 /// So many pieces are copied before the next look for signals.
 const PIECES: usize = 64;
 
-/// Takes rows: those of one model replica, never mixed up with another's.
+/// Takes the rows of one model replica, and never confuses them with another's.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Lane {
     end: Home<End>,

@@ -93,7 +93,7 @@ impl Minibatches {
     fn next(&self, py: Python<'_>) -> PyResult<Option<Minibatch>> {
         let epoch = self.epoch.get()?;
         let next = py.detach(|| {
-            // The only panic is for want of memory.
+            // It panics only if there is no memory.
             catch_unwind(AssertUnwindSafe(|| epoch.lock().unwrap_or_else(PoisonError::into_inner).next()))
         });
         let no_memory = |_| PyMemoryError::new_err("no memory for another minibatch while the earlier ones are kept");

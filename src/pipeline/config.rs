@@ -107,7 +107,7 @@ enum Window {
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) layout: Arc<Layout>,
-    /// Rows of a minibatch. Those of a frame are a multiple.
+    /// Rows of a minibatch. A frame has a multiple of them.
     pub(crate) batch_size: usize,
     pub(crate) open_frames: usize,
     pub(crate) ready_frames: usize,

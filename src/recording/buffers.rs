@@ -12,7 +12,7 @@ use crate::memory::pages::map;
 /// Buffers of so many bytes come from the operating system, on huge pages.
 const MAPPED: usize = 1 << 20;
 
-/// Buffers that nobody uses at the moment. There are never more than were in use at once.
+/// Buffers that are not in use. There are never more than were in use at once.
 #[derive(Clone, Default)]
 pub(crate) struct Buffers(Arc<Mutex<Vec<Memory>>>);
 

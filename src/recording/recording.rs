@@ -83,7 +83,7 @@ impl Recording {
     /// Opens the whole shards of a recording that lacks some, and says what is wrong with the others. Reads every file and compares
     /// its checksum, for only that tells which are whole.
     ///
-    /// Rows are numbered without those of the shards that are left out. `progress` is told shards done and shards in all.
+    /// Row numbers do not count the shards that are left out. `progress` is told shards done and shards in all.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording};

@@ -170,7 +170,7 @@ impl Slots for Planned<'_> {
 /// The rows in a ring, numbered.
 pub(crate) struct Rows<'a> {
     ring: &'a Ring,
-    /// Where the numbers of the full frame's rows end, then those of every open frame's.
+    /// Where the numbers of the full frame's rows end, then where the numbers of each open frame's rows end.
     ends: Vec<usize>,
 }
 

@@ -116,7 +116,7 @@ fn along_stripes(slots: usize, group: usize) -> Vec<u32> {
     let mut next = vec![0; stripes];
     let mut start = 0;
     for stripe in 0..stripes {
-        // Neighbours have their turns far apart: parts of several stripes are mixed as well as those of one.
+        // Neighbours have their turns far apart: a part that spans several stripes is mixed as well as one stripe.
         let turn = stripe.reverse_bits() >> (usize::BITS - stripes.ilog2());
         next[turn] = start;
         start += (slots / stripes + usize::from(turn < slots % stripes)) as u32;
