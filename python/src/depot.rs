@@ -66,10 +66,11 @@ impl Depot {
                 }
                 stock.out += 1;
             }
-            // The one returned last is the likeliest to be in cache.
+            // The one returned last is the likeliest to be in cache. A much larger one is left for rows that need it.
             let mut last = stock.free.iter().enumerate().rev().take(LOOKED_AT);
-            if let Some((fits, _)) = last.find(|(_, memory)| size_of_val(&memory[..]) >= bytes) {
-                memory = stock.free.remove(fits);
+            let fits = |memory: &[Line]| (bytes..=4 * bytes).contains(&size_of_val(memory));
+            if let Some((found, _)) = last.find(|(_, memory)| fits(memory)) {
+                memory = stock.free.remove(found);
                 stock.free_bytes -= size_of_val(&memory[..]);
             }
         }
