@@ -614,8 +614,7 @@ pub enum SnapshotError {
     Ended(#[source] WriteError),
     /// A full snapshot of a store that still deals again what its own snapshot says.
     #[error(
-        "the store was resumed and still deals rows again that were dealt before ({left} to go): wait until they are, or take a light \
-         snapshot"
+        "the resumed store is dealing earlier rows again ({left} to go): wait until it has, or take a light snapshot"
     )]
     DealsAgain {
         /// Rows that have not been dealt again.

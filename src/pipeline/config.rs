@@ -17,8 +17,8 @@ pub enum WhenFull {
     /// Handles stay pending and `extend_blocking` blocks until there is room.
     #[default]
     Wait,
-    /// A write that finds the queue full fails with [`StoreFullError`](crate::StoreFullError), unless the rows of another
-    /// component that belong to its own have been taken. See [`Producer::try_extend`](crate::Producer::try_extend).
+    /// A write fails with [`StoreFullError`](crate::StoreFullError) if the queue is full. It does not if the store has taken
+    /// the same rows of another component. See [`Producer::try_extend`](crate::Producer::try_extend).
     Reject,
     /// The oldest ready minibatch is discarded, and its rows counted as dropped.
     ///
@@ -52,10 +52,10 @@ pub enum Merge {
     /// In turn, 64 rows from each open lane in the order in which the lanes were opened, so that runs repeat bit for bit
     /// whatever the threads do.
     ///
-    /// A lane that falls behind makes the others wait, so a thread that feeds several must hand over to all of them before
-    /// it waits for any (for a handle, or a flush). `queue_rows` bounds each lane on its own. Open every producer before
-    /// the first write, and write to the store's own lane first or not at all: a lane takes part from when it is opened, the
-    /// store's own from its first write.
+    /// A lane that falls behind makes the others wait, so a thread that feeds several must hand over to all of them before it
+    /// waits for any (for a handle, or a flush). `queue_rows` bounds each lane on its own. Open every producer before the
+    /// first write, and write to the store's own lane first or not at all: a lane takes part as soon as it is opened, and the
+    /// store's own lane as soon as it is written to.
     RoundRobin,
 }
 
@@ -295,8 +295,8 @@ impl RingStoreBuilder {
     /// which refuses it with [`BuildError::Memory`](crate::BuildError::Memory).
     ///
     /// For memory that will be free by the time it is used, or for swapping. On Linux, memory is available if neither the
-    /// machine nor a control group (a container's or a job's limit) lacks it; other systems are not asked. Memory that
-    /// another store has obtained and not used yet counts as available.
+    /// machine nor a control group (a container's or a job's limit) lacks it. On other systems the store does not check.
+    /// Memory that another store has obtained and not used yet counts as available.
     pub fn allow_overcommit(mut self, allow: bool) -> Self {
         self.allow_overcommit = allow;
         self
@@ -305,9 +305,9 @@ impl RingStoreBuilder {
     /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
     /// writer has a thread of its own, to which it also moves if the runtime shuts down.
     ///
-    /// The writer takes up one blocking thread for as long as the store lives, and starts, and answers, once the pool has one
-    /// to spare (of 512, unless configured otherwise). Under tokio's paused test clock that keeps time from advancing by itself; build
-    /// the store outside of the runtime there.
+    /// The writer takes up one blocking thread for as long as the store lives. It starts, and calls that wait for it return,
+    /// when the pool has a free thread (of 512, unless configured otherwise). A blocking thread keeps tokio's paused test
+    /// clock from advancing by itself: in such a test, build the store outside of the runtime.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self

@@ -7,8 +7,8 @@ use crate::pipeline::state::Shared;
 use crate::pipeline::stats::Stats;
 use crate::rows::layout::Component;
 
-/// Looks at a [`RingStore`](crate::RingStore), for progress bars and logs. It holds nothing open: neither does it keep the
-/// stream from ending, as a clone of the store would, nor is it a consumer. Made by
+/// Looks at a [`RingStore`](crate::RingStore), for progress bars and logs. It keeps nothing open: unlike a clone of the
+/// store, it does not keep the stream from ending, and it is not a consumer. Made by
 /// [`RingStore::monitor`](crate::RingStore::monitor).
 ///
 /// ```

@@ -49,9 +49,9 @@ impl Minibatches {
     /// ```
     ///
     /// # Errors
-    /// [`SnapshotError`]: the store's policy leaves nothing to go on from; it was aborted; another full snapshot is being written; a full
-    /// snapshot while a resumed store still deals rows again. The handle yields what goes wrong on the disk. Whatever happens, earlier
-    /// snapshots stay.
+    /// [`SnapshotError`] if the store's policy leaves nothing to go on from, if it was aborted, or if another full snapshot is being
+    /// written. A full snapshot is also refused while a resumed store is dealing earlier rows again. The handle yields what goes
+    /// wrong on the disk. Earlier snapshots stay in any case.
     ///
     /// # Cancel safety
     /// Dropping the handle leaves the snapshot to be written.
