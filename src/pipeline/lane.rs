@@ -235,7 +235,7 @@ impl Lanes {
         let _ = ledger.settle_debt();
     }
 
-    /// Reports every lane on which something has changed, after setting aside the rows that only lack other components.
+    /// Reports every lane on which something has changed, the oldest first, after setting aside the rows that only lack other components.
     /// Lanes that have ended, and hold nothing that can be dealt, are reported a last time, with what they lose, and removed.
     pub(crate) fn report(
         &mut self,
@@ -244,6 +244,9 @@ impl Lanes {
         mut each: impl FnMut(u64, &[u64], Option<Ending>),
     ) {
         let mut touched = std::mem::take(&mut self.touched);
+        // As they were touched, a lane that came later could be before one whose rows were dealt just now.
+        touched.sort_unstable();
+        touched.dedup();
         for id in touched.drain(..) {
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             if lane.available() > 0 {
@@ -541,3 +544,6 @@ impl Lane {
         (rows > 0).then_some(Unmatched { present, missing, rows })
     }
 }
+
+#[cfg(test)]
+mod tests;
