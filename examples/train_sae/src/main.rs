@@ -99,8 +99,8 @@ struct Args {
     /// Go on from the newest checkpoint; with --reproducible, to the same SAEs to the last bit as a run that was never stopped
     #[arg(long, requires = "checkpoint")]
     resume: bool,
-    /// Record what is captured into this new folder, too
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    /// Record what is captured into this new folder, too; with --resume, go on with the recording there
+    #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
     /// Train on this recording, in place of the model
     #[arg(long, value_name = "DIR", conflicts_with_all = ["record", "rows", "model", "text", "capture_threads"])]
@@ -128,6 +128,10 @@ impl Args {
         if let Some(epochs) = self.epochs {
             ensure!(self.replay.is_some(), "--epochs {epochs}: only a recording has epochs; use it with --replay");
             ensure!(epochs > 0, "--epochs 0: there would be nothing to train on");
+        }
+        if let Some(dir) = self.record.as_ref().filter(|dir| dir.exists()) {
+            let dir = dir.display();
+            ensure!(self.resume, "--record: {dir} is there already; take another folder, or go on with it by --resume");
         }
         ensure!(self.rate > 0.0 && self.rate.is_finite(), "--rate {}: it must be a positive number", self.rate);
         differ("--layers", self.layers.as_deref().unwrap_or_default())?;
@@ -187,11 +191,11 @@ fn capture(args: &Args) -> Result<Capture> {
         println!("note: it has {tokens} tokens to train on, so it is read {:.1} times", rows as f64 / tokens as f64);
     }
     let capture = Capture::new(hooked, dataset, rows);
-    match &args.record {
+    Ok(match &args.record {
         // A replay mixes over the ring's window, which should hold rows of many shards.
         Some(to) => capture.record(to, (args.window / 8).max(1), &dir, &corpus.origin),
-        None => Ok(capture),
-    }
+        None => capture,
+    })
 }
 
 /// The main job: the source of rows on one side of the store, the training loop on the other.

@@ -6,7 +6,7 @@ use std::thread;
 use activation_store::{
     Batch, Minibatches, Producer, Recorder, RecorderBuilder, Recording, Replay, RingStore, RingStoreBuilder, Tee,
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use ndarray::Array2;
 
 use crate::capture::Hooked;
@@ -48,12 +48,9 @@ impl Capture {
         Self { hooked, dataset, rows, record: None }
     }
 
-    /// Records what is captured, in shards of `shard_rows` rows, with a word on where it comes from.
-    pub(crate) fn record(mut self, dir: &Path, shard_rows: usize, model: &Path, text: &str) -> Result<Self> {
-        for part in [TRAINING, HELD_OUT] {
-            let dir = dir.join(part);
-            ensure!(!dir.exists(), "--record: {} is there already; take another folder, or remove it", dir.display());
-        }
+    /// Records what is captured, in shards of `shard_rows` rows, with a word on where it comes from. Goes on behind what was recorded
+    /// before, if any.
+    pub(crate) fn record(mut self, dir: &Path, shard_rows: usize, model: &Path, text: &str) -> Self {
         let metadata = vec![
             ("model", model.display().to_string()),
             ("hooks", self.names().join(",")),
@@ -62,7 +59,7 @@ impl Capture {
             ("context_length", self.dataset.length.to_string()),
         ];
         self.record = Some(RecordTo { dir: dir.to_owned(), shard_rows, metadata });
-        Ok(self)
+        self
     }
 
     fn names(&self) -> Vec<String> {
@@ -82,8 +79,10 @@ impl Capture {
         let layer = |(name, numbers)| Ok(Layer { name, held_out: Array2::from_shape_vec((rows, width), numbers)? });
         let layers: Vec<Layer> = self.names().into_iter().zip(captured).map(layer).collect::<Result<_>>()?;
         if let Some(record) = &self.record {
-            let recorder = record.recorder(&self.names(), width).create(record.dir.join(HELD_OUT))?;
-            recorder.extend_pass(layers.iter().map(|layer| &layer.held_out).cloned().enumerate())?.wait()?;
+            let recorder = record.recorder(&self.names(), width).resume(record.dir.join(HELD_OUT))?;
+            if recorder.resumed().passes == 0 {
+                recorder.extend_pass(layers.iter().map(|layer| &layer.held_out).cloned().enumerate())?.wait()?;
+            }
             recorder.finish()?;
         }
         Ok(layers)
@@ -99,13 +98,13 @@ impl Capture {
                 for index in 0..shares.len() {
                     let name = format!("capture {index}");
                     let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
-                    let skip = match at {
+                    let in_ring = match at {
                         Some(at) => at.passes as usize,
-                        // All of its passes are safe.
+                        // The lane has ended: all of its passes are safe.
                         None if resumed => usize::MAX,
                         None => 0,
                     };
-                    producers.spawn(name, move |lane| self.share(index, skip, cores, lane))?;
+                    producers.spawn(name, move |lane| self.share(index, in_ring, cores, lane))?;
                 }
                 Ok(())
             },
@@ -113,29 +112,31 @@ impl Capture {
         )
     }
 
-    /// One capture thread: writes each forward pass but the first `skip` as a whole, and waits while the store is full.
-    fn share(&self, index: usize, skip: usize, cores: usize, lane: Producer) -> Result<()> {
+    /// One capture thread: writes each forward pass as a whole, and waits while the store is full. The ring has the first `in_ring` passes.
+    fn share(&self, index: usize, in_ring: usize, cores: usize, lane: Producer) -> Result<()> {
         let (hooked, shares) = (&self.hooked, &self.dataset.shares);
         // The rows that do not divide evenly go to the first threads.
         let rows = self.rows / shares.len() + usize::from(index < self.rows % shares.len());
         let width = hooked.model.width();
         let sink = match &self.record {
-            None => Sink::Ring(lane),
+            None => Sink::Ring { lane, passes: in_ring },
             Some(record) => {
                 let recorder = record.recorder(&self.names(), width).lane(format!("capture-{index}"));
-                Sink::Both(Box::new(Tee::new(lane, recorder.create(record.dir.join(TRAINING))?)?))
+                let recorder = recorder.resume(record.dir.join(TRAINING))?;
+                let recorded = recorder.resumed().passes as usize;
+                Sink::Both { tee: Box::new(Tee::new(lane, recorder)?), in_ring, recorded }
             }
         };
         // Candle computes in the pool it is called from: each thread has one of its own.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
         let captured = pool.install(|| {
-            for inputs in hooked.inputs(&shares[index], rows).skip(skip) {
+            for (number, inputs) in hooked.inputs(&shares[index], rows).enumerate().skip(sink.passes()) {
                 let mut pass = Vec::with_capacity(hooked.layers.len());
                 hooked.forward(&inputs?, &mut |component, rows| {
                     pass.push((component, Batch::from_vec(rows, width)?));
                     Ok(())
                 })?;
-                sink.write(pass)?;
+                sink.write(number, pass)?;
             }
             Ok(())
         });
@@ -152,18 +153,30 @@ impl RecordTo {
     }
 }
 
-/// Where a capture thread's passes go.
+/// Where a capture thread's passes go, and how many of them each has from an earlier run.
 enum Sink {
-    Ring(Producer),
-    Both(Box<Tee>),
+    Ring { lane: Producer, passes: usize },
+    Both { tee: Box<Tee>, in_ring: usize, recorded: usize },
 }
 
 impl Sink {
-    /// Blocks while the store is full or the disk is behind.
-    fn write(&self, pass: Vec<(usize, Batch)>) -> Result<()> {
+    /// The passes that need no forward pass again.
+    fn passes(&self) -> usize {
+        match *self {
+            Self::Ring { passes, .. } => passes,
+            Self::Both { in_ring, recorded, .. } => in_ring.min(recorded),
+        }
+    }
+
+    /// Writes a pass, by its number, to what lacks it. Blocks while the store is full or the disk is behind.
+    fn write(&self, number: usize, pass: Vec<(usize, Batch)>) -> Result<()> {
         match self {
-            Self::Ring(lane) => lane.extend_pass_blocking(pass)?,
-            Self::Both(tee) => {
+            Self::Ring { lane, .. } => lane.extend_pass_blocking(pass)?,
+            Self::Both { tee, in_ring, .. } if number < *in_ring => {
+                tee.recorder().extend_pass(pass)?.wait()?;
+            }
+            Self::Both { tee, recorded, .. } if number < *recorded => tee.ring().extend_pass_blocking(pass)?,
+            Self::Both { tee, .. } => {
                 tee.extend_pass(pass)?.wait()?;
             }
         }
@@ -172,7 +185,7 @@ impl Sink {
 
     /// A recording keeps what was captured until then, also if the capture ends early.
     fn finish(self) -> Result<()> {
-        if let Self::Both(tee) = self {
+        if let Self::Both { tee, .. } = self {
             tee.finish()?;
         }
         Ok(())

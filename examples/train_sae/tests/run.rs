@@ -143,6 +143,35 @@ fn what_makes_no_sense_is_refused_with_its_value() {
     assert!(!output.status.success() && stderr.contains("missing/training is no recording"), "{stderr}");
 }
 
+#[test]
+fn a_run_that_is_killed_while_it_records_goes_on_to_the_same_recording() {
+    let whole = tempfile::tempdir().unwrap();
+    let recorded = |dir: &Path| {
+        let recording = activation_store::Recording::open(dir.join("recording/training")).unwrap();
+        let rows: Vec<u64> = (0..recording.rows()).collect();
+        let lanes = recording.lanes().into_iter().map(|(name, lane)| (name, lane.rows, lane.passes, lane.finished));
+        (lanes.collect::<Vec<_>>(), ["layer.0", "layer.1"].map(|layer| recording.get(layer, &rows).unwrap().to_f32()))
+    };
+    assert!(train_sae(&["--reproducible", "--record", "recording"], whole.path()).status.success());
+    for form in [&[][..], &["--full"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let resume = "--reproducible --record recording --checkpoint saved --checkpoint-every 2 --resume".split(' ');
+        let args: Vec<&str> = resume.chain(form.iter().copied()).collect();
+        let mut run = command(&args, dir.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let snapshots = activation_store::Snapshots::new(dir.path().join("saved"));
+        while snapshots.list().unwrap_or_default().len() < 2 && run.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let _ = run.kill();
+        let _ = run.wait();
+        let output = train_sae(&args, dir.path());
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && stdout.contains("resumed behind minibatch"), "{stdout}{stderr}");
+        assert!(saes(dir.path()) == saes(whole.path()), "the SAEs differ");
+        assert!(recorded(dir.path()) == recorded(whole.path()), "the recordings differ");
+    }
+}
+
 /// The SAEs of a run.
 fn saes(dir: &Path) -> [Vec<u8>; 2] {
     ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).expect("an SAE"))
