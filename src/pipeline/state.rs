@@ -1,4 +1,5 @@
-//! What the handles, the writer and the consumers share: one mutex, and the sending end of the queue.
+//! What the handles, the writer and the consumers share: one mutex, and the sending end of the queue. What each of them calls is in
+//! the files below; here is the state, and what the writer does with it.
 //!
 //! The mutex is taken once per batch, once per plan of rows, and once per minibatch. Neither rows are copied nor foreign
 //! code runs while it is held: what a change sets free leaves it in an [`Afterwards`].
@@ -9,39 +10,34 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
 
-use crossbeam_channel::{Sender, bounded};
-use ndarray::ArrayD;
-use tokio::sync::oneshot;
+use crossbeam_channel::Sender;
 
-use crate::disk::disk::Disk;
-use crate::error::{ClosedBy, IndexError, LaneId, ReadError, SnapshotError, WriteError};
+use crate::error::{ClosedBy, SnapshotError, WriteError};
 use crate::memory::frame::Frame;
-use crate::memory::pool::FrameHome;
-use crate::pipeline::admission::{Admission, NoRoomThen, Opened, Unsettled};
+use crate::pipeline::admission::{Admission, Unsettled};
 use crate::pipeline::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
 use crate::pipeline::config::Config;
-use crate::pipeline::handle::{WriteHandle, Written};
-use crate::pipeline::ledger::{ComponentLedger, Ledger};
-use crate::pipeline::queue::{Demand, HandedOver, Message, Write};
-use crate::pipeline::ready::{Frames, Lent, ReadyFrame};
-use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, turn};
-use crate::pipeline::saving::{Saved, Saving, SnapshotRequest};
-use crate::pipeline::stats::{ComponentStats, Stats};
+use crate::pipeline::ledger::Ledger;
+use crate::pipeline::queue::Message;
+use crate::pipeline::ready::{Frames, ReadyFrame};
+use crate::pipeline::saving::SnapshotRequest;
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
 use crate::pipeline::waits::Waits;
 use crate::pipeline::worker::discard;
 use crate::rows::index::Index;
-use crate::snapshot::body::{
-    Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
-};
-use crate::snapshot::journal::{Journal, LaneJournal, PassEntry, Segment};
-use crate::snapshot::snapshot::{Form, ResumeAt, Snapshot};
+use crate::snapshot::journal::{Journal, Segment};
+use crate::snapshot::snapshot::{ResumeAt, Snapshot};
+
+mod asking;
+pub(crate) mod consuming;
+mod looking;
+mod producing;
+mod saved;
 
 /// The fewest segments that the journal keeps before it forgets any.
 const FORGET_AT: usize = 256;
@@ -117,26 +113,6 @@ impl Requests {
     }
 }
 
-/// What a consumer finds.
-pub(crate) enum Next {
-    Minibatch(Lent),
-    Error(ReadError),
-    Nothing,
-    End,
-}
-
-/// What the store knows of a consumer.
-#[derive(Debug, Default)]
-pub(crate) struct ConsumerState {
-    id: u64,
-    /// It found no minibatch, and counts as waiting since.
-    pub(crate) waiting: bool,
-    /// It has got the error that the store was closed with.
-    told_failure: bool,
-    /// It was made after the store was aborted.
-    late: bool,
-}
-
 impl Shared {
     /// For a new store, or one that goes on where the store of a snapshot stood.
     pub(crate) fn new(
@@ -206,189 +182,14 @@ impl Shared {
         }
     }
 
-    // The producers' side.
-
-    /// Opens a lane.
-    pub(crate) fn open_lane(&self, name: Option<Arc<str>>) -> Result<u64, WriteError> {
-        let mut state = self.lock();
-        state.status.check()?;
-        let Opened { id, resumed } = state.admission.open_lane(name.clone())?;
-        if !resumed {
-            state.journal.open(id, name);
-            let _ = self.queue.send(Message::OpenLane(id));
+    /// Makes the writer look if it waits for this. Returns whether it does.
+    fn announce_to_waiting(&self, state: &mut State, waits_for: WaitsFor) -> bool {
+        let waits = state.writer_waits_for == Some(waits_for);
+        if waits {
+            state.writer_waits_for = None;
+            self.announce(state);
         }
-        Ok(id)
-    }
-
-    /// A lane of a resumed store is sent again from its first row on.
-    pub(crate) fn send_again(&self, lane: u64) -> Result<(), WriteError> {
-        let mut state = self.lock();
-        state.status.check()?;
-        state.admission.send_again(lane)?;
-        let _ = self.queue.send(Message::SendAgain(lane));
-        Ok(())
-    }
-
-    /// Ends a lane: it takes no more rows.
-    pub(crate) fn close_lane(&self, lane: u64) {
-        self.change(|state, afterwards| {
-            if state.admission.close_lane(lane, &mut afterwards.wakers) {
-                let _ = self.queue.send(Message::CloseLane(lane));
-            }
-        });
-    }
-
-    /// Checks rows, counts them, and sends them to the writer. Gives them back where they are refused.
-    pub(crate) fn hand_over(
-        &self,
-        lane: u64,
-        rows: HandedOver,
-        no_room: NoRoomThen,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.send(lane, rows, |admission, demand| admission.admit(lane, demand, no_room))
-    }
-
-    /// As [`hand_over`](Self::hand_over), for rows that room is reserved for.
-    pub(crate) fn hand_over_reserved(
-        &self,
-        lane: u64,
-        rows: HandedOver,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.send(lane, rows, |admission, demand| {
-            let first_row = admission.check(lane, demand)?;
-            admission.use_reserved(lane, demand);
-            Ok(first_row)
-        })
-    }
-
-    fn send(
-        &self,
-        lane: u64,
-        mut rows: HandedOver,
-        admit: impl FnOnce(&mut Admission, Demand) -> Result<u64, WriteError>,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        let demand = rows.demand();
-        let (reply, handle) = WriteHandle::pending();
-        let mut state = self.lock();
-        let admitted = state.status.check().and_then(|()| admit(&mut state.admission, demand));
-        let first_row = match admitted {
-            Ok(first_row) => first_row,
-            Err(error) => {
-                drop(state);
-                return Err((error, rows));
-            }
-        };
-        if demand.rows == 0 {
-            drop(state);
-            return Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row })));
-        }
-        state.journal.handed_over(lane);
-        if let HandedOver::Pass(_, value) = &mut rows {
-            state.journal.pass(lane, PassEntry { first_row, rows: demand.rows as u64, value: value.take() });
-        }
-        // The writer receives for as long as the status is open.
-        let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
-        let mut afterwards = Afterwards::default();
-        state.admission.count_in(lane, demand, &mut afterwards.wakers);
-        drop(state);
-        self.run(&mut afterwards);
-        Ok(handle)
-    }
-
-    /// Resolves `reply` when everything handed over before has been settled.
-    pub(crate) fn flush(&self, reply: FlushReply) {
-        self.change(|state, afterwards| {
-            let unsettled = state.admission.unsettled(!state.status.is_open());
-            if state.status.discards() || state.ended || unsettled.is_empty() {
-                afterwards.flushes.push((reply, state.flushed()));
-            } else {
-                state.flushes.push((unsettled, reply));
-            }
-        });
-    }
-
-    /// Discards everything that was handed over before. Blocks until the writer has done it.
-    pub(crate) fn empty(&self) {
-        let (reply, emptied) = bounded(1);
-        self.change(|state, afterwards| {
-            if state.ended || state.status.discards() {
-                // Nothing is left but ready minibatches.
-                let rows = state.discard_ready(afterwards);
-                state.ledger.drop_rows(rows, |dropped| &mut dropped.emptied);
-                afterwards.empties.push(reply);
-            } else {
-                state.requests.empties.push(reply);
-                self.announce(state);
-            }
-        });
-        // An error means that the writer has ended without an answer.
-        let _ = emptied.recv();
-    }
-
-    /// Reads rows. Blocks until the writer answers.
-    pub(crate) fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        let (reply, answer) = bounded(1);
-        self.change(|state, afterwards| {
-            if state.ended || state.status.discards() {
-                afterwards.gets.push((reply, state.why_no_get()));
-            } else {
-                state.requests.gets.push((index, reply));
-                self.announce(state);
-            }
-        });
-        answer.recv().unwrap_or(Err(IndexError::Ended))
-    }
-
-    /// A light snapshot.
-    pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
-        check_policy(&self.config, Form::Light)?;
-        let state = self.lock();
-        state.check_saveable()?;
-        Ok(Snapshot::new(state.body(&self.config, Form::Light)))
-    }
-
-    /// Saves a snapshot, and resolves `reply` once it is on disk.
-    pub(crate) fn save(
-        &self,
-        disk: Arc<dyn Disk>,
-        dir: PathBuf,
-        form: Form,
-        reply: oneshot::Sender<Saved>,
-    ) -> Result<(), SnapshotError> {
-        let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
-        if form == Form::Light {
-            request.write_light(self.snapshot()?);
-            return Ok(());
-        }
-        check_policy(&self.config, form)?;
-        let mut state = self.lock();
-        state.check_saveable()?;
-        if let Some(owed) = state.ledger.owed {
-            return Err(SnapshotError::DealsAgain { left: owed as u64 });
-        }
-        if state.saving.upgrade().is_some() {
-            return Err(SnapshotError::InProgress);
-        }
-        state.saving = Arc::downgrade(&request.busy);
-        if state.ended {
-            drop(state);
-            self.save_ready(request);
-        } else {
-            state.frames.pin();
-            state.requests.snapshots.push(request);
-            self.announce(&mut state);
-        }
-        Ok(())
-    }
-
-    /// Saves a store whose writer has ended: nothing is left but ready frames.
-    fn save_ready(&self, request: SnapshotRequest) {
-        let (body, ready) = {
-            let mut state = self.lock();
-            (state.body(&self.config, Form::Full), state.borrow_ready())
-        };
-        Saving::start_with(request, body, &self.config.layout, &ready.iter().collect::<Vec<_>>(), Vec::new());
-        self.change(|state, afterwards| state.return_ready(ready, afterwards));
+        waits
     }
 
     // Ends.
@@ -432,233 +233,9 @@ impl Shared {
         state.requests.leave = true;
         self.announce(&mut state);
     }
-
-    // The consumers' side.
-
-    pub(crate) fn add_consumer(&self) -> ConsumerState {
-        let mut state = self.lock();
-        state.consumers += 1;
-        state.next_consumer += 1;
-        ConsumerState { id: state.next_consumer, late: state.status.is_aborted(), ..ConsumerState::default() }
-    }
-
-    /// Counts a consumer out. Without any, no row could ever be served: the store closes.
-    pub(crate) fn remove_consumer(&self, consumer: &mut ConsumerState) {
-        self.change(|state, afterwards| {
-            afterwards.dropped.extend(state.stop_waiting(consumer));
-            state.consumers -= 1;
-            if state.consumers == 0 {
-                self.end(state, ClosedBy::NoConsumers, afterwards);
-            }
-        });
-    }
-
-    /// No handle is left that can write, or make a consumer.
-    pub(crate) fn remove_producers(&self) {
-        self.change(|state, afterwards| {
-            let by = if state.consumers > 0 { ClosedBy::Close } else { ClosedBy::NoConsumers };
-            self.end(state, by, afterwards);
-        });
-    }
-
-    /// Takes the oldest minibatch out. If there is none, wakes `waker`, if given, when that may have changed.
-    pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState, waker: Option<Waker>) -> Next {
-        // Dropped without the mutex.
-        let mut dropped = [None, None];
-        let next = {
-            let mut state = self.lock();
-            state.count_waits();
-            let next = state.next(consumer, self);
-            match (&next, waker) {
-                (Next::Nothing, Some(waker)) => dropped[0] = state.wait(consumer, waker),
-                (Next::Nothing, None) => {}
-                (_, unused) => dropped = [unused, state.stop_waiting(consumer)],
-            }
-            if matches!(next, Next::Minibatch(_)) {
-                let _ = self.announce_to_waiting(&mut state, WaitsFor::Room)
-                    || self.announce_to_waiting(&mut state, WaitsFor::Turn);
-            }
-            next
-        };
-        drop(dropped);
-        next
-    }
-
-    /// The consumer waits no longer.
-    pub(crate) fn stop_waiting(&self, consumer: &mut ConsumerState) {
-        if consumer.waiting {
-            let dropped = self.lock().stop_waiting(consumer);
-            drop(dropped);
-        }
-    }
-
-    /// Makes the writer look if it waits for this. Returns whether it does.
-    fn announce_to_waiting(&self, state: &mut State, waits_for: WaitsFor) -> bool {
-        let waits = state.writer_waits_for == Some(waits_for);
-        if waits {
-            state.writer_waits_for = None;
-            self.announce(state);
-        }
-        waits
-    }
-
-    // For looking.
-
-    /// Says why a producer may wait for ever, if it may.
-    pub(crate) fn notice_waiting_producer(&self) {
-        let state = self.lock();
-        let asked = state.minibatches_served > 0 || state.waits.any_consumer();
-        if state.consumers == 0 {
-            drop(state);
-            tracing::warn!(
-                "a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left"
-            );
-        } else if !asked {
-            drop(state);
-            tracing::warn!("a producer has waited 10 s for room: no consumer has ever asked for a minibatch");
-        }
-    }
-
-    /// Says why a consumer may wait for ever, if it may.
-    pub(crate) fn notice_waiting_consumer(&self) {
-        let state = self.lock();
-        let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
-        let missing =
-            state.admission.missing_lanes().next().map(|(id, name)| LaneId { number: id, name: name.cloned() });
-        drop(state);
-        if let Some(lane) = missing {
-            tracing::warn!(
-                "a consumer has waited 10 s for a minibatch: the resumed store waits for {lane}, which was open when it was saved. Open it with \
-                 producer() or producer_named(), and send its rows or close it"
-            );
-        } else if lanes <= 1 && accepted == 0 {
-            tracing::warn!("a consumer has waited 10 s for a minibatch: no producer has written a row");
-        } else if lanes <= 1 {
-            tracing::warn!(
-                "a consumer has waited 10 s for a minibatch: no producer() is open, and the store is not closed. It ends with \
-                 close(), or when every handle that can write is dropped; monitor() looks and holds nothing open"
-            );
-        }
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        !self.lock().status.is_open()
-    }
-
-    /// Rows in the ring with all their components.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().whole_rows()
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        let mut state = self.lock();
-        state.count_waits();
-        let whole = state.whole_rows() as u64;
-        let components = self.config.layout.components().iter().zip(&state.ledger.components).enumerate();
-        let components = components.map(|(i, (component, counts))| ComponentStats {
-            name: component.name.clone(),
-            accepted: counts.accepted,
-            queued: state.admission.queued(i) as u64,
-            resident: counts.set_aside + whole,
-            served: state.served_rows,
-            resent: counts.resent,
-            dropped: counts.dropped,
-        });
-        Stats {
-            components: components.collect(),
-            minibatches_served: state.minibatches_served,
-            waited_for_consumers: state.waits.for_consumers,
-            waited_for_producers: state.waits.for_producers,
-            frames_open: if state.ended { 0 } else { self.config.open_frames },
-            frames_ready: state.frames.ready(),
-            frames_lent: state.frames.lent(),
-        }
-    }
-}
-
-impl FrameHome for Shared {
-    fn give_back(&self, frame: Frame) {
-        let surplus = {
-            let mut state = self.lock();
-            let wanted = self.announce_to_waiting(&mut state, WaitsFor::Frame);
-            state.frames.give_back(frame, wanted)
-        };
-        drop(surplus);
-    }
 }
 
 impl State {
-    fn resume(&mut self, config: &Config, body: &Body) {
-        let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
-        let own_ended = body.lanes.iter().any(|lane| lane.lane == 0 && !body.goes_on(&lane.journal));
-        self.admission.resume(resumed_lanes(body), ended, body.lanes_opened, own_ended);
-        self.journal = body.journal();
-        self.turn = turn(body);
-        let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
-        self.frames.go_on(first_minibatch, restarts_with(config, body), next_minibatch);
-        self.ledger = ledger(body);
-        (self.served_rows, self.minibatches_served) = (body.stats.served_rows, body.minibatches);
-        self.waits.for_consumers = body.stats.waited_for_consumers;
-        self.waits.for_producers = body.stats.waited_for_producers;
-        if body.position.ended {
-            // The writer finds nothing to do.
-            self.status.close(ClosedBy::Close);
-            self.ended = true;
-        }
-    }
-
-    fn check_saveable(&self) -> Result<(), SnapshotError> {
-        if self.status.discards() { self.status.check().map_err(SnapshotError::Ended) } else { Ok(()) }
-    }
-
-    /// What a snapshot says, apart from the rows: the state between two minibatches.
-    pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
-        let (next_minibatch, first_minibatch) = self.frames.ordinals();
-        let served = self.ended && self.frames.ready() == 0;
-        // The full form has the ready frames.
-        let ended = served || self.ended && form == Form::Full;
-        let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
-        let lane = |(&lane, journal): (&u64, &LaneJournal)| LaneBody { lane, journal: journal.clone() };
-        let lanes = if served { Vec::new() } else { journal.lanes.iter().map(lane).collect() };
-        let stats = |counts: &ComponentLedger| ComponentStatsBody {
-            resent: counts.resent,
-            dropped_oldest: counts.dropped.oldest,
-            dropped_emptied: counts.dropped.emptied,
-            dropped_aborted: counts.dropped.aborted,
-            dropped_last: counts.dropped.last,
-            dropped_unmatched: counts.dropped.unmatched,
-        };
-        Body {
-            versions: Versions::current(),
-            minibatches: self.minibatches_served,
-            config: ConfigBody::from(config),
-            position: PositionBody {
-                emptied: journal.emptied,
-                dealt: journal.dealt,
-                first_minibatch,
-                next_minibatch,
-                completing_minibatch: self.frames.next_ordinal(),
-                ended,
-            },
-            turn: self.turn.map(|(lane, rows)| TurnBody { lane, rows: rows as u64 }),
-            lanes,
-            ended_lanes: journal.ended.iter().map(|(&lane, name)| EndedLane { lane, name: name.to_string() }).collect(),
-            lanes_opened: self.admission.lanes_opened(),
-            log: LogBody {
-                from: journal.from,
-                segments: journal.segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect(),
-            },
-            stats: StatsBody {
-                components: self.ledger.components.iter().map(stats).collect(),
-                served_rows: self.served_rows,
-                whole_rows: (self.whole_rows() + self.ledger.owed.unwrap_or(0)) as u64,
-                waited_for_consumers: self.waits.for_consumers,
-                waited_for_producers: self.waits.for_producers,
-            },
-            saved: None,
-        }
-    }
-
     /// The store takes no more rows, and consumers get `failure` after what is ready. Returns the failure if there is one already.
     pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
         let unused = self.status.fail(failure).err();
@@ -838,56 +415,6 @@ impl State {
         self.frames.unpin();
         let flushed = self.flushed();
         afterwards.flushes.extend(self.flushes.drain(..).map(|(_, reply)| (reply, flushed.clone())));
-    }
-
-    /// The outcome of a flush that has nothing to wait for.
-    fn flushed(&self) -> Result<(), WriteError> {
-        if self.status.discards() { self.status.check() } else { Ok(()) }
-    }
-
-    fn why_no_get(&self) -> IndexError {
-        self.status.poison().map_or(IndexError::Ended, |cause| IndexError::Poisoned { cause: cause.clone() })
-    }
-
-    fn next(&mut self, consumer: &mut ConsumerState, home: &Arc<Shared>) -> Next {
-        if let Some(cause) = self.status.poison() {
-            return Next::Error(ReadError::Poisoned { cause: cause.clone() });
-        }
-        if self.status.discards() {
-            return if consumer.late { Next::Error(ReadError::Aborted) } else { Next::End };
-        }
-        if let Some(lent) = self.frames.lend(home) {
-            self.minibatches_served += 1;
-            self.served_rows += lent.part.len() as u64;
-            return Next::Minibatch(lent);
-        }
-        match self.status.failure() {
-            _ if !self.ended => Next::Nothing,
-            Some(failure) if !consumer.told_failure => {
-                consumer.told_failure = true;
-                Next::Error(ReadError::Failed(failure.clone()))
-            }
-            _ => Next::End,
-        }
-    }
-
-    /// The consumer waits. Returns the waker that it had before, to be dropped without the mutex.
-    fn wait(&mut self, consumer: &mut ConsumerState, waker: Waker) -> Option<Waker> {
-        self.count_waits();
-        self.waits.consumer_waits(&mut consumer.waiting, true);
-        if let Some((_, before)) = self.waiting.iter_mut().find(|(id, _)| *id == consumer.id) {
-            return Some(mem::replace(before, waker));
-        }
-        self.waiting.push((consumer.id, waker));
-        None
-    }
-
-    /// The consumer waits no longer. Returns its waker, to be dropped without the mutex.
-    fn stop_waiting(&mut self, consumer: &mut ConsumerState) -> Option<Waker> {
-        self.count_waits();
-        self.waits.consumer_waits(&mut consumer.waiting, false);
-        let place = self.waiting.iter().position(|(id, _)| *id == consumer.id)?;
-        Some(self.waiting.swap_remove(place).1)
     }
 
     /// A minibatch is ready, or none will come. Wakes all consumers that wait, since a woken one may have stopped polling.

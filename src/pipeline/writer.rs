@@ -9,30 +9,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use ndarray::ArrayD;
 
-use crate::error::{ClosedBy, IndexError, LaneId, ResumeError, RowsMissing, SnapshotError, WriteError};
-use crate::memory::convert::widen;
+use crate::error::{RowsMissing, WriteError};
 use crate::memory::frame::Frame;
-use crate::pipeline::afterwards::{Afterwards, GetReply};
+use crate::pipeline::afterwards::Afterwards;
 use crate::pipeline::config::{Config, WhenFull};
-use crate::pipeline::handle::WriteReply;
-use crate::pipeline::lane::{Finished, Lanes, ResumedLane, Unmatched};
+use crate::pipeline::lane::{Finished, Lanes, Unmatched};
 use crate::pipeline::ledger::Ledger;
-use crate::pipeline::queue::{HandedOver, Message};
-use crate::pipeline::ready::ReadyFrame;
-use crate::pipeline::restart::{ledger, position, resumed_lanes, segments, turn};
-use crate::pipeline::saving::{Saving, SnapshotRequest};
+use crate::pipeline::queue::Message;
+use crate::pipeline::saving::Saving;
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
-use crate::pipeline::stats::Stats;
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
-use crate::rows::index::Index;
-use crate::rows::layout::Layout;
-use crate::snapshot::body::{Body, SavedFrame};
-use crate::snapshot::files::RowsReader;
 use crate::snapshot::journal::Segment;
-use crate::snapshot::snapshot::Form;
+
+mod ending;
+mod requests;
+mod saving;
 
 /// The most rows that are dealt before the writer looks at the state again, and the fewest.
 const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
@@ -195,16 +188,6 @@ impl Writer {
         }
     }
 
-    /// Goes on where the store of a snapshot stood, without the rows of a full one.
-    pub(crate) fn resume(&mut self, body: &Body) {
-        let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
-        self.lanes.resume(&lanes, segments(body), turn(body));
-        self.ledger = ledger(body);
-        if let Phase::Dealing(ring) = &mut self.ring {
-            ring.go_to(position(body));
-        }
-    }
-
     /// Takes everything out of the queue, without waiting.
     fn receive(&mut self) {
         // Only what is there now: producers that never stop must not keep the writer from dealing.
@@ -253,118 +236,6 @@ impl Writer {
             self.plan = (self.plan * 2).min(*PLAN.end());
         }
         full.into_iter().for_each(|frame| self.save(frame, true));
-    }
-
-    // A full snapshot.
-
-    /// Starts to save everything that the store holds now.
-    fn start_saving(&mut self, request: SnapshotRequest) {
-        let shared = self.shared.clone();
-        let (mut body, ready) = {
-            let mut state = shared.lock();
-            (state.body(&self.config, Form::Full), state.borrow_ready())
-        };
-        let (left, full) = match &self.ring {
-            Phase::Dealing(ring) => (ring.filled(), ring.full()),
-            Phase::Serving(leftover) => (leftover.filled(), None),
-            Phase::Discarded => (Vec::new(), None),
-        };
-        // Rows left at the close are served again from the open frames.
-        let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
-        body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
-        let mut copied = None;
-        if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
-            // It is as good as ready.
-            match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
-                Ok(mut copy) => {
-                    ring.save_full(full, &mut copy);
-                    copied = Some(ReadyFrame::full(copy, body.position.completing_minibatch));
-                    body.position.completing_minibatch += self.config.minibatches_per_frame();
-                }
-                Err(error) => {
-                    request.refuse(SnapshotError::Memory(error));
-                    shared.change(|state, afterwards| state.return_ready(ready, afterwards));
-                    return;
-                }
-            }
-        }
-        let ready_before = ready.iter().filter(|frame| frame.ordinal() < first_leftover);
-        let all: Vec<&ReadyFrame> = ready_before.chain(&copied).collect();
-        self.saving = Saving::start_with(request, body, &self.config.layout, &all, left);
-        shared.change(|state, afterwards| state.return_ready(ready, afterwards));
-    }
-
-    /// Saves the next open frame if the disk has time for it, or waits until it has. Returns `false` once none is left.
-    fn save_next(&mut self, wait: bool) -> bool {
-        let Some(saving) = &self.saving else { return false };
-        match saving.next() {
-            Some(frame) => self.save(frame, wait),
-            None => self.saving = None,
-        }
-        self.saving.is_some()
-    }
-
-    /// Saves an open frame, unless that has been done.
-    fn save(&mut self, frame: usize, wait: bool) {
-        let Some(saving) = &mut self.saving else { return };
-        let rows = saving.left(frame);
-        if rows == 0 {
-            return;
-        }
-        let Some(mut buffer) = saving.buffer(wait) else {
-            if wait {
-                // The snapshot has failed.
-                self.saving = None;
-            }
-            return;
-        };
-        match &self.ring {
-            Phase::Dealing(ring) => ring.save(frame, rows, &mut buffer),
-            Phase::Serving(leftover) => leftover.save(frame, rows, &mut buffer),
-            Phase::Discarded => return,
-        }
-        saving.write(SavedFrame::Open { frame, rows }, buffer);
-        saving.saved(frame);
-    }
-
-    /// Fills the ring, and the ready frames, with the rows of a full snapshot.
-    pub(crate) fn restore(&mut self, body: &Body, rows: &mut RowsReader<'_>) -> Result<(), ResumeError> {
-        let Some(saved) = &body.saved else { return Ok(()) };
-        let layout = self.config.layout.clone();
-        let shared = self.shared.clone();
-        let mut state = shared.lock();
-        let mut buffer = Frame::allocate_one(&layout, "a snapshot's rows")?;
-        let mut filled = match &self.ring {
-            Phase::Dealing(ring) => ring.filled(),
-            _ => Vec::new(),
-        };
-        for &frame in &saved.frames {
-            match (frame, &mut self.ring) {
-                (SavedFrame::Ready { first_minibatch, rows: n }, _)
-                    if first_minibatch == state.frames.next_ordinal() =>
-                {
-                    let mut ready = match state.frames.take_empty() {
-                        Some(empty) => empty,
-                        None => Frame::allocate_one(&layout, "a minibatch")?,
-                    };
-                    rows.read(frame, &mut ready)?;
-                    self.ledger.make_ready(state.frames.push(ready, n));
-                }
-                (SavedFrame::Open { frame: open, rows: n }, Phase::Dealing(ring))
-                    if filled.get(open).is_some_and(|&filled| filled as usize == n) =>
-                {
-                    rows.read(frame, &mut buffer)?;
-                    ring.restore(open, n, &buffer);
-                    filled[open] = 0;
-                }
-                _ => return Err(rows.damaged("its list of frames", "it does not fit its position")),
-            }
-        }
-        if filled.iter().any(|&rows| rows > 0) || state.frames.next_ordinal() != body.position.completing_minibatch {
-            return Err(rows.damaged("its list of frames", "it lacks one"));
-        }
-        state.take_over(&self.ledger);
-        Ok(())
     }
 
     /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
@@ -477,23 +348,6 @@ impl Writer {
         }
     }
 
-    /// Discards what has been dealt again so far: the lane has ended without the row that comes next.
-    fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
-        let name = state.journal.lanes.get(&lane).and_then(|lane| lane.name.clone());
-        let error = RowsMissing { lane: LaneId { number: lane, name }, row };
-        self.gave_up = Some(error.clone());
-        drop(state.fail(Arc::new(error), afterwards));
-        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
-        if let Phase::Dealing(ring) = &mut self.ring {
-            ring.clear(1);
-        }
-        if let Some(owed) = self.ledger.settle_debt() {
-            self.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
-        }
-        self.finishing = true;
-        self.lanes.end_all();
-    }
-
     /// Drops the batches that are done with.
     fn drop_finished(&mut self) {
         let mut panics = Panics::default();
@@ -565,167 +419,5 @@ impl Writer {
         }
         leftover.fill(&mut frame, rows);
         self.filled = Some((frame, rows));
-    }
-
-    /// Does what was asked for. What was handed over before the request is in the queue by now.
-    fn fulfil(&mut self) {
-        self.receive();
-        if !self.requests.empties.is_empty() {
-            self.empty(self.requests.empties.len() as u64);
-            for reply in self.requests.empties.drain(..) {
-                // The caller waits.
-                let _ = reply.send(());
-            }
-        }
-        if !self.requests.gets.is_empty() {
-            let gets = std::mem::take(&mut self.requests.gets);
-            self.get_all(gets);
-        }
-        for request in std::mem::take(&mut self.requests.snapshots) {
-            self.start_saving(request);
-        }
-    }
-
-    /// Discards everything that has been handed over. Its writes have succeeded: they came before.
-    fn empty(&mut self, times: u64) {
-        while self.save_next(true) {}
-        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
-        let rows = match &mut self.ring {
-            Phase::Dealing(ring) => ring.clear(times),
-            Phase::Serving(leftover) => leftover.clear(),
-            Phase::Discarded => 0,
-        };
-        // While rows are dealt again, the ring does not hold what counts.
-        let rows = self.ledger.settle_debt().unwrap_or(rows);
-        let shared = self.shared.clone();
-        let reported = shared.change(|state, afterwards| {
-            // An abort in the meantime has counted everything already, and refuses these writes.
-            if state.status.discards() {
-                return false;
-            }
-            self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
-            self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
-            state.note_emptied(times, self.lanes.rows(), self.lanes.turn());
-            self.report_lanes(state);
-            state.report(&self.ledger, afterwards);
-            true
-        });
-        if reported {
-            self.answer();
-        }
-    }
-
-    /// Reads whole rows, in the order: ready minibatches, then open frames.
-    fn get_all(&mut self, gets: Vec<(Index, GetReply)>) {
-        let ready = self.shared.lock().borrow_ready();
-        let answers: Vec<_> = gets.into_iter().map(|(index, reply)| (self.get(&ready, &index), reply)).collect();
-        self.shared.change(|state, afterwards| state.return_ready(ready, afterwards));
-        for (answer, reply) in answers {
-            // The caller waits.
-            let _ = reply.send(answer);
-        }
-    }
-
-    fn get<'a>(
-        &self,
-        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
-        index: &Index,
-    ) -> Result<ArrayD<f32>, IndexError> {
-        match &self.ring {
-            Phase::Dealing(ring) => {
-                let rows = ring.rows();
-                // What is dealt again is not there before all of it is.
-                let whole = if self.lanes.deals_again() { 0 } else { rows.len() };
-                self.get_from(ready, index, whole, |n, component| rows.row(n, component))
-            }
-            Phase::Serving(rest) => self.get_from(ready, index, rest.len(), |n, component| rest.row(n, component)),
-            Phase::Discarded => Err(IndexError::Ended),
-        }
-    }
-
-    fn get_from<'a, 'b>(
-        &self,
-        ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
-        index: &Index,
-        open_rows: usize,
-        open_row: impl Fn(usize, usize) -> &'b [u8],
-    ) -> Result<ArrayD<f32>, IndexError> {
-        let layout: &Layout = &self.config.layout;
-        let ready_rows: usize = ready.clone().into_iter().map(ReadyFrame::rows).sum();
-        index.select(ready_rows + open_rows, &layout.widths(), |mut row, component, out| {
-            let dtype = layout.components()[component].dtype;
-            for ready in ready.clone() {
-                if row < ready.rows() {
-                    return widen(ready.row(component, row), component, dtype, out);
-                }
-                row -= ready.rows();
-            }
-            widen(open_row(row, component), component, dtype, out)
-        })
-    }
-
-    /// Discards everything: the store was aborted, or has no consumer left. The state has counted it.
-    fn discard(&mut self) {
-        let error = self.shared.lock().status.check().err();
-        let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
-        let mut panics = Panics::default();
-        self.refuse_all(&error, &mut panics);
-        let _ = self.end();
-        if let Err(panic) = panics.first() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    /// Drops what has been handed over, each batch on its own, and tells the callers why.
-    fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
-        self.ring = Phase::Discarded;
-        self.saving = None;
-        (self.spare, self.filled) = (None, None);
-        let Writer { lanes, queue, finished, .. } = self;
-        for batch in finished.batches.drain(..) {
-            panics.catch(|| drop(batch));
-        }
-        let mut refuse = |batch, reply: Option<WriteReply>| {
-            panics.catch(|| drop(batch));
-            panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
-        };
-        // All batches of a pass are dropped before its caller is told.
-        let mut replies = Vec::new();
-        for (batch, reply) in lanes.drain() {
-            refuse(Some(batch), None);
-            replies.extend(reply);
-        }
-        replies.into_iter().for_each(|reply| refuse(None, Some(reply)));
-        for message in queue.try_iter() {
-            let Message::Write(write) = message else { continue };
-            let mut reply = Some(write.reply);
-            match write.rows {
-                HandedOver::Batch(_, batch) => refuse(Some(batch), reply),
-                HandedOver::Pass(batches, _) => {
-                    batches.into_iter().for_each(|batch| refuse(Some(batch), None));
-                    refuse(None, reply.take());
-                }
-            }
-        }
-        finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
-    }
-
-    /// Nothing more becomes ready. `false` if there is something to do first.
-    fn end(&self) -> bool {
-        let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
-        let mut panics = Panics::default();
-        panics.catch(|| {
-            tracing::info!(
-                minibatches_served,
-                ?waited_for_consumers,
-                ?waited_for_producers,
-                "no more minibatches become ready"
-            );
-        });
-        let ended = self.shared.change(State::end);
-        if let Err(panic) = panics.first() {
-            std::panic::resume_unwind(panic);
-        }
-        ended
     }
 }

@@ -1,0 +1,78 @@
+//! Looking at the state: counts, and warnings of waits that may never end.
+
+use crate::error::LaneId;
+use crate::pipeline::state::Shared;
+use crate::pipeline::stats::{ComponentStats, Stats};
+
+impl Shared {
+    /// Says why a producer may wait for ever, if it may.
+    pub(crate) fn notice_waiting_producer(&self) {
+        let state = self.lock();
+        let asked = state.minibatches_served > 0 || state.waits.any_consumer();
+        if state.consumers == 0 {
+            drop(state);
+            tracing::warn!(
+                "a producer has waited 10 s for room: no consumer (minibatches()) has been made, or none is left"
+            );
+        } else if !asked {
+            drop(state);
+            tracing::warn!("a producer has waited 10 s for room: no consumer has ever asked for a minibatch");
+        }
+    }
+
+    /// Says why a consumer may wait for ever, if it may.
+    pub(crate) fn notice_waiting_consumer(&self) {
+        let state = self.lock();
+        let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
+        let missing =
+            state.admission.missing_lanes().next().map(|(id, name)| LaneId { number: id, name: name.cloned() });
+        drop(state);
+        if let Some(lane) = missing {
+            tracing::warn!(
+                "a consumer has waited 10 s for a minibatch: the resumed store waits for {lane}, which was open when it was saved. Open it with \
+                 producer() or producer_named(), and send its rows or close it"
+            );
+        } else if lanes <= 1 && accepted == 0 {
+            tracing::warn!("a consumer has waited 10 s for a minibatch: no producer has written a row");
+        } else if lanes <= 1 {
+            tracing::warn!(
+                "a consumer has waited 10 s for a minibatch: no producer() is open, and the store is not closed. It ends with \
+                 close(), or when every handle that can write is dropped; monitor() looks and holds nothing open"
+            );
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.lock().status.is_open()
+    }
+
+    /// Rows in the ring with all their components.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().whole_rows()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut state = self.lock();
+        state.count_waits();
+        let whole = state.whole_rows() as u64;
+        let components = self.config.layout.components().iter().zip(&state.ledger.components).enumerate();
+        let components = components.map(|(i, (component, counts))| ComponentStats {
+            name: component.name.clone(),
+            accepted: counts.accepted,
+            queued: state.admission.queued(i) as u64,
+            resident: counts.set_aside + whole,
+            served: state.served_rows,
+            resent: counts.resent,
+            dropped: counts.dropped,
+        });
+        Stats {
+            components: components.collect(),
+            minibatches_served: state.minibatches_served,
+            waited_for_consumers: state.waits.for_consumers,
+            waited_for_producers: state.waits.for_producers,
+            frames_open: if state.ended { 0 } else { self.config.open_frames },
+            frames_ready: state.frames.ready(),
+            frames_lent: state.frames.lent(),
+        }
+    }
+}

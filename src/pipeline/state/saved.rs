@@ -1,0 +1,146 @@
+//! The state as a snapshot has it: to take one, and to go on from one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::disk::disk::Disk;
+use crate::error::{ClosedBy, SnapshotError};
+use crate::pipeline::config::Config;
+use crate::pipeline::ledger::ComponentLedger;
+use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, turn};
+use crate::pipeline::saving::{Saved, Saving, SnapshotRequest};
+use crate::pipeline::state::{Shared, State};
+use crate::snapshot::body::{
+    Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
+};
+use crate::snapshot::journal::LaneJournal;
+use crate::snapshot::snapshot::{Form, Snapshot};
+
+impl Shared {
+    /// A light snapshot.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        check_policy(&self.config, Form::Light)?;
+        let state = self.lock();
+        state.check_saveable()?;
+        Ok(Snapshot::new(state.body(&self.config, Form::Light)))
+    }
+
+    /// Saves a snapshot, and resolves `reply` once it is on disk.
+    pub(crate) fn save(
+        &self,
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        form: Form,
+        reply: oneshot::Sender<Saved>,
+    ) -> Result<(), SnapshotError> {
+        let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
+        if form == Form::Light {
+            request.write_light(self.snapshot()?);
+            return Ok(());
+        }
+        check_policy(&self.config, form)?;
+        let mut state = self.lock();
+        state.check_saveable()?;
+        if let Some(owed) = state.ledger.owed {
+            return Err(SnapshotError::DealsAgain { left: owed as u64 });
+        }
+        if state.saving.upgrade().is_some() {
+            return Err(SnapshotError::InProgress);
+        }
+        state.saving = Arc::downgrade(&request.busy);
+        if state.ended {
+            drop(state);
+            self.save_ready(request);
+        } else {
+            state.frames.pin();
+            state.requests.snapshots.push(request);
+            self.announce(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Saves a store whose writer has ended: nothing is left but ready frames.
+    fn save_ready(&self, request: SnapshotRequest) {
+        let (body, ready) = {
+            let mut state = self.lock();
+            (state.body(&self.config, Form::Full), state.borrow_ready())
+        };
+        Saving::start_with(request, body, &self.config.layout, &ready.iter().collect::<Vec<_>>(), Vec::new());
+        self.change(|state, afterwards| state.return_ready(ready, afterwards));
+    }
+}
+
+impl State {
+    pub(super) fn resume(&mut self, config: &Config, body: &Body) {
+        let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
+        let own_ended = body.lanes.iter().any(|lane| lane.lane == 0 && !body.goes_on(&lane.journal));
+        self.admission.resume(resumed_lanes(body), ended, body.lanes_opened, own_ended);
+        self.journal = body.journal();
+        self.turn = turn(body);
+        let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
+        self.frames.go_on(first_minibatch, restarts_with(config, body), next_minibatch);
+        self.ledger = ledger(body);
+        (self.served_rows, self.minibatches_served) = (body.stats.served_rows, body.minibatches);
+        self.waits.for_consumers = body.stats.waited_for_consumers;
+        self.waits.for_producers = body.stats.waited_for_producers;
+        if body.position.ended {
+            // The writer finds nothing to do.
+            self.status.close(ClosedBy::Close);
+            self.ended = true;
+        }
+    }
+
+    fn check_saveable(&self) -> Result<(), SnapshotError> {
+        if self.status.discards() { self.status.check().map_err(SnapshotError::Ended) } else { Ok(()) }
+    }
+
+    /// What a snapshot says, apart from the rows: the state between two minibatches.
+    pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
+        let (next_minibatch, first_minibatch) = self.frames.ordinals();
+        let served = self.ended && self.frames.ready() == 0;
+        // The full form has the ready frames.
+        let ended = served || self.ended && form == Form::Full;
+        let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
+        let lane = |(&lane, journal): (&u64, &LaneJournal)| LaneBody { lane, journal: journal.clone() };
+        let lanes = if served { Vec::new() } else { journal.lanes.iter().map(lane).collect() };
+        let stats = |counts: &ComponentLedger| ComponentStatsBody {
+            resent: counts.resent,
+            dropped_oldest: counts.dropped.oldest,
+            dropped_emptied: counts.dropped.emptied,
+            dropped_aborted: counts.dropped.aborted,
+            dropped_last: counts.dropped.last,
+            dropped_unmatched: counts.dropped.unmatched,
+        };
+        Body {
+            versions: Versions::current(),
+            minibatches: self.minibatches_served,
+            config: ConfigBody::from(config),
+            position: PositionBody {
+                emptied: journal.emptied,
+                dealt: journal.dealt,
+                first_minibatch,
+                next_minibatch,
+                completing_minibatch: self.frames.next_ordinal(),
+                ended,
+            },
+            turn: self.turn.map(|(lane, rows)| TurnBody { lane, rows: rows as u64 }),
+            lanes,
+            ended_lanes: journal.ended.iter().map(|(&lane, name)| EndedLane { lane, name: name.to_string() }).collect(),
+            lanes_opened: self.admission.lanes_opened(),
+            log: LogBody {
+                from: journal.from,
+                segments: journal.segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect(),
+            },
+            stats: StatsBody {
+                components: self.ledger.components.iter().map(stats).collect(),
+                served_rows: self.served_rows,
+                whole_rows: (self.whole_rows() + self.ledger.owed.unwrap_or(0)) as u64,
+                waited_for_consumers: self.waits.for_consumers,
+                waited_for_producers: self.waits.for_producers,
+            },
+            saved: None,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Full snapshots: the writer copies the frames, and fills the ring of a resumed store with them.
+
+use crate::error::{ResumeError, SnapshotError};
+use crate::memory::frame::Frame;
+use crate::pipeline::lane::ResumedLane;
+use crate::pipeline::ready::ReadyFrame;
+use crate::pipeline::restart::{ledger, position, resumed_lanes, segments, turn};
+use crate::pipeline::saving::{Saving, SnapshotRequest};
+use crate::pipeline::writer::{Phase, Writer};
+use crate::snapshot::body::{Body, SavedFrame};
+use crate::snapshot::files::RowsReader;
+use crate::snapshot::snapshot::Form;
+
+impl Writer {
+    /// Goes on where the store of a snapshot stood, without the rows of a full one.
+    pub(crate) fn resume(&mut self, body: &Body) {
+        let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
+        self.lanes.resume(&lanes, segments(body), turn(body));
+        self.ledger = ledger(body);
+        if let Phase::Dealing(ring) = &mut self.ring {
+            ring.go_to(position(body));
+        }
+    }
+
+    /// Fills the ring, and the ready frames, with the rows of a full snapshot.
+    pub(crate) fn restore(&mut self, body: &Body, rows: &mut RowsReader<'_>) -> Result<(), ResumeError> {
+        let Some(saved) = &body.saved else { return Ok(()) };
+        let layout = self.config.layout.clone();
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        let mut buffer = Frame::allocate_one(&layout, "a snapshot's rows")?;
+        let mut filled = match &self.ring {
+            Phase::Dealing(ring) => ring.filled(),
+            _ => Vec::new(),
+        };
+        for &frame in &saved.frames {
+            match (frame, &mut self.ring) {
+                (SavedFrame::Ready { first_minibatch, rows: n }, _)
+                    if first_minibatch == state.frames.next_ordinal() =>
+                {
+                    let mut ready = match state.frames.take_empty() {
+                        Some(empty) => empty,
+                        None => Frame::allocate_one(&layout, "a minibatch")?,
+                    };
+                    rows.read(frame, &mut ready)?;
+                    self.ledger.make_ready(state.frames.push(ready, n));
+                }
+                (SavedFrame::Open { frame: open, rows: n }, Phase::Dealing(ring))
+                    if filled.get(open).is_some_and(|&filled| filled as usize == n) =>
+                {
+                    rows.read(frame, &mut buffer)?;
+                    ring.restore(open, n, &buffer);
+                    filled[open] = 0;
+                }
+                _ => return Err(rows.damaged("its list of frames", "it does not fit its position")),
+            }
+        }
+        if filled.iter().any(|&rows| rows > 0) || state.frames.next_ordinal() != body.position.completing_minibatch {
+            return Err(rows.damaged("its list of frames", "it lacks one"));
+        }
+        state.take_over(&self.ledger);
+        Ok(())
+    }
+
+    /// Starts to save everything that the store holds now.
+    pub(super) fn start_saving(&mut self, request: SnapshotRequest) {
+        let shared = self.shared.clone();
+        let (mut body, ready) = {
+            let mut state = shared.lock();
+            (state.body(&self.config, Form::Full), state.borrow_ready())
+        };
+        let (left, full) = match &self.ring {
+            Phase::Dealing(ring) => (ring.filled(), ring.full()),
+            Phase::Serving(leftover) => (leftover.filled(), None),
+            Phase::Discarded => (Vec::new(), None),
+        };
+        // Rows left at the close are served again from the open frames.
+        let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
+        body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
+        let mut copied = None;
+        if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
+            // It is as good as ready.
+            match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
+                Ok(mut copy) => {
+                    ring.save_full(full, &mut copy);
+                    copied = Some(ReadyFrame::full(copy, body.position.completing_minibatch));
+                    body.position.completing_minibatch += self.config.minibatches_per_frame();
+                }
+                Err(error) => {
+                    request.refuse(SnapshotError::Memory(error));
+                    shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+                    return;
+                }
+            }
+        }
+        let ready_before = ready.iter().filter(|frame| frame.ordinal() < first_leftover);
+        let all: Vec<&ReadyFrame> = ready_before.chain(&copied).collect();
+        self.saving = Saving::start_with(request, body, &self.config.layout, &all, left);
+        shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+    }
+
+    /// Saves the next open frame if the disk has time for it, or waits until it has. Returns `false` once none is left.
+    pub(super) fn save_next(&mut self, wait: bool) -> bool {
+        let Some(saving) = &self.saving else { return false };
+        match saving.next() {
+            Some(frame) => self.save(frame, wait),
+            None => self.saving = None,
+        }
+        self.saving.is_some()
+    }
+
+    /// Saves an open frame, unless that has been done.
+    pub(super) fn save(&mut self, frame: usize, wait: bool) {
+        let Some(saving) = &mut self.saving else { return };
+        let rows = saving.left(frame);
+        if rows == 0 {
+            return;
+        }
+        let Some(mut buffer) = saving.buffer(wait) else {
+            if wait {
+                // The snapshot has failed.
+                self.saving = None;
+            }
+            return;
+        };
+        match &self.ring {
+            Phase::Dealing(ring) => ring.save(frame, rows, &mut buffer),
+            Phase::Serving(leftover) => leftover.save(frame, rows, &mut buffer),
+            Phase::Discarded => return,
+        }
+        saving.write(SavedFrame::Open { frame, rows }, buffer);
+        saving.saved(frame);
+    }
+}
