@@ -83,8 +83,9 @@ pub use crate::{
     },
     store::{
         activation_store::{ActivationStore, ActivationStoreExt, TestData},
+        epoch::Epoch,
         ring_store::RingStore,
-        tensor_store::{Epoch, TensorStore, TensorStoreBuilder},
+        tensor_store::{TensorStore, TensorStoreBuilder},
     },
 };
 

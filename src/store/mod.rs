@@ -4,6 +4,9 @@
 //! is the pipeline; [`TensorStore`](tensor_store::TensorStore) holds a fixed number of rows.
 
 pub(crate) mod activation_store;
+pub(crate) mod epoch;
 pub(crate) mod resume;
 pub(crate) mod ring_store;
+pub(crate) mod tensor;
 pub(crate) mod tensor_store;
+pub(crate) mod tensor_writer;

@@ -1,11 +1,10 @@
 //! A store of fixed size: fill it, shuffle it, index it, loop over it.
 
 use std::fmt;
-use std::iter::FusedIterator;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use ndarray::ArrayD;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -14,20 +13,20 @@ use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, WriteError};
 use crate::memory::convert::{RowReader, widen};
-use crate::memory::copy::{RowCopier, STREAMED, Slots};
+use crate::memory::copy::{RowCopier, STREAMED};
 use crate::memory::frame::Frame;
-use crate::memory::part::Part;
-use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::{components, not_zero};
-use crate::pipeline::handle::{WriteHandle, WriteReply, Written};
-use crate::pipeline::minibatch::Minibatch;
+use crate::pipeline::handle::{WriteHandle, Written};
 use crate::pipeline::wait::lock;
-use crate::pipeline::worker::{self, Exit, Panics, Work};
+use crate::pipeline::worker;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::element::DType;
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 use crate::store::activation_store::ActivationStore;
+use crate::store::epoch::Epoch;
+use crate::store::tensor::{Data, Tensor};
+use crate::store::tensor_writer::{Message, TensorWriter};
 
 /// A store that holds up to `max_items` rows of each component, to be looped over for several epochs.
 ///
@@ -52,156 +51,6 @@ use crate::store::activation_store::ActivationStore;
 pub struct TensorStore {
     queue: Sender<Message>,
     tensor: Arc<Tensor>,
-}
-
-/// What the handles and the writer share.
-struct Tensor {
-    layout: Arc<Layout>,
-    data: RwLock<Data>,
-    /// Rows handed over of each component. Locked while handing over, so that writes are sent in this order.
-    handed: Mutex<Vec<usize>>,
-    /// What has been sent and is not done yet: writes, and requests to empty the store.
-    pending: AtomicUsize,
-    /// The message of the panic that ended the writer. Set before `handed` is locked a last time.
-    poison: OnceLock<Arc<str>>,
-}
-
-struct Data {
-    /// `max_items` rows of each component.
-    rows: Frame,
-    /// How many rows of each component are stored.
-    stored: Vec<usize>,
-    /// Where the row of each index is.
-    order: Vec<u32>,
-    rng: Xoshiro256PlusPlus,
-    /// Counts how often the store was emptied.
-    generation: u64,
-}
-
-/// What the writer receives, in order.
-enum Message {
-    Write {
-        component: usize,
-        first: usize,
-        batch: Batch,
-        reply: WriteReply,
-    },
-    /// Tell when everything before has been written.
-    Settle(Sender<()>),
-    /// Discard everything before, and tell.
-    Empty(Sender<()>),
-}
-
-struct TensorWriter {
-    queue: Receiver<Message>,
-    /// Says that the runtime is shutting down.
-    leave: Receiver<()>,
-    tensor: Arc<Tensor>,
-    readers: Vec<RowReader>,
-    /// Of the batch being written: foreign memory may panic, and then the reply says why.
-    answering: Option<WriteReply>,
-}
-
-impl Work for TensorWriter {
-    fn run(&mut self) -> Exit {
-        loop {
-            let message = select! {
-                recv(self.queue) -> message => message,
-                recv(self.leave) -> told => {
-                    self.leave = never();
-                    if told.is_ok() {
-                        return Exit::Leave;
-                    }
-                    continue;
-                }
-            };
-            let Ok(message) = message else { return Exit::Done };
-            match message {
-                Message::Write { component, first, batch, reply } => {
-                    let written = Written { rows: batch.rows(), first_row: first as u64 };
-                    self.answering = Some(reply);
-                    self.tensor.take_in(&mut self.readers[component], component, first, &batch);
-                    drop(batch);
-                    self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
-                    if let Some(reply) = self.answering.take() {
-                        reply.resolve(Ok(written));
-                    }
-                }
-                Message::Settle(done) => {
-                    let _ = done.send(());
-                }
-                Message::Empty(done) => {
-                    self.tensor.write().clear();
-                    self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
-                    let _ = done.send(());
-                }
-            }
-        }
-    }
-
-    fn fail(&mut self, cause: &str) {
-        let _ = self.tensor.poison.set(cause.into());
-        // Writes that were let in before have been sent after this.
-        drop(lock(&self.tensor.handed));
-        let error = WriteError::Poisoned { cause: cause.into() };
-        let mut panics = Panics::default();
-        let refuse = |reply: WriteReply| reply.resolve(Err(error.clone()));
-        panics.catch(|| self.answering.take().into_iter().for_each(refuse));
-        for message in self.queue.try_iter() {
-            let Message::Write { batch, reply, .. } = message else { continue };
-            panics.catch(|| drop(batch));
-            panics.catch(|| refuse(reply));
-        }
-        // Foreign code, too: a subscriber may panic.
-        panics.catch(|| tracing::error!(cause, "the writer panicked"));
-    }
-}
-
-/// Slots in sequence.
-struct Following<'a> {
-    frame: &'a mut Frame,
-    component: usize,
-    first: usize,
-}
-
-impl Slots for Following<'_> {
-    #[inline]
-    fn slot(&mut self, i: usize) -> &mut [u8] {
-        self.frame.row_mut(self.component, self.first + i)
-    }
-}
-
-impl Tensor {
-    fn read(&self) -> RwLockReadGuard<'_, Data> {
-        self.data.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Data> {
-        self.data.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Stores the rows of a batch from row `first` on.
-    fn take_in(&self, reader: &mut RowReader, component: usize, first: usize, batch: &Batch) {
-        let (rows, width) = (batch.rows(), self.layout.row_bytes(component));
-        let mut data = self.write();
-        let copier = RowCopier::new(rows * width >= STREAMED);
-        reader.copy(batch, 0..rows, &copier, &mut Following { frame: &mut data.rows, component, first });
-        data.stored[component] = first + rows;
-    }
-}
-
-impl Data {
-    fn len(&self) -> usize {
-        self.stored.iter().copied().min().unwrap_or(0)
-    }
-
-    fn clear(&mut self) {
-        self.stored.fill(0);
-        self.generation += 1;
-        for (place, at) in self.order.iter_mut().zip(0..) {
-            *place = at;
-        }
-    }
 }
 
 /// Configures a [`TensorStore`]. Made by [`TensorStore::builder`].
@@ -621,83 +470,9 @@ impl TensorStore {
         if let Some(cause) = self.poison() {
             return Err(BuildError::Poisoned { cause });
         }
-        let layout = Arc::new(Layout::new(self.components(), batch_size.min(self.max_items()))?);
-        // One that the caller works on, one to fill meanwhile.
-        let mut pool = Pool::new(KEPT);
-        Frame::allocate(&layout, KEPT, "two minibatches")?.into_iter().for_each(|frame| pool.put(frame));
-        let data = &mut *self.tensor.write();
-        let mut order = data.order[..data.len()].to_vec();
-        order.shuffle(&mut data.rng);
-        Ok(Epoch {
-            tensor: self.tensor.clone(),
-            order,
-            served: 0,
-            ordinal: 0,
-            generation: data.generation,
-            pool: Arc::new(EpochPool(Mutex::new(pool))),
-            layout,
-        })
+        Epoch::new(self.tensor.clone(), batch_size)
     }
 }
-
-/// One loop over a [`TensorStore`]; see [`TensorStore::epoch`].
-pub struct Epoch {
-    tensor: Arc<Tensor>,
-    order: Vec<u32>,
-    served: usize,
-    ordinal: u64,
-    generation: u64,
-    layout: Arc<Layout>,
-    pool: Arc<EpochPool>,
-}
-
-/// The frames of an epoch's minibatches.
-struct EpochPool(Mutex<Pool>);
-
-/// Frames kept for the next minibatches; more are freed.
-const KEPT: usize = 2;
-
-impl FrameHome for EpochPool {
-    fn give_back(&self, frame: Frame) {
-        let mut pool = lock(&self.0);
-        if pool.len() < KEPT {
-            return pool.put(frame);
-        }
-        drop(pool);
-        drop(frame);
-    }
-}
-
-impl Iterator for Epoch {
-    type Item = Minibatch;
-
-    fn next(&mut self) -> Option<Minibatch> {
-        let rows = self.layout.rows().min(self.order.len() - self.served);
-        let data = self.tensor.read();
-        if rows == 0 || data.generation != self.generation {
-            return None;
-        }
-        let kept = lock(&self.pool.0).take();
-        let new = || Frame::allocate_one(&self.layout, "a minibatch").unwrap_or_else(|error| panic!("{error}"));
-        let mut frame = kept.unwrap_or_else(new);
-        let picked = &self.order[self.served..][..rows];
-        frame.gather(rows, |component| {
-            let row = data.rows.rows_of(component);
-            move |slot: usize| row(picked[slot] as usize)
-        });
-        self.served += rows;
-        self.ordinal += 1;
-        let part = Part::whole(frame, rows, self.pool.clone());
-        Some(Minibatch::new(part, self.layout.clone(), self.ordinal - 1))
-    }
-
-    /// Minibatches that are left, unless the store is emptied meanwhile.
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some((self.order.len() - self.served).div_ceil(self.layout.rows())))
-    }
-}
-
-impl FusedIterator for Epoch {}
 
 impl ActivationStore for TensorStore {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
@@ -733,11 +508,5 @@ impl ActivationStore for TensorStore {
 impl fmt::Debug for TensorStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TensorStore").field("layout", &self.tensor.layout).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Epoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Epoch").field("rows", &self.order.len()).field("served", &self.served).finish_non_exhaustive()
     }
 }
