@@ -1,13 +1,33 @@
 //! A folder that is whole or does not have its name.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::disk::disk::{Disk, Doing};
 use crate::error::DiskError;
 
 /// What the names of folders that are being written begin with. One that is found was left by a process that died.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
+
+/// What the name of a whole folder ends with while another takes its place.
+pub(crate) const REPLACED: &str = ".replaced";
+
+/// Marks what this process has not finished. A process id would not do: in a container it may be 1 each time.
+static MARK: LazyLock<String> = LazyLock::new(|| format!("{:016x}", RandomState::new().hash_one(process::id())));
+
+/// A name of its own for something that is not finished and shall be called `name`.
+pub(crate) fn unfinished(name: &str) -> String {
+    static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+    format!("{UNFINISHED}{name}-{}-{}", *MARK, ATTEMPTS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whether another process has begun what has this name.
+pub(crate) fn is_of_another_process(unfinished: &str) -> bool {
+    !unfinished.contains(&*MARK)
+}
 
 /// A folder that is being written under a temporary name. Dropping it removes it.
 #[derive(Debug)]
@@ -22,12 +42,8 @@ pub(crate) struct UnfinishedFolder {
 impl UnfinishedFolder {
     /// Begins the folder `name` in `parent`, which is made if it is missing.
     pub(crate) fn begin(disk: Arc<dyn Disk>, parent: &Path, name: &str) -> Result<Self, DiskError> {
-        let path = parent.join(format!("{UNFINISHED}{name}-{}", std::process::id()));
+        let path = parent.join(unfinished(name));
         disk.create_dir_all(parent).doing("create", parent)?;
-        if disk.list(parent).doing("list", parent)?.contains(&path) {
-            // Of an earlier attempt that could not even clean up.
-            disk.remove(&path).doing("remove", &path)?;
-        }
         disk.create_dir_all(&path).doing("create", &path)?;
         Ok(UnfinishedFolder { disk, path, parent: parent.to_owned(), name: name.to_owned(), finished: false })
     }
@@ -50,14 +66,20 @@ impl UnfinishedFolder {
     pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
-        // Folders cannot replace each other in one step. The old one gets a name by which it is not taken for whole.
-        let old = self.parent.join(format!("{UNFINISHED}old-{}-{}", self.name, std::process::id()));
-        let replaces = self.disk.list(&self.parent).doing("list", &self.parent)?.contains(&named);
-        if replaces {
+        // Another thread may be about to give the same name.
+        static REPLACING: Mutex<()> = Mutex::new(());
+        let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
+        // Folders cannot replace each other in one step. Until the new one has the name, the old one can be read under another.
+        let old = self.parent.join(format!("{}{REPLACED}", self.name));
+        let there = self.disk.list(&self.parent).doing("list", &self.parent)?;
+        if there.contains(&named) {
+            if there.contains(&old) {
+                self.disk.remove(&old).doing("remove", &old)?;
+            }
             self.disk.rename(&named, &old).doing("rename", &named)?;
         }
         self.give_name(&named)?;
-        if replaces {
+        if there.contains(&named) || there.contains(&old) {
             let _ = self.disk.remove(&old);
         }
         Ok(named)

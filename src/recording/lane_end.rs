@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::checksum;
 use crate::disk::disk::{Disk, Doing, read_all};
-use crate::disk::folder::UNFINISHED;
+use crate::disk::folder::unfinished;
 use crate::error::{DiskError, RecordingError};
 use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, prefix};
 
@@ -42,18 +42,17 @@ fn path(dir: &Path, lane: &str) -> PathBuf {
 /// Writes the end of a lane as a whole, and syncs it.
 pub(crate) fn write(disk: &dyn Disk, dir: &Path, end: LaneEnd) -> Result<(), DiskError> {
     let path = path(dir, &end.lane);
-    let unfinished = dir.join(format!("{UNFINISHED}{}{SUFFIX}-{}", prefix(&end.lane), std::process::id()));
+    let temporary = dir.join(unfinished(&format!("{}{SUFFIX}", prefix(&end.lane))));
     let body = serde_json::to_vec(&end).unwrap_or_default();
     let bytes = serde_json::to_vec(&Sealed { checksum: checksum(&body), end }).unwrap_or_default();
-    let written = disk.create(&unfinished).and_then(|mut file| {
+    let written = disk.create(&temporary).and_then(|mut file| {
         file.write_all(&bytes)?;
         file.sync()
     });
-    let named =
-        written.doing("write", &unfinished).and_then(|()| disk.rename(&unfinished, &path).doing("write", &path));
+    let named = written.doing("write", &temporary).and_then(|()| disk.rename(&temporary, &path).doing("write", &path));
     if named.is_err() {
         // What stays is not taken for the end.
-        let _ = disk.remove(&unfinished);
+        let _ = disk.remove(&temporary);
     }
     named?;
     disk.sync_dir(dir).doing("sync", dir)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, read_all};
-use crate::disk::folder::{UNFINISHED, UnfinishedFolder};
+use crate::disk::folder::{REPLACED, UNFINISHED, UnfinishedFolder, is_of_another_process, unfinished};
 use crate::disk::safetensors::{header, read_header};
 use crate::error::{DiskError, RefusedSnapshot, ResumeError};
 use crate::memory::frame::Frame;
@@ -24,10 +24,15 @@ fn folder_name(minibatches: u64) -> String {
 
 /// The snapshots in a folder, oldest first: k, and where each is.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
-    let k = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok();
+    let k = |path: &Path| {
+        let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
+        name.strip_suffix(REPLACED).unwrap_or(name).parse().ok()
+    };
     let all = disk.list(dir).doing("list", dir)?;
     let mut snapshots: Vec<(u64, PathBuf)> = all.into_iter().filter_map(|path| Some((k(&path)?, path))).collect();
+    // One that was to be replaced comes after the one that has taken its place, and counts if none has.
     snapshots.sort();
+    snapshots.dedup_by_key(|(k, _)| *k);
     Ok(snapshots)
 }
 
@@ -192,15 +197,23 @@ impl<'a> RowsReader<'a> {
     }
 }
 
-/// Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
+/// Removes all but the newest `keep` snapshots, and what other processes have left unfinished. Returns the k of each snapshot that it has
+/// removed.
 pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
     let mut all = list(disk, dir)?;
     all.truncate(all.len().saturating_sub(keep));
     for (_, path) in &all {
         // First without its name, so that a half removed one is not taken for whole.
-        let gone = path.with_file_name(format!("{UNFINISHED}gone-{}", std::process::id()));
+        let gone = path.with_file_name(unfinished(&format!("{PREFIX}gone")));
         disk.rename(path, &gone).doing("rename", path)?;
         disk.remove(&gone).doing("remove", &gone)?;
+    }
+    let left = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(&format!("{UNFINISHED}{PREFIX}")) && is_of_another_process(name)
+    };
+    for path in disk.list(dir).doing("list", dir)?.into_iter().filter(left) {
+        disk.remove(&path).doing("remove", &path)?;
     }
     Ok(all.into_iter().map(|(k, _)| k).collect())
 }

@@ -81,6 +81,69 @@ fn a_failure_or_a_kill_at_any_operation_leaves_the_old_snapshot_or_the_new_one()
 
 #[test]
 #[cfg_attr(miri, ignore = "runs hundreds of stores")]
+fn a_snapshot_that_takes_the_place_of_another_is_there_or_the_other_is() {
+    let dir = Path::new("/checkpoints");
+    for form in [Form::Light, Form::Full] {
+        for fault in [Fault::Kill, Fault::Error(ErrorKind::StorageFull)] {
+            for n in 0.. {
+                let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+                let save = |minibatches: &Minibatches| {
+                    minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), dir, form).unwrap().wait()
+                };
+                let store = store();
+                let minibatches = store.minibatches();
+                let write = || {
+                    let pass = [("a", Array2::<f32>::ones((6, 3))), ("b", Array2::<f32>::ones((6, 2)))];
+                    store.extend_pass(pass).unwrap().wait().unwrap();
+                };
+                write();
+                save(&minibatches).unwrap();
+                // No minibatch was served since, but another pass has come.
+                write();
+                let before = disk.0.operations();
+                disk.0.fail_at(n, fault);
+                let saved = save(&minibatches);
+                let done = n >= disk.0.operations() - before && saved.is_ok();
+                disk.0.restart();
+                let passes = || RingStore::builder().resume_on(&disk, dir).unwrap().resume_at()[0].passes;
+                // A light one needs all passes again.
+                let (old, new) = if form == Form::Full { (1, 2) } else { (0, 0) };
+                let found = passes();
+                assert!(found == new || (found == old && saved.is_err()), "{form:?} {fault:?} {n}: {found}");
+                // The next one works, whatever the last has left behind.
+                save(&minibatches).unwrap();
+                assert_eq!(passes(), new, "{form:?} {fault:?} {n}");
+                assert_eq!(list(&disk, dir).unwrap(), [(0, dir.join("snapshot-0"))]);
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "lists folders on the disk")]
+fn pruning_removes_what_other_processes_left_unfinished() {
+    let dir = tempdir().unwrap();
+    let (_store, mut minibatches) = filled();
+    let _ = minibatches.blocking().next().unwrap().unwrap();
+    let newest = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+    let own = dir.path().join(unfinished("snapshot-2"));
+    let of_others = [".unfinished-snapshot-1-0123", ".unfinished-snapshot-gone-0123"].map(|name| dir.path().join(name));
+    let foreign = dir.path().join("notes");
+    for folder in of_others.iter().chain([&own, &foreign]) {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join("component-0.safetensors"), "rows").unwrap();
+    }
+    assert!(prune(&crate::disk::disk::Files, dir.path(), 2).unwrap().is_empty());
+    let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    left.sort();
+    assert_eq!(left, [own, foreign, newest]);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "runs hundreds of stores")]
 fn a_flipped_bit_is_found_anywhere() {
     let dir = Path::new("/checkpoints");
     for form in [Form::Light, Form::Full] {
