@@ -1,4 +1,4 @@
-//! A folder that is whole or does not have its name.
+//! Writes a folder that gets its name only when it is whole.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use crate::disk::disk::{Disk, Doing};
 use crate::error::DiskError;
 
-/// What the names of folders that are being written begin with. One that is found was left by a process that died.
+/// The prefix of the names of files and folders that are being written or removed. A process that dies may leave one behind.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
-/// A folder that is being written under a temporary name. Dropping it removes it.
+/// A folder that is being written under a temporary name. Dropping an `UnfinishedFolder` removes the folder.
 #[derive(Debug)]
 pub(crate) struct UnfinishedFolder {
     disk: Arc<dyn Disk>,
@@ -20,12 +20,12 @@ pub(crate) struct UnfinishedFolder {
 }
 
 impl UnfinishedFolder {
-    /// Begins the folder `name` in `parent`, which is made if it is missing.
+    /// Begins the folder `name` in `parent`. Makes `parent` if it is missing.
     pub(crate) fn begin(disk: Arc<dyn Disk>, parent: &Path, name: &str) -> Result<Self, DiskError> {
         let path = parent.join(format!("{UNFINISHED}{name}-{}", std::process::id()));
         disk.create_dir_all(parent).doing("create", parent)?;
         if disk.list(parent).doing("list", parent)?.contains(&path) {
-            // Of an earlier attempt that could not even clean up.
+            // An earlier attempt has left this folder behind.
             disk.remove(&path).doing("remove", &path)?;
         }
         disk.create_dir_all(&path).doing("create", &path)?;
@@ -36,7 +36,7 @@ impl UnfinishedFolder {
         &self.path
     }
 
-    /// Writes a small file as a whole, and syncs it.
+    /// Writes and syncs a whole small file.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DiskError> {
         let path = self.path.join(name);
         let written = self.disk.create(&path).and_then(|mut file| {
@@ -46,11 +46,11 @@ impl UnfinishedFolder {
         written.doing("write", &path)
     }
 
-    /// Gives the folder its name, in place of an older one of that name. All its files must have been synced.
+    /// Gives the folder its name, and replaces an older folder of that name. All files in the folder must have been synced.
     pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
-        // Folders cannot replace each other in one step. The old one gets a name by which it is not taken for whole.
+        // A folder cannot replace another in one step. So the old folder first gets a name that no reader takes for a whole folder.
         let old = self.parent.join(format!("{UNFINISHED}old-{}-{}", self.name, std::process::id()));
         let replaces = self.disk.list(&self.parent).doing("list", &self.parent)?.contains(&named);
         if replaces {
@@ -63,9 +63,9 @@ impl UnfinishedFolder {
         Ok(named)
     }
 
-    /// Gives the folder its name, which must be free. All its files must have been synced.
+    /// Gives the folder its name, which must be free. All files in the folder must have been synced.
     ///
-    /// A folder of that name that holds anything makes the renaming fail, even if another process has just made it.
+    /// The renaming fails if a folder of that name has anything in it, even if another process has just made that folder.
     pub(crate) fn finish_new(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
@@ -83,7 +83,7 @@ impl UnfinishedFolder {
 impl Drop for UnfinishedFolder {
     fn drop(&mut self) {
         if !self.finished {
-            // What stays is not taken for whole.
+            // If the removal fails, no reader takes the folder for a whole one.
             let _ = self.disk.remove(&self.path);
         }
     }
