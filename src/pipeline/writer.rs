@@ -1,8 +1,9 @@
-//! The writer: the one task that owns the ring and the lanes.
+//! The writer: the only task that owns the ring and the lanes.
 //!
-//! It receives what the queue holds, deals a plan of rows, drops the batches that are done with, and settles: under the
-//! one lock, it reports what it has dealt, hands over a full frame, and takes requests. Then it answers, and starts again.
-//! It waits in its `recv` and nowhere else.
+//! In each step, the writer receives the messages in the queue, deals a plan of rows, and drops the batches that are finished. Then
+//! it settles: under the one lock, it reports the rows that it has dealt, makes a full frame ready, and takes requests. Then it
+//! answers callers, and starts the next step. The writer waits for messages only in `wait`. While it writes a full snapshot, it
+//! also waits for the disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,11 +35,11 @@ use crate::snapshot::files::RowsReader;
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
-/// The most rows that are dealt before the writer looks at the state again, and the fewest.
+/// The fewest and the most rows of a plan: the rows that the writer deals before it looks at the state again.
 const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
 
-/// A plan that takes longer makes the next one smaller. Most do while the ring's memory is new: the first write to each of its
-/// pages waits until the operating system provides the page.
+/// If a plan takes longer, the next plan is smaller. Most plans take longer while the ring's memory is new: the first write to each
+/// page waits until the operating system provides the page.
 const PLAN_TIME: Duration = Duration::from_millis(4);
 
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
@@ -50,49 +51,49 @@ pub(crate) struct Writer {
     queue: Receiver<Message>,
     lanes: Lanes,
     ring: Phase,
-    /// The writer's own counts; the state has a copy.
+    /// The writer's own counts. The state has a copy.
     ledger: Ledger,
-    /// No more rows come.
+    /// Whether the store is closed: no more rows come.
     finishing: bool,
-    /// Rows of the next plan.
+    /// The rows of the next plan.
     plan: usize,
-    /// A `Look` message has been received.
+    /// Whether a `Look` message has been received since the last step.
     looked: bool,
-    /// An empty frame at hand.
+    /// An empty frame for the next use.
     spare: Option<Frame>,
-    /// The number of the first minibatch of the rows left at the close, once they are served.
+    /// The number of the first minibatch of leftover rows, once dealing has ended.
     first_leftover: Option<u64>,
     /// The full snapshot that is being written.
     saving: Option<Saving>,
-    /// Dealt since the last report.
+    /// The segments dealt since the last report.
     dealt: VecDeque<Segment>,
-    /// A full frame of leftover rows, on its way to the consumers.
+    /// A frame of leftover rows that becomes ready next, and how many rows it has.
     filled: Option<(Frame, usize)>,
-    /// Whether a wait for consumers has been announced.
+    /// Whether the writer has announced a wait for consumers that still goes on.
     waits_for_room: bool,
-    /// Whether rows that lost their counterparts have been warned of: once.
+    /// Whether the writer has warned of rows whose counterparts in another component never came. It warns once.
     warned: Warned,
-    /// Why what was dealt again has been discarded, to be logged without the mutex.
+    /// Why the store cannot be resumed, to be logged without the mutex.
     gave_up: Option<RowsMissing>,
     finished: Finished,
-    /// Taken from the state and not fulfilled yet.
+    /// The requests taken from the state and not fulfilled yet.
     requests: Requests,
-    /// Empty between steps; kept for its memory.
+    /// Empty between steps. Kept so that steps reuse its memory.
     afterwards: Afterwards,
 }
 
 enum Phase {
     Dealing(Box<Ring>),
-    /// No more rows come; the rows left in the ring are being served.
+    /// No more rows come. The writer serves the rows left in the ring.
     Serving(Box<Leftover>),
-    /// Everything has been discarded.
+    /// The writer has discarded everything.
     Discarded,
 }
 
 #[derive(Debug, PartialEq)]
 enum Warned {
     No,
-    /// To be warned of without the mutex.
+    /// The warning is due, without the mutex.
     Due(WriteError),
     Yes,
 }
@@ -101,11 +102,11 @@ enum Warned {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Again,
-    /// Wait for a message: of rows, of room for a minibatch, or of an empty frame.
+    /// Wait for a message: of rows, of room for a ready frame, or of an empty frame.
     Wait(Option<WaitsFor>),
     /// Fill the spare frame with leftover rows.
     Gather,
-    /// Turn to the rows left in the ring.
+    /// Start to serve the rows left in the ring.
     ServeLeftover,
     /// Discard everything.
     Discard,
@@ -129,7 +130,7 @@ impl Work for Writer {
                 }
                 continue;
             }
-            // While there is nothing else to do it waits for the disk.
+            // If there is nothing else to do, the writer waits for the disk.
             let idle = matches!(step, Step::Wait(_) | Step::Done);
             if self.save_next(idle) && idle {
                 continue;
@@ -154,11 +155,11 @@ impl Work for Writer {
 
     fn fail(&mut self, cause: &str) {
         let mut panics = Panics::default();
-        // Answered with the rest, and with the cause.
+        // Returns the requests, so that `poison` answers them with the cause.
         self.shared.lock().give_back(std::mem::take(&mut self.requests));
         panics.catch(|| self.shared.poison(cause));
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
-        // Foreign code, too: a subscriber may panic.
+        // This runs foreign code, too: a subscriber may panic.
         panics.catch(|| tracing::error!(cause, "the writer panicked"));
         panics.catch(|| {
             let _ = self.end();
@@ -167,7 +168,7 @@ impl Work for Writer {
 }
 
 impl Writer {
-    /// A writer to a ring of `frames`, which are as many as the configuration says.
+    /// Makes a writer with a ring of `frames`: as many open frames as the configuration says.
     pub(crate) fn new(shared: Arc<Shared>, queue: Receiver<Message>, frames: Vec<Frame>) -> Self {
         let config = shared.config.clone();
         let components = config.layout.n_components();
@@ -195,7 +196,7 @@ impl Writer {
         }
     }
 
-    /// Goes on where the store of a snapshot stood, without the rows of a full one.
+    /// Goes on where the saved store stood. Does not restore the rows of a full snapshot.
     pub(crate) fn resume(&mut self, body: &Body) {
         let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
         self.lanes.resume(&lanes, segments(body), turn(body));
@@ -205,9 +206,9 @@ impl Writer {
         }
     }
 
-    /// Takes everything out of the queue, without waiting.
+    /// Takes all messages out of the queue. Does not wait.
     fn receive(&mut self) {
-        // Only what is there now: producers that never stop must not keep the writer from dealing.
+        // Takes only the messages that are there now, because producers that never stop must not keep the writer from dealing.
         for _ in 0..self.queue.len() {
             let Ok(message) = self.queue.try_recv() else { break };
             self.take(message);
@@ -227,7 +228,7 @@ impl Writer {
         }
     }
 
-    /// Deals a plan of rows, as far as there are any and no frame is full.
+    /// Deals a plan of rows. Stops when no rows are left or a frame is full.
     fn deal(&mut self) {
         let Phase::Dealing(ring) = &mut self.ring else { return };
         if ring.is_full() {
@@ -269,12 +270,12 @@ impl Writer {
             Phase::Serving(leftover) => (leftover.filled(), None),
             Phase::Discarded => (Vec::new(), None),
         };
-        // Rows left at the close are served again from the open frames.
+        // The snapshot saves leftover rows in their open frames. The resumed store serves them from there.
         let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
         body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
         let mut copied = None;
         if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
-            // It is as good as ready.
+            // The full frame counts as ready.
             match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
                 Ok(mut copy) => {
                     ring.save_full(full, &mut copy);
@@ -294,7 +295,8 @@ impl Writer {
         shared.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
 
-    /// Saves the next open frame if the disk has time for it, or waits until it has. Returns `false` once none is left.
+    /// Saves the next open frame if a buffer is free. With `wait`, waits until one is free. Returns `false` if no frame is left to
+    /// save.
     fn save_next(&mut self, wait: bool) -> bool {
         let Some(saving) = &self.saving else { return false };
         match saving.next() {
@@ -304,7 +306,7 @@ impl Writer {
         self.saving.is_some()
     }
 
-    /// Saves an open frame, unless that has been done.
+    /// Saves an open frame, unless it is saved already. With `wait`, waits until a buffer is free.
     fn save(&mut self, frame: usize, wait: bool) {
         let Some(saving) = &mut self.saving else { return };
         let rows = saving.left(frame);
@@ -367,7 +369,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
+    /// Reports to the state what has happened, and decides the next step. This is the only critical section of a step.
     fn settle(&mut self) -> Step {
         let shared = self.shared.clone();
         let mut afterwards = std::mem::take(&mut self.afterwards);
@@ -422,7 +424,7 @@ impl Writer {
             state.push_ready(frame, rows, &mut self.ledger, afterwards);
         }
         if !self.finishing && !state.status.is_open() {
-            // Whatever was sent before the close is in the queue by now.
+            // All rows that were handed over before the close are in the queue by now.
             self.finishing = true;
             return Step::Again;
         }
@@ -477,7 +479,7 @@ impl Writer {
         }
     }
 
-    /// Discards what has been dealt again so far: the lane has ended without the row that comes next.
+    /// Discards the rows dealt again so far, because the lane has ended without the row that must be dealt next.
     fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
         let name = state.journal.lanes.get(&lane).and_then(|lane| lane.name.clone());
         let error = RowsMissing { lane: LaneId { number: lane, name }, row };
@@ -494,7 +496,7 @@ impl Writer {
         self.lanes.end_all();
     }
 
-    /// Drops the batches that are done with.
+    /// Drops the batches that are finished.
     fn drop_finished(&mut self) {
         let mut panics = Panics::default();
         for batch in self.finished.batches.drain(..) {
@@ -506,7 +508,7 @@ impl Writer {
         }
     }
 
-    /// Answers the callers whose rows are in. Memory that they lent has been dropped by then.
+    /// Answers the callers whose rows the store holds. Before that, drops the memory that they lent with finished batches.
     fn answer(&mut self) {
         self.drop_finished();
         while let Some((reply, written)) = self.finished.answers.pop_front() {
@@ -526,7 +528,7 @@ impl Writer {
     /// Waits for a message.
     fn wait(&mut self, waits_for: Option<WaitsFor>) {
         let message = if waits_for == Some(WaitsFor::Frame) {
-            // The consumers keep their minibatches. They get another frame, so that they never starve the ring.
+            // Consumers keep their minibatches. Another frame is allocated, so that consumers never starve the ring.
             match Frame::allocate_one(&self.config.layout, "a minibatch") {
                 Ok(frame) => {
                     self.spare = Some(frame);
@@ -543,7 +545,7 @@ impl Writer {
         message.into_iter().for_each(|message| self.take(message));
     }
 
-    /// No more rows come: turns to those left in the ring.
+    /// Starts to serve the rows left in the ring, because no more rows come.
     fn serve_leftover(&mut self) {
         self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
             Phase::Dealing(ring) => Phase::Serving(Box::new(ring.into_leftover())),
@@ -551,13 +553,13 @@ impl Writer {
         };
     }
 
-    /// Gathers the next minibatch of leftover rows.
+    /// Fills the spare frame with the next leftover rows.
     fn gather(&mut self) {
         let Phase::Serving(leftover) = &mut self.ring else { return };
         let Some(mut frame) = self.spare.take() else { return };
         let mut rows = leftover.next_rows(self.config.layout.rows());
         if self.config.drop_last {
-            // Whole minibatches; what is left in the end is dropped.
+            // Takes whole minibatches only. The rows left at the end are dropped.
             rows -= rows % self.config.batch_size;
         }
         if self.config.halves_last && rows == leftover.len() && rows.is_multiple_of(self.config.batch_size) {
@@ -567,13 +569,13 @@ impl Writer {
         self.filled = Some((frame, rows));
     }
 
-    /// Does what was asked for. What was handed over before the request is in the queue by now.
+    /// Fulfils the requests. All rows that were handed over before a request are in the queue by now.
     fn fulfil(&mut self) {
         self.receive();
         if !self.requests.empties.is_empty() {
             self.empty(self.requests.empties.len() as u64);
             for reply in self.requests.empties.drain(..) {
-                // The caller waits.
+                // The caller blocks until this answer comes.
                 let _ = reply.send(());
             }
         }
@@ -586,7 +588,7 @@ impl Writer {
         }
     }
 
-    /// Discards everything that has been handed over. Its writes have succeeded: they came before.
+    /// Discards all rows that were handed over. Their writes succeed, because they came before the request.
     fn empty(&mut self, times: u64) {
         while self.save_next(true) {}
         self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
@@ -595,11 +597,11 @@ impl Writer {
             Phase::Serving(leftover) => leftover.clear(),
             Phase::Discarded => 0,
         };
-        // While rows are dealt again, the ring does not hold what counts.
+        // While rows are dealt again, the ring does not hold the rows that the counts say.
         let rows = self.ledger.settle_debt().unwrap_or(rows);
         let shared = self.shared.clone();
         let reported = shared.change(|state, afterwards| {
-            // An abort in the meantime has counted everything already, and refuses these writes.
+            // If the store was aborted meanwhile, the abort has counted everything, and these writes fail.
             if state.status.discards() {
                 return false;
             }
@@ -615,13 +617,13 @@ impl Writer {
         }
     }
 
-    /// Reads whole rows, in the order: ready minibatches, then open frames.
+    /// Answers all `get` requests. Row numbers count the rows of the ready frames first, then the rows of the open frames.
     fn get_all(&mut self, gets: Vec<(Index, GetReply)>) {
         let ready = self.shared.lock().borrow_ready();
         let answers: Vec<_> = gets.into_iter().map(|(index, reply)| (self.get(&ready, &index), reply)).collect();
         self.shared.change(|state, afterwards| state.return_ready(ready, afterwards));
         for (answer, reply) in answers {
-            // The caller waits.
+            // The caller blocks until this answer comes.
             let _ = reply.send(answer);
         }
     }
@@ -634,7 +636,7 @@ impl Writer {
         match &self.ring {
             Phase::Dealing(ring) => {
                 let rows = ring.rows();
-                // What is dealt again is not there before all of it is.
+                // Rows that are dealt again do not count before all of them are dealt.
                 let whole = if self.lanes.deals_again() { 0 } else { rows.len() };
                 self.get_from(ready, index, whole, |n, component| rows.row(n, component))
             }
@@ -664,7 +666,7 @@ impl Writer {
         })
     }
 
-    /// Discards everything: the store was aborted, or has no consumer left. The state has counted it.
+    /// Discards everything, because the store was aborted or has no consumer left. The state has already counted the rows.
     fn discard(&mut self) {
         let error = self.shared.lock().status.check().err();
         let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
@@ -676,7 +678,7 @@ impl Writer {
         }
     }
 
-    /// Drops what has been handed over, each batch on its own, and tells the callers why.
+    /// Drops all batches that were handed over, one by one, and answers their callers with `error`.
     fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
         self.ring = Phase::Discarded;
         self.saving = None;
@@ -689,7 +691,7 @@ impl Writer {
             panics.catch(|| drop(batch));
             panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
         };
-        // All batches of a pass are dropped before its caller is told.
+        // All batches of a pass are dropped before its caller gets the answer.
         let mut replies = Vec::new();
         for (batch, reply) in lanes.drain() {
             refuse(Some(batch), None);
@@ -710,7 +712,7 @@ impl Writer {
         finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
     }
 
-    /// Nothing more becomes ready. `false` if there is something to do first.
+    /// Notes that nothing more becomes ready. Returns `false` if a snapshot must be taken first.
     fn end(&self) -> bool {
         let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
         let mut panics = Panics::default();
