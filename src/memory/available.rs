@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn without_groups_it_is_what_the_machine_has() {
+    fn without_groups_the_machine_sets_the_limit() {
         assert_eq!(with(&[MEMINFO]), Some(SYSTEM));
         assert_eq!(with(&[MEMINFO, ("/proc/self/cgroup", "0::/user.slice\n")]), Some(SYSTEM));
         assert_eq!(with(&[MEMINFO, ("/proc/self/cgroup", "no such line\n")]), Some(SYSTEM));
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     #[cfg_attr(miri, ignore = "reads the machine's files")]
-    fn this_machine_has_some() {
+    fn this_machine_has_available_memory() {
         assert!(available().is_some_and(|bytes| bytes > 0 && bytes < usize::MAX));
     }
 }

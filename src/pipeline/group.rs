@@ -61,7 +61,7 @@ use crate::pipeline::worker::{discard, message};
 pub struct ProducerGroup {
     own_lane: Arc<Producer>,
     ends: Arc<EndsStream>,
-    /// The producers wait at this gate. It is closed as a semaphore when they may start.
+    /// The producers wait on this semaphore until it is closed. Then they start.
     gate: Arc<Semaphore>,
 }
 
@@ -337,7 +337,7 @@ pub(crate) fn scope<'env, T, E>(
     spawn: impl for<'scope> FnOnce(&ProducerScope<'scope, 'env>) -> Result<(), E>,
     drain: impl FnOnce(Minibatches) -> Result<T, E>,
 ) -> Result<T, E> {
-    /// Aborts the store when the loop ends, even by a panic, so that no producer waits for the loop.
+    /// Ends the store when the loop ends, even by a panic, so that no producer waits for the loop. The rest of the rows is discarded.
     struct Ends<'a>(&'a Shared);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {

@@ -37,7 +37,7 @@ enum Order {
     Arrival(VecDeque<(u64, usize)>),
     /// In turns: the lane whose turn it is, and the rows left of its turn.
     RoundRobin { current: u64, turn: usize },
-    /// In the order in which the saved store dealt the segments, which are never empty. After that, in the usual order.
+    /// In the order of the segments, as the saved store dealt them. After that, in the usual order. Has at least one segment.
     Again(VecDeque<Segment>, Box<Order>),
 }
 
@@ -337,7 +337,7 @@ struct Column {
     pending: VecDeque<Pending>,
     /// The rows in `pending` that are not dealt yet.
     rows: usize,
-    /// The position behind the last row that came.
+    /// The number of the row after the last one that came.
     received: u64,
     /// The number of rows to skip as they come, because the saved store had dealt them. These rows come before the rows that `skip`
     /// counts.
@@ -503,8 +503,8 @@ impl Lane {
         }
     }
 
-    /// Discards all batches, and counts their rows as accepted and dropped. `count` adds to the reason. Later rows are skipped if their
-    /// counterparts were discarded here, or if they come before row `at_least`.
+    /// Discards all batches, and counts their rows as accepted and dropped. `count` adds to the reason. Later rows are skipped if
+    /// their counterparts were discarded here, or if they come before row `at_least`.
     fn discard(
         &mut self,
         at_least: u64,

@@ -543,7 +543,7 @@ impl Shared {
         } else if lanes <= 1 {
             tracing::warn!(
                 "a consumer has waited 10 s for a minibatch: no producer() is open, and the store is not closed. It ends with \
-                 close(), or when every handle that can write is dropped; monitor() looks and holds nothing open"
+                 close(), or when every handle that can write is dropped; a monitor() does not keep it open"
             );
         }
     }
