@@ -234,8 +234,8 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Sets the [`window`](Self::window) to the largest one that fits in `bytes`. This memory includes the ready frames, and one frame
-    /// that a consumer works on. It does not include the batches that wait in the queue, which are memory of the callers.
+    /// Sets the [`window`](Self::window) to the largest one that fits in `bytes`. These bytes hold the frames of the window, the ready
+    /// frames, and one frame that a consumer works on. They do not hold the batches in the queue, which are memory of the callers.
     ///
     /// If you call both `window` and `memory`, the later call counts.
     pub fn memory(mut self, bytes: usize) -> Self {
@@ -305,7 +305,7 @@ impl RingStoreBuilder {
     /// writer has a thread of its own. The writer also moves to a thread of its own if the runtime shuts down.
     ///
     /// The writer uses one blocking thread as long as the store lives. The writer starts when the pool has a free thread (of 512, by
-    /// default). Calls that wait for the writer do not return before. A busy blocking thread stops tokio's paused test clock from
+    /// default). Calls that wait for the writer do not return before that. A busy blocking thread stops tokio's paused test clock from
     /// advancing by itself. In a test with a paused clock, build the store outside the runtime.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);

@@ -78,8 +78,8 @@ impl Plan {
         }
     }
 
-    /// Computes how many rows of a minibatch come from the same sequence as one row of the minibatch, this row included. The result is
-    /// the mean over all rows of a minibatch and over all places where the sequences may start. Sequences have `sequence` rows,
+    /// Computes how many rows of a minibatch come from the same sequence as one of its rows, this row included. The result is the
+    /// mean over all rows of a minibatch and over all places where the sequences may start. Sequences have `sequence` rows,
     /// and come one after the other. The result is at least 1, and fewer rows are better.
     ///
     /// The result holds once the store has served its first window. If producers take turns, count in `sequence` all rows from the
