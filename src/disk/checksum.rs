@@ -1,10 +1,10 @@
-//! Checksums: XXH3, 64 bits, as 16 hexadecimal digits.
+//! Checksums: XXH3 with 64 bits, as 16 hexadecimal digits.
 
 use std::hash::Hasher;
 
 use twox_hash::XxHash3_64;
 
-/// The checksum of bytes that come in pieces.
+/// Computes the checksum of bytes that come in pieces.
 #[derive(Default)]
 pub(crate) struct Checksum(XxHash3_64);
 

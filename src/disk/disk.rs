@@ -1,4 +1,4 @@
-//! The operations on files that the crate uses, and the real ones.
+//! The operations on files that the crate uses, and their implementation by the operating system.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -8,32 +8,32 @@ use std::sync::Arc;
 
 use crate::error::DiskError;
 
-/// What the crate does with files. One method, one operation that can fail.
+/// The operations on files. Each method is one operation that can fail.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
-    /// A new file; it must not exist.
+    /// Creates a file. An error if the name exists.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// A file to be read, at first from its start.
+    /// Opens a file, to read it from its start.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Makes names in a folder durable.
+    /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Removes a file, or a folder with all that is in it.
+    /// Removes a file, or a folder with everything in it.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// What is in a folder, in no order.
+    /// Lists the paths in a folder, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
 }
 
-/// A file that is written from its start to its end, but for its head, which may be replaced.
+/// A file that is written from its start to its end. At the end its head may be replaced.
 pub(crate) trait DiskFile: Send {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Writes the first bytes again. Nothing may be written after it.
+    /// Writes the first bytes again. You may not write anything after this call.
     fn replace_head(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Makes what was written durable.
+    /// Makes the written bytes durable.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A file that is read.
+/// A file that is open for reading.
 pub(crate) trait Readable: Read + Seek + Send {}
 
 impl<T: Read + Seek + Send> Readable for T {}
@@ -42,7 +42,7 @@ impl<T: Read + Seek + Send> Readable for T {}
 #[derive(Debug)]
 pub(crate) struct Files;
 
-/// The operating system's files, shared.
+/// Makes a shared handle to the operating system's files.
 pub(crate) fn files() -> Arc<dyn Disk> {
     Arc::new(Files)
 }
@@ -69,7 +69,7 @@ impl Disk for Files {
         File::open(path)?.sync_all()
     }
 
-    /// Other systems have no such operation.
+    /// Does nothing: other systems have no such operation.
     #[cfg(not(unix))]
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         Ok(())
@@ -99,9 +99,9 @@ impl DiskFile for File {
     }
 }
 
-/// Names the file, and what was done with it, in an error.
+/// Adds the path and the operation to an error.
 pub(crate) trait Doing<T> {
-    /// `operation` follows "cannot".
+    /// Adds `path` and `operation`, a verb that follows "cannot" in the message.
     fn doing(self, operation: &'static str, path: &Path) -> Result<T, DiskError>;
 }
 
@@ -111,7 +111,7 @@ impl<T> Doing<T> for io::Result<T> {
     }
 }
 
-/// A whole file.
+/// Reads a whole file.
 pub(crate) fn read_all(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
     let mut bytes = Vec::new();
     disk.open(path).and_then(|mut file| file.read_to_end(&mut bytes)).doing("read", path)?;

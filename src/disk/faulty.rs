@@ -1,4 +1,4 @@
-//! A disk that fails where it is told to, and forgets what was not synced.
+//! A disk in memory that fails where a test says, and forgets the bytes that were not synced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,13 +10,13 @@ use crate::disk::disk::{Disk, DiskFile, Readable};
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
-    /// It returns this error; later ones succeed.
+    /// The operation returns this error. Later operations succeed.
     Error(io::ErrorKind),
-    /// The process dies in the middle of it: it and all later ones have no effect.
+    /// The process dies in the middle of the operation. A write writes half of its bytes. All later operations fail without effect.
     Kill,
 }
 
-/// A disk in memory. It counts operations, and one of them fails.
+/// A disk in memory. It counts operations, and can make one of them fail.
 #[derive(Debug, Default)]
 pub(crate) struct Faulty {
     state: Mutex<Inner>,
@@ -34,23 +34,23 @@ struct Inner {
 #[derive(Clone, Debug, Default)]
 struct Content {
     bytes: Vec<u8>,
-    /// How many of them are safe.
+    /// How many of the bytes are synced.
     synced: usize,
 }
 
 impl Faulty {
-    /// The `n`-th operation from now fails.
+    /// Makes the `n`-th operation from now fail, counted from 0.
     pub(crate) fn fail_at(&self, n: usize, fault: Fault) {
         let mut inner = self.inner();
         inner.fault = Some((inner.operations + n, fault));
     }
 
-    /// How many operations there were.
+    /// The number of operations so far.
     pub(crate) fn operations(&self) -> usize {
         self.inner().operations
     }
 
-    /// The machine lost its power: what was not synced is lost. Works again.
+    /// Acts as a machine that lost its power and started again: bytes that were not synced are lost, and operations work again.
     pub(crate) fn restart(&self) {
         let mut inner = self.inner();
         (inner.fault, inner.dead) = (None, false);
@@ -68,7 +68,7 @@ impl Faulty {
         }
     }
 
-    /// The files, with their lengths.
+    /// The files, and the length of each in bytes.
     pub(crate) fn files(&self) -> Vec<(PathBuf, usize)> {
         let inner = self.inner();
         let files = inner.entries.iter().filter_map(|(path, content)| Some((path.clone(), content.as_ref()?)));
@@ -81,7 +81,7 @@ impl Faulty {
         self.state.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// Counts an operation. `Ok(false)` if it dies half-way.
+    /// Counts an operation. `Ok(false)` if the process dies in the middle of it.
     fn count(&self) -> io::Result<bool> {
         let mut inner = self.inner();
         let dead = || io::Error::other("killed");
@@ -104,7 +104,7 @@ impl Faulty {
         }
     }
 
-    /// An operation that happens as a whole or not at all.
+    /// Counts an operation that happens as a whole or not at all.
     fn whole(&self) -> io::Result<()> {
         if self.count()? { Ok(()) } else { Err(io::Error::other("killed")) }
     }
@@ -119,7 +119,7 @@ impl DiskFile for FaultyFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let whole = self.disk.count()?;
         let mut content = self.content.lock().unwrap_or_else(|poison| poison.into_inner());
-        // A write that is cut short has written a part.
+        // A write that the fault cuts short has written half of its bytes.
         content.bytes.extend(&bytes[..if whole { bytes.len() } else { bytes.len() / 2 }]);
         if whole { Ok(()) } else { Err(io::Error::other("killed")) }
     }
@@ -145,7 +145,7 @@ fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
-/// Shared, since its files count, too.
+/// A shared [`Faulty`], because its files count operations, too.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FaultyDisk(pub(crate) Arc<Faulty>);
 

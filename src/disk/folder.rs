@@ -1,4 +1,4 @@
-//! A folder that is whole or does not have its name.
+//! Writes a folder that gets its name only when it is whole.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -9,27 +9,27 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use crate::disk::disk::{Disk, Doing};
 use crate::error::DiskError;
 
-/// What the names of folders that are being written begin with. One that is found was left by a process that died.
+/// The prefix of the names of files and folders that are being written or removed. A process that dies may leave one behind.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
 
 /// What the name of a whole folder ends with while another takes its place.
 pub(crate) const REPLACED: &str = ".replaced";
 
-/// Marks what this process has not finished. A process id would not do: in a container it may be 1 each time.
+/// The mark of this process in the names of what it has not finished. A process id would not do: in a container it may be 1 each time.
 static MARK: LazyLock<String> = LazyLock::new(|| format!("{:016x}", RandomState::new().hash_one(process::id())));
 
-/// A name of its own for something that is not finished and shall be called `name`.
+/// Makes a temporary name for a file or folder that will be called `name`. No other file or folder has it.
 pub(crate) fn unfinished(name: &str) -> String {
     static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
     format!("{UNFINISHED}{name}-{}-{}", *MARK, ATTEMPTS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether another process has begun what has this name.
+/// Tells whether a temporary name was made by another process.
 pub(crate) fn is_of_another_process(unfinished: &str) -> bool {
     !unfinished.contains(&*MARK)
 }
 
-/// A folder that is being written under a temporary name. Dropping it removes it.
+/// A folder that is being written under a temporary name. Dropping an `UnfinishedFolder` removes the folder.
 #[derive(Debug)]
 pub(crate) struct UnfinishedFolder {
     disk: Arc<dyn Disk>,
@@ -40,7 +40,7 @@ pub(crate) struct UnfinishedFolder {
 }
 
 impl UnfinishedFolder {
-    /// Begins the folder `name` in `parent`, which is made if it is missing.
+    /// Begins the folder `name` in `parent`. Makes `parent` if it is missing.
     pub(crate) fn begin(disk: Arc<dyn Disk>, parent: &Path, name: &str) -> Result<Self, DiskError> {
         let path = parent.join(unfinished(name));
         disk.create_dir_all(parent).doing("create", parent)?;
@@ -52,7 +52,7 @@ impl UnfinishedFolder {
         &self.path
     }
 
-    /// Writes a small file as a whole, and syncs it.
+    /// Writes and syncs a whole small file.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DiskError> {
         let path = self.path.join(name);
         let written = self.disk.create(&path).and_then(|mut file| {
@@ -62,14 +62,14 @@ impl UnfinishedFolder {
         written.doing("write", &path)
     }
 
-    /// Gives the folder its name, in place of an older one of that name. All its files must have been synced.
+    /// Gives the folder its name, and replaces an older folder of that name. All files in the folder must have been synced.
     pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
-        // Another thread may be about to give the same name.
+        // Another thread may be about to give a folder the same name.
         static REPLACING: Mutex<()> = Mutex::new(());
         let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
-        // Folders cannot replace each other in one step. Until the new one has the name, the old one can be read under another.
+        // A folder cannot replace another in one step. So the old folder first gets a name under which readers still find it.
         let old = self.parent.join(format!("{}{REPLACED}", self.name));
         let there = self.disk.list(&self.parent).doing("list", &self.parent)?;
         if there.contains(&named) {
@@ -85,9 +85,9 @@ impl UnfinishedFolder {
         Ok(named)
     }
 
-    /// Gives the folder its name, which must be free. All its files must have been synced.
+    /// Gives the folder its name, which must be free. All files in the folder must have been synced.
     ///
-    /// A folder of that name that holds anything makes the renaming fail, even if another process has just made it.
+    /// The renaming fails if a folder of that name has anything in it, even if another process has just made that folder.
     pub(crate) fn finish_new(mut self) -> Result<PathBuf, DiskError> {
         let named = self.parent.join(&self.name);
         self.disk.sync_dir(&self.path).doing("sync", &self.path)?;
@@ -105,7 +105,7 @@ impl UnfinishedFolder {
 impl Drop for UnfinishedFolder {
     fn drop(&mut self) {
         if !self.finished {
-            // What stays is not taken for whole.
+            // If the removal fails, no reader takes the folder for a whole one.
             let _ = self.disk.remove(&self.path);
         }
     }

@@ -1,7 +1,7 @@
-//! Files, and what can go wrong with them.
+//! Files, and the errors of files.
 //!
-//! Every operation on a file goes through a [`disk::Disk`]: the real one, or in tests one that fails where it is told to. What is
-//! written here is whole and synced, or does not have its final name.
+//! Every operation on a file goes through a [`disk::Disk`]: the real disk or, in tests, a disk that fails where a test says. A folder
+//! that is written here is whole and synced, or does not have its final name.
 
 pub(crate) mod checksum;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]

@@ -1,4 +1,4 @@
-//! One tensor in a safetensors file, so that other programs read it: a header in JSON, then the rows, which start on a page.
+//! A safetensors file with one tensor, which other programs can read: a header in JSON, then the rows, which start on a page.
 
 use std::io::{self, Read};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rows::element::DType;
 
-/// Rows start at a multiple of this.
+/// The rows start at a multiple of this, in bytes.
 const PAGE: u64 = 4096;
 
 #[derive(Serialize, Deserialize)]
@@ -35,19 +35,19 @@ fn offsets(dtype: DType, [rows, features]: [u64; 2]) -> [u64; 2] {
     [0, rows.saturating_mul(features).saturating_mul(dtype.size() as u64)]
 }
 
-/// The header of a file with one tensor, `rows`, of the shape `[rows, features]`.
+/// Makes the header of a file with one tensor of the shape `[rows, features]`. The tensor's name is `rows`.
 pub(crate) fn header(dtype: DType, rows: u64, features: usize) -> Vec<u8> {
     let shape = [rows, features as u64];
     let tensor = Tensor { dtype: name_of(dtype).to_owned(), shape, data_offsets: offsets(dtype, shape) };
-    // JSON has a form for every string and number.
+    // JSON can express every string and number, so this never fails.
     let mut json = serde_json::to_vec(&Header { rows: tensor }).unwrap_or_default();
-    // Spaces may follow the header.
+    // The format allows spaces after the JSON text.
     let length = (8 + json.len() as u64).next_multiple_of(PAGE) - 8;
     json.resize(length as usize, b' ');
     [&length.to_le_bytes()[..], &json].concat()
 }
 
-/// Reads a header, and returns the shape. An error says what is wrong with it.
+/// Reads a header, and returns the shape `[rows, features]`. An error says what is wrong with the header.
 pub(crate) fn read_header(file: &mut dyn Read, dtype: DType) -> io::Result<[u64; 2]> {
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut length = [0; 8];

@@ -1,20 +1,20 @@
-//! How much memory is available now: to the machine, and to the control groups that this process is in.
+//! Finds how much memory is available now, from the machine and from the control groups of this process.
 
 use std::path::Path;
 
-/// Bytes that this process can still use without swapping, as far as Linux says; `None` elsewhere.
+/// The bytes that this process can still use without swapping, as Linux reports them. `None` on other systems.
 ///
-/// Memory that was promised but not touched yet still counts as available.
+/// Memory that a program has mapped but not written to yet still counts as available.
 pub(crate) fn available() -> Option<usize> {
     available_by(|path| std::fs::read_to_string(path).ok())
 }
 
-/// [`available`], from what `read` finds in the operating system's files.
+/// As [`available`]. `read` returns the text of a file of the operating system.
 fn available_by(read: impl Fn(&Path) -> Option<String>) -> Option<usize> {
     let kibibytes = value(&read("/proc/meminfo".as_ref())?, "MemAvailable:")?;
     let groups = read("/proc/self/cgroup".as_ref()).unwrap_or_default();
     let left = groups.lines().filter_map(|line| {
-        // "number:controllers:/path"; no controllers in version 2.
+        // Each line is "number:controllers:/path". In version 2 the controllers are empty.
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
         let (root, version) = match controllers {
@@ -24,7 +24,7 @@ fn available_by(read: impl Fn(&Path) -> Option<String>) -> Option<usize> {
             }
             _ => return None,
         };
-        // A group is bounded by those around it, too. In a container the path may be the host's: then only the root exists.
+        // The groups around a group bound it, too. In a container the path may be the host's. Then only the root exists.
         let group = Path::new(root).join(path.trim_start_matches('/'));
         let around = group.ancestors().take_while(|group| group.starts_with(root));
         around.filter_map(|group| version.left(group, &read)).min()
@@ -33,7 +33,7 @@ fn available_by(read: impl Fn(&Path) -> Option<String>) -> Option<usize> {
     Some(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
-/// What a version of control groups calls its files, and the lines of `memory.stat` that count cached files.
+/// The file names of one version of control groups, and the keys in `memory.stat` that count cached files.
 struct Version {
     limit: &'static str,
     used: &'static str,
@@ -50,7 +50,7 @@ const VERSION_2: Version =
     Version { limit: "memory.max", used: "memory.current", cached: ["active_file", "inactive_file"] };
 
 impl Version {
-    /// Bytes left in a group; `None` if it has no limit. Cached files give way to other memory.
+    /// The bytes left in a group. `None` if the group has no limit. Cached files count as free, because the system can drop them.
     fn left(&self, group: &Path, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
         let number = |file: &str| read(&group.join(file))?.trim().parse::<u64>().ok();
         let (limit, used) = (number(self.limit)?, number(self.used)?);
@@ -60,7 +60,7 @@ impl Version {
     }
 }
 
-/// The number behind `key` in a text of lines "key number".
+/// The number after `key` in a text of lines "key number".
 fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn without_groups_it_is_what_the_machine_has() {
+    fn without_groups_the_machine_sets_the_limit() {
         assert_eq!(with(&[MEMINFO]), Some(SYSTEM));
         assert_eq!(with(&[MEMINFO, ("/proc/self/cgroup", "0::/user.slice\n")]), Some(SYSTEM));
         assert_eq!(with(&[MEMINFO, ("/proc/self/cgroup", "no such line\n")]), Some(SYSTEM));
     }
 
     #[test]
-    fn a_system_that_says_nothing_is_taken_at_its_word() {
+    fn without_figures_from_the_system_nothing_is_known() {
         assert_eq!(with(&[]), None);
         assert_eq!(with(&[("/proc/meminfo", "MemTotal: 1 kB\n")]), None);
         assert_eq!(with(&[("/proc/meminfo", "MemAvailable: many kB\n")]), None);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     #[cfg_attr(miri, ignore = "reads the machine's files")]
-    fn this_machine_has_some() {
+    fn this_machine_has_available_memory() {
         assert!(available().is_some_and(|bytes| bytes > 0 && bytes < usize::MAX));
     }
 }

@@ -1,4 +1,4 @@
-//! Reads a batch, as bytes of the element type that a component holds, or copies it to slots.
+//! Reads the rows of a batch as bytes of the component's element type, or copies them to slots.
 
 use std::ops::Range;
 
@@ -12,11 +12,11 @@ use crate::memory::narrow::bf16_bits;
 use crate::rows::batch::Batch;
 use crate::rows::element::{AnyRows, DType, Element, with_rows};
 
-/// Reads rows for one component; keeps the memory it converts in.
+/// Reads rows for one component. Keeps the memory that it uses for conversion.
 #[derive(Debug)]
 pub(crate) struct RowReader {
     target: DType,
-    /// `u64`s, so that every element type is aligned.
+    /// The converted rows. The vector holds `u64`s, so every element type is aligned.
     scratch: Vec<u64>,
 }
 
@@ -25,19 +25,19 @@ impl RowReader {
         RowReader { target, scratch: Vec::new() }
     }
 
-    /// Calls `each` with the bytes of the rows in `range`: as many rows in sequence as lie, or are converted, in one
-    /// piece, and the number (from 0) of the first.
+    /// Calls `each` with the bytes of the rows in `range`, in pieces of one or more rows. The first argument is the number of
+    /// the piece's first row, counted from 0 at the start of `range`.
     ///
-    /// The batch's elements must convert to the component's (`Layout::check` sees to that).
+    /// The batch's elements must convert to the component's: `Layout::check` has checked this.
     pub(crate) fn read(&mut self, batch: &Batch, range: Range<usize>, each: impl FnMut(usize, &[u8])) {
         if range.is_empty() {
-            // Such a batch may say that it has no features.
+            // An empty batch may have 0 features, so a row may have 0 bytes.
             return;
         }
         with_rows!(&batch.rows, rows => self.read_typed(rows.view(), range, each));
     }
 
-    /// Copies the rows in `range` to their slots, of which the first has the number 0.
+    /// Copies the rows in `range` to their slots. The first row goes to slot 0.
     pub(crate) fn copy(&mut self, batch: &Batch, range: Range<usize>, copier: &RowCopier, slots: &mut impl Slots) {
         let width = batch.features() * self.target.size();
         match &batch.rows {
@@ -62,7 +62,7 @@ impl RowReader {
         }
         let features = rows.ncols();
         let bytes = features * self.target.size();
-        // Narrow rows several at a time.
+        // Converts several narrow rows at a time.
         let at_once = (CONVERTED / bytes).max(1);
         self.scratch.resize((at_once * bytes).div_ceil(size_of::<u64>()), 0);
         let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
@@ -76,7 +76,7 @@ impl RowReader {
     }
 }
 
-/// The slots from number `first` on.
+/// The slots that start at number `first`.
 struct Behind<'a, S> {
     slots: &'a mut S,
     first: usize,
@@ -89,10 +89,11 @@ impl<S: Slots> Slots for Behind<'_, S> {
     }
 }
 
-/// Bytes that are converted before they are copied: few, so that reading one piece overlaps with writing another.
+/// The number of bytes that are converted before they are copied. It is small, so reading one piece overlaps with writing another.
 const CONVERTED: usize = 2 << 10;
 
-/// Calls `each` with rows in one piece and the number (from 0) of the first.
+/// Calls `each` with pieces of contiguous rows. The first argument is the number of the piece's first row, counted from 0 at the
+/// start of `range`.
 fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
     let features = rows.ncols();
     if let Some(values) = rows.as_slice() {
@@ -111,7 +112,7 @@ fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl 
     }
 }
 
-/// Conversion of values to another floating-point type.
+/// Converts values to another floating-point type.
 trait Convert: Element {
     fn convert(row: &[Self], target: DType, out: &mut [u8]);
 }
@@ -168,7 +169,7 @@ fn map<S: Copy, T>(row: &[S], out: &mut [T], convert: impl Fn(S) -> T) {
     }
 }
 
-/// Widens a component's row to `f32`, unless it holds integers.
+/// Widens a component's row to `f32`. An error if the component holds integers.
 pub(crate) fn widen(row: &[u8], component: usize, dtype: DType, out: &mut [f32]) -> Result<(), IndexError> {
     match dtype {
         DType::F32 => out.copy_from_slice(bytemuck::cast_slice(row)),

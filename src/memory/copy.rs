@@ -1,13 +1,13 @@
 //! Copies rows into frames, or gathers rows from frames, with streaming stores. One of the files with `unsafe`.
 //!
-//! A row is written once and read again only after half a window of other rows, long after a cache would have dropped
-//! it. Ordinary stores would first read the destination into the cache, and push out what is of use; streaming
-//! (non-temporal) stores write whole lines past it. They are weakly ordered, so a fence must follow before another
-//! thread may read: dropping the [`RowCopier`] issues it.
+//! The writer writes a row once. The row is read only after half a window of other rows, when no cache would still hold it.
+//! Ordinary stores would first read the destination into the cache, and would push out useful data. Streaming (non-temporal)
+//! stores write whole lines past the cache. Streaming stores are weakly ordered, so a fence must follow before another thread
+//! may read the rows. Dropping the [`RowCopier`] issues the fence.
 
 use crate::rows::layout::ALIGN;
 
-/// Rows of so many bytes are written past the cache: fewer may still be in it when they are read.
+/// The fewest bytes that are gathered past the cache. Fewer bytes may still be in the cache when they are read.
 pub(crate) const STREAMED: usize = 256 << 10;
 
 /// Where rows are copied to.
@@ -16,30 +16,30 @@ pub(crate) trait Slots {
     fn slot(&mut self, i: usize) -> &mut [u8];
 }
 
-/// Rows that follow one another, and the slot of each.
+/// Rows that follow one another in memory, and the slot of each row.
 struct Scattered<'a, 'r, S> {
     rows: &'r [u8],
     width: usize,
     slots: &'a mut S,
 }
 
-/// Rows that lie anywhere, and slots that follow one another.
+/// Rows that lie anywhere in memory, and slots that follow one another.
 struct Gathered<'a, F> {
     row: F,
     into: &'a mut [u8],
     width: usize,
     count: usize,
-    /// How many rows ahead of the copied one are fetched.
+    /// The row that is fetched comes so many rows after the row that is copied.
     ahead: usize,
 }
 
-/// Bytes of a row that are fetched ahead: the processor itself sees where a longer row goes on.
+/// The bytes of a row that are fetched ahead. The processor itself fetches the rest of a longer row.
 const FETCHED: usize = 24 * ALIGN;
 
-/// Bytes that are on their way while a row is copied: about as many as one core can wait for.
+/// The bytes that are being fetched while a row is copied: about as many as one core can wait for.
 const ON_THE_WAY: usize = 8 * FETCHED;
 
-/// Pairs of a row and where it is copied to.
+/// Pairs of a row and the slot that it is copied to.
 trait Pairs<'r> {
     fn pair(&mut self, i: usize) -> (&'r [u8], &mut [u8]);
 }
@@ -61,12 +61,12 @@ impl<'r, F: FnMut(usize) -> &'r [u8]> Pairs<'r> for Gathered<'_, F> {
     }
 }
 
-/// Copies rows; what it has written may be read by other threads once it is dropped.
+/// Copies rows. Other threads may read the copies once the copier is dropped.
 pub(crate) struct RowCopier {
     kernel: Kernel,
 }
 
-/// The stores that a row is written with.
+/// The kind of stores that write a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernel {
     Ordinary,
@@ -79,13 +79,13 @@ enum Kernel {
 }
 
 impl RowCopier {
-    /// A copier with the widest streaming stores this processor has, or with ordinary stores if not `streaming`. Those are
-    /// better if the destination will still be in the cache when it is read.
+    /// Makes a copier with the widest streaming stores of this processor or, if not `streaming`, with ordinary stores. Ordinary
+    /// stores are better if the destination will still be in the cache when it is read.
     pub(crate) fn new(streaming: bool) -> Self {
         RowCopier { kernel: if streaming { widest() } else { Kernel::Ordinary } }
     }
 
-    /// Whether it writes past the cache.
+    /// Whether the copier writes past the cache.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(crate) fn streams(&self) -> bool {
         self.kernel != Kernel::Ordinary
@@ -112,7 +112,7 @@ impl RowCopier {
     fn run<'r>(&self, count: usize, pairs: &mut impl Pairs<'r>) {
         match self.kernel {
             Kernel::Ordinary => ordinary(count, pairs),
-            // SAFETY: these kernels exist only where `widest` has found that the processor can run them.
+            // SAFETY: a copier has this kernel only if `widest` has found that the processor can run it.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Kernel::Stream128 => unsafe { x86::stream_128(count, pairs) },
             // SAFETY: as above.
@@ -151,7 +151,7 @@ fn widest() -> Kernel {
     Kernel::Ordinary
 }
 
-/// Tells the processor that a row is read soon.
+/// Tells the processor that a row will be read soon.
 #[inline(always)]
 fn fetch(row: &[u8]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -163,9 +163,9 @@ fn fetch(row: &[u8]) {
     let _ = row;
 }
 
-/// Runs `work` with wider vectors than every x86-64 processor has, if this one has them.
+/// Runs `work` with wider vectors than the baseline of x86-64, if this processor has them.
 ///
-/// They reach as far as the compiler inlines: pass a closure around a plain loop.
+/// Only code that the compiler inlines into `work` uses the wider vectors. So pass a closure around a plain loop.
 pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
@@ -209,8 +209,9 @@ mod x86 {
         work()
     }
 
-    /// Defines a copy of rows with streaming stores of one width. The loop over the rows is inside, for a function with
-    /// a target feature is not inlined into callers without: a call for each row would cost as much as a narrow row.
+    /// Defines a copy of rows with streaming stores of one width. The function contains the loop over the rows, because the
+    /// compiler does not inline a function with a target feature into a caller without it. A call for each row would cost as
+    /// much as a narrow row.
     macro_rules! kernel {
         ($name:ident, $feature:literal, $vector:ty, $load:ident, $stream:ident) => {
             /// # Safety

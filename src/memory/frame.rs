@@ -1,4 +1,4 @@
-//! The memory of one minibatch. One of the files with `unsafe`.
+//! Frames: each is the memory of one minibatch, or of several small ones. One of the files with `unsafe`.
 //!
 //! ```text
 //! chunk  ┌───────── frame 0 ─────────┬───────── frame 1 ─────────┬─ …
@@ -7,9 +7,9 @@
 //!          block c: [rows, features of c], contiguous, starting on a 64-byte boundary
 //! ```
 //!
-//! Frames are carved from chunks of about 8 MiB so that small frames too lie on huge pages, while a minibatch that the
-//! consumer keeps pins little memory beyond its own. The operating system provides chunks zeroed, and lazily: allocating
-//! costs next to nothing, and the first write to a page waits until the operating system has zeroed it.
+//! Frames are parts of chunks of about 8 MiB. So small frames also lie on huge pages, and a minibatch that a consumer keeps
+//! pins little memory beyond its own. The operating system provides the pages of a chunk zeroed, and only when they are first
+//! written to. So allocation takes little time, and the first write to a page waits until the operating system has zeroed it.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -22,15 +22,19 @@ use crate::memory::copy::{RowCopier, STREAMED};
 use crate::memory::pages::map;
 use crate::rows::layout::Layout;
 
+/// The size of a chunk, in bytes.
 const CHUNK: usize = 8 << 20;
-/// Operating systems bound how many mappings a process has (Linux: 65,530), so chunks are larger when there are many.
+
+/// The most chunks of one allocation. Chunks become larger instead, because operating systems bound the number of mappings of a
+/// process (Linux: 65,530).
 const MOST_CHUNKS: usize = 8192;
-/// The memory of one minibatch: `layout.rows()` rows of every component. Always initialised, with zeroes at first.
+
+/// The memory of `layout.rows()` rows of every component. Always initialised, at first with zeroes.
 pub(crate) struct Frame {
-    /// Initialised bytes that this frame alone uses.
+    /// Initialised bytes that only this frame uses.
     memory: NonNull<[u8]>,
     layout: Arc<Layout>,
-    /// What `memory` lies in; unmapped with its last frame.
+    /// The chunk that holds `memory`. It is unmapped when its last frame is dropped.
     _chunk: Arc<MmapMut>,
 }
 
@@ -40,14 +44,15 @@ unsafe impl Send for Frame {}
 unsafe impl Sync for Frame {}
 
 impl Frame {
-    /// Obtains `count` frames. Returns at once: the operating system provides the memory when it is first written to.
+    /// Obtains `count` frames. Returns at once: the operating system provides the memory at the first write to it.
     pub(crate) fn allocate(layout: &Arc<Layout>, count: usize, what: &'static str) -> Result<Vec<Self>, BuildError> {
         let (rows, row_bytes) = (count.saturating_mul(layout.rows()), layout.bytes() / layout.rows().max(1));
         let overflow = || BuildError::Overflow { what, rows, row_bytes };
         let total =
             layout.bytes().checked_mul(count).filter(|&total| isize::try_from(total).is_ok()).ok_or_else(overflow)?;
         let refused = || BuildError::Allocation { what, bytes: total, rows, row_bytes };
-        // Asked for in one piece first: an operating system that overcommits refuses only single requests that are too large.
+        // Asks for all memory in one piece first, and gives it back. An operating system that overcommits refuses only a single
+        // request that is too large.
         drop(map(total).ok_or_else(refused)?);
         let per_chunk = (CHUNK / layout.bytes()).max(count.div_ceil(MOST_CHUNKS)).max(1);
         let mut frames = Vec::with_capacity(count);
@@ -72,7 +77,7 @@ impl Frame {
         &self.layout
     }
 
-    /// Fills the first `rows` slots: `source(component)` says which row of the component goes to a slot.
+    /// Fills the first `rows` slots. `source(component)` returns a function from a slot to the component's row for that slot.
     pub(crate) fn gather<'a, R: FnMut(usize) -> &'a [u8]>(&mut self, rows: usize, source: impl Fn(usize) -> R) {
         let bytes: usize =
             (0..self.layout.n_components()).map(|component| rows * self.layout.row_bytes(component)).sum();
@@ -83,18 +88,18 @@ impl Frame {
         }
     }
 
-    /// Where its memory starts, for its parts.
+    /// Where the frame's memory starts. The frame's parts use this.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.memory.cast()
     }
 
-    /// Every component, block after block.
+    /// The bytes of every component, block after block.
     fn all(&self) -> &[u8] {
         // SAFETY: `allocate` gives each frame a part of its own of a mapped, zeroed chunk, which the frame keeps mapped.
         unsafe { self.memory.as_ref() }
     }
 
-    /// Every component, block after block.
+    /// The bytes of every component, block after block.
     #[inline]
     pub(crate) fn all_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `all`, and `&mut self` makes the access exclusive.
@@ -113,7 +118,7 @@ impl Frame {
         &mut self.all_mut()[start..][..len]
     }
 
-    /// Gives the row of a component in a slot; faster for many than [`row`](Self::row).
+    /// Returns a function from a slot to the row of a component. For many rows it is faster than [`row`](Self::row).
     pub(crate) fn rows_of<'a>(&'a self, component: usize) -> impl Fn(usize) -> &'a [u8] + 'a {
         let (rows, width) = (self.rows(component, self.layout.rows()), self.layout.row_bytes(component));
         move |slot| &rows[slot * width..][..width]

@@ -1,7 +1,7 @@
-//! The memory that rows lie in, and the copying of rows to it. All of the crate's `unsafe` code is here.
+//! The memory that holds rows, and the code that copies rows to it. All of the crate's `unsafe` code is here.
 //!
-//! A layout comes in and frames go out: aligned, initialised memory for a minibatch. Batches come in and are copied, or
-//! converted to the component's element type, row by row.
+//! This folder makes frames from a layout: aligned, initialised memory for minibatches. It copies the rows of batches to frames,
+//! or converts them to the component's element type.
 
 pub(crate) mod available;
 pub(crate) mod convert;

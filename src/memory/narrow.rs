@@ -1,12 +1,12 @@
 //! Converts f32 rows to bf16 straight into their slots. One of the files with `unsafe`.
 //!
-//! The rows are read once and half of their bytes is written, with streaming stores as in `copy`. To convert into a buffer
-//! first, and copy from there, took longer than to copy the rows as they are.
+//! The kernels read the rows once and write half as many bytes, with streaming stores as in `copy`. A conversion into a buffer,
+//! and then a copy from the buffer, took longer than a copy of the rows without conversion.
 
 use crate::memory::copy::{RowCopier, Slots, widely};
 
-/// The bits of the nearest bf16, ties to even; NaN stays NaN. As `half::bf16::from_f32`, but without a branch, so that the
-/// compiler can do many at once.
+/// The bits of the nearest bf16. Ties go to the even value, and NaN stays NaN. The result equals `half::bf16::from_f32`, but this
+/// code has no branch, so the compiler can convert many values at once.
 #[inline]
 pub(crate) fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -19,7 +19,7 @@ impl RowCopier {
     /// Copies rows of `features` values each to their slots, as bf16.
     ///
     /// # Panics
-    /// Panics if a slot has not the size of a row.
+    /// Panics if the size of a slot differs from the size of a row in bf16.
     pub(crate) fn copy_as_bf16(&self, values: &[f32], features: usize, slots: &mut impl Slots) {
         let rows = values.chunks_exact(features).enumerate();
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -51,10 +51,10 @@ mod x86 {
     use super::{Slots, bf16_bits, ordinary};
     use crate::rows::layout::ALIGN;
 
-    /// Values of a line of bf16.
+    /// The number of bf16 values in a cache line.
     const VALUES: usize = ALIGN / size_of::<u16>();
 
-    /// Defines a copy with streaming stores of one width. The loop over the rows is inside, as in `copy`.
+    /// Defines a copy with streaming stores of one width. The function contains the loop over the rows, as in `copy`.
     macro_rules! kernel {
         ($name:ident, $feature:literal, $vector:ty, $load:ident, $stream:ident) => {
             /// # Safety

@@ -1,4 +1,4 @@
-//! Rows of a frame in a consumer's hands: all of its rows, or a part that shares the frame with other parts.
+//! The rows of a frame that a consumer has: all rows of the frame, or a part that shares the frame with other parts.
 //!
 //! ```text
 //! frame  ┌──── block 0 ────┬──── block 1 ────┐
@@ -16,7 +16,7 @@ use crate::memory::pool::FrameHome;
 use crate::rows::element::Element;
 use crate::rows::layout::Layout;
 
-/// Some rows of a frame, the same of every component. They belong to this part alone.
+/// Some rows of a frame, the same rows of every component. They belong to this part only.
 ///
 /// When the last part of a frame is dropped, the frame goes home.
 pub(crate) struct Part {
@@ -26,15 +26,15 @@ pub(crate) struct Part {
 }
 
 enum Memory {
-    /// The frame has no other part. `None` once it has gone home.
+    /// The only part of its frame. `None` once the frame has gone home.
     Whole(Option<Frame>, Arc<dyn FrameHome>),
-    /// Other parts have other rows.
+    /// A part that shares its frame with other parts.
     Shared(Arc<SharedFrame>),
 }
 
 /// A frame with several parts.
 struct SharedFrame {
-    /// `None` once it has gone home.
+    /// `None` once the frame has gone home.
     frame: Option<Frame>,
     home: Arc<dyn FrameHome>,
 }
@@ -48,13 +48,13 @@ impl Drop for SharedFrame {
 }
 
 impl Part {
-    /// The first `rows` rows of a frame that has no other part, and goes back to `home`.
+    /// Makes a part of the first `rows` rows of a frame. The frame has no other part, and goes back to `home`.
     pub(crate) fn whole(frame: Frame, rows: usize, home: Arc<dyn FrameHome>) -> Self {
         debug_assert!(rows <= frame.layout().rows());
         Part { memory: Memory::Whole(Some(frame), home), first: 0, rows }
     }
 
-    /// Takes the first `rows` rows out, no more than there are, as a part of their own.
+    /// Takes out the first `rows` rows, or all if there are fewer, and returns them as a new part.
     pub(crate) fn split_front(&mut self, rows: usize) -> Part {
         let rows = rows.min(self.rows);
         if let Memory::Whole(frame, home) = &mut self.memory {
@@ -81,7 +81,7 @@ impl Part {
         }
     }
 
-    /// Where a component's rows start in the frame, and how many bytes they are.
+    /// Where a component's rows start in the frame, and their length, both in bytes.
     fn span(&self, layout: &Layout, component: usize) -> (usize, usize) {
         let width = layout.row_bytes(component);
         (layout.offset(component) + self.first * width, self.rows * width)
@@ -91,8 +91,8 @@ impl Part {
     pub(crate) fn component(&self, component: usize) -> &[u8] {
         let Some(frame) = self.frame() else { return &[] };
         let (start, len) = self.span(frame.layout(), component);
-        // SAFETY: the rows are within the frame. They belong to this part alone, so that nothing writes to them while
-        // `&self` is borrowed; other parts have other rows, and the frame gives no access while it has parts.
+        // SAFETY: the rows are within the frame. They belong to this part only, so nothing writes to them while `&self` is
+        // borrowed: other parts have other rows, and the frame gives no access while it has parts.
         unsafe { std::slice::from_raw_parts(frame.start().add(start).as_ptr(), len) }
     }
 
@@ -100,7 +100,7 @@ impl Part {
     pub(crate) fn component_mut(&mut self, component: usize) -> &mut [u8] {
         let Some(frame) = self.frame() else { return &mut [] };
         let (start, len) = self.span(frame.layout(), component);
-        // SAFETY: as above, and `&mut self` makes the access exclusive.
+        // SAFETY: as in `component`, and `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(frame.start().add(start).as_ptr(), len) }
     }
 
@@ -111,7 +111,10 @@ impl Part {
         &rows[n * width..][..width]
     }
 
-    /// All components, `[row, component, feature]`. All must be alike: of so many features, and of type `T`.
+    /// All components, `[row, component, feature]`.
+    ///
+    /// # Panics
+    /// Panics if a component does not have `features` features of type `T`.
     pub(crate) fn stacked<T: Element>(&self, features: usize) -> ArrayView3<'_, T> {
         let Some(frame) = self.frame() else {
             return ArrayView3::from_shape((0, 0, 0), &[]).expect("no values need no memory");
@@ -123,8 +126,8 @@ impl Part {
         let block = layout.bytes() / components / size_of::<T>();
         let shape = (self.rows, components, features).strides((features, block, 1));
         let (start, _) = self.span(layout, 0);
-        // SAFETY: the view reaches the rows of this part in every block, which `component` shows is sound, and nothing else:
-        // blocks are equally far apart, since all components are alike. Blocks, and rows of `T`, are aligned for `T`.
+        // SAFETY: the view reaches only the rows of this part in every block, and `component` explains why that is sound. All
+        // components are alike, so the blocks lie at equal distances. Blocks, and rows of `T`, are aligned for `T`.
         unsafe { ArrayView3::from_shape_ptr(shape, frame.start().add(start).as_ptr().cast()) }
     }
 }

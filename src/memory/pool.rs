@@ -1,25 +1,25 @@
-//! Frames that wait to be used again.
+//! Empty frames that wait for their next use.
 
 use crate::memory::frame::Frame;
 
-/// Where the frame of a minibatch goes when the minibatch is dropped.
+/// Takes back the frame of a minibatch when the minibatch is dropped.
 pub(crate) trait FrameHome: Send + Sync {
     fn give_back(&self, frame: Frame);
 }
 
-/// Empty frames, all of one layout. Plain data: its owner locks it.
+/// Empty frames, all of one layout. Plain data: the owner of the pool locks it.
 #[derive(Debug)]
 pub(crate) struct Pool {
     empty: Vec<Frame>,
 }
 
 impl Pool {
-    /// An empty pool; `expected` frames fit without another allocation.
+    /// Makes a pool without frames. `expected` frames fit without another allocation.
     pub(crate) fn new(expected: usize) -> Self {
         Pool { empty: Vec::with_capacity(expected) }
     }
 
-    /// How many frames are empty.
+    /// The number of frames in the pool.
     pub(crate) fn len(&self) -> usize {
         self.empty.len()
     }

@@ -1,4 +1,4 @@
-//! Which rows are taken: how far each lane and component is, and how many rows are queued.
+//! Decides which rows are taken, from the position of each lane and component and the number of queued rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use crate::pipeline::queue::{Demand, QueueBound};
 /// What to do with rows that the queue has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRoomThen {
-    /// Take them all the same, unless the store is configured to reject them.
+    /// Take them anyway, unless the store is configured to reject them.
     LineUp,
     /// Refuse them.
     Refuse,
-    /// Refuse them, also while other callers wait for room.
+    /// Refuse them. Also refuse rows that have room while other callers wait for room.
     RefuseBehindOthers,
 }
 
-/// The rows that producers have handed over, and may hand over. Plain data.
+/// The rows that producers have handed over, and the rows that they may hand over. Plain data.
 #[derive(Debug)]
 pub(crate) struct Admission {
     config: Arc<Config>,
     lanes: BTreeMap<u64, LaneRows>,
     next_lane: u64,
-    /// Lanes of the saved store that nothing has opened here: the name of each, if it has one, and whether it had ended.
+    /// The lanes of the saved store that no producer has opened here: the name of each, if it has one, and whether it had ended.
     unclaimed: BTreeMap<u64, (Option<Arc<str>>, bool)>,
     /// The bound that all lanes share, under [`Merge::Arrival`].
     bound: Option<QueueBound>,
@@ -35,35 +35,35 @@ pub(crate) struct Admission {
 /// A lane, as its producers see it.
 #[derive(Debug)]
 struct LaneRows {
-    /// Rows of each component that were handed over.
+    /// The rows of each component that were handed over.
     handed: Vec<u64>,
-    /// How many of them have been dealt, set aside or discarded.
+    /// The rows of each component that have been dealt, set aside or discarded.
     settled: Vec<u64>,
     closed: bool,
-    /// Rows were handed over.
+    /// Whether rows have been handed over.
     written: bool,
-    /// How far the counts are ahead of the row numbers: a resumed lane is sent again from its first row on.
+    /// How far the counts are ahead of the row numbers. 0 unless a resumed lane is sent again from its first row on.
     ahead: u64,
     name: Option<Arc<str>>,
-    /// A resumed lane takes no rows from here on: it had ended.
+    /// The row from which a resumed lane takes no more rows, if the lane had ended.
     ends_at: Option<u64>,
-    /// The bound of this lane alone, under [`Merge::RoundRobin`] and in a resumed store: a lane that waits for its turn leaves the
-    /// others their share.
+    /// The bound of this lane only, under [`Merge::RoundRobin`] and in a resumed store. So a lane that waits for its turn does not take
+    /// the room of other lanes.
     bound: Option<QueueBound>,
 }
 
-/// A lane that was opened.
+/// The outcome of opening a lane.
 pub(crate) struct Opened {
     pub(crate) id: u64,
-    /// It is a lane of the saved store. The writer knows it, or it has ended.
+    /// Whether this is a lane of the saved store. The writer already knows such a lane, unless it has ended.
     pub(crate) resumed: bool,
 }
 
-/// What a flush waits for: the rows that lanes must have settled, or `None` where the lane must have ended.
+/// What a flush waits for: for each lane the rows that must be settled, or `None` if the lane must have ended.
 pub(crate) type Unsettled = Vec<(u64, Option<Vec<u64>>)>;
 
 impl Admission {
-    /// For a store whose own lane, number 0, is open.
+    /// For a new store. The store's own lane, number 0, is open.
     pub(crate) fn new(config: Arc<Config>) -> Self {
         let shared = config.merge == Merge::Arrival;
         let bound = shared.then(|| QueueBound::new(config.queue_rows, config.layout.n_components()));
@@ -73,8 +73,8 @@ impl Admission {
         admission
     }
 
-    /// Takes over the lanes of the saved store: `lanes` go on, all others have ended. The saved store had opened `opened` lanes. Each
-    /// lane has a bound of its own: a lane that waits until its rows are dealt again leaves the others their share.
+    /// Takes over the lanes of the saved store. `lanes` go on, and all other lanes have ended. The saved store had opened `opened`
+    /// lanes. Each lane has a bound of its own, so a lane that waits until its rows are dealt again does not take the room of others.
     pub(crate) fn resume(
         &mut self,
         lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>)>,
@@ -98,9 +98,10 @@ impl Admission {
         self.next_lane = opened.max(1);
     }
 
-    /// Opens a lane. In a resumed store, hands out the saved lane of that name or, without a name, the next saved lane without one.
+    /// Opens a lane. In a resumed store, returns the saved lane of that name. Without a name, returns the next saved lane without a
+    /// name.
     pub(crate) fn open_lane(&mut self, name: Option<Arc<str>>) -> Result<Opened, WriteError> {
-        // Of several lanes of one name, the one that was open.
+        // If several saved lanes have the name, takes the one that was open.
         let of_name = || self.unclaimed.iter().filter(|(_, (other, _))| *other == name);
         let open = || of_name().find(|(_, (_, ended))| !ended);
         let resumed = if name.is_some() { open().or_else(|| of_name().next()) } else { of_name().next() };
@@ -130,13 +131,13 @@ impl Admission {
         self.next_lane - 1
     }
 
-    /// A lane of a resumed store is sent again from its first row on.
+    /// Notes that a lane of a resumed store is sent again from its first row on.
     pub(crate) fn send_again(&mut self, lane: u64) -> Result<(), WriteError> {
         let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
         if lane.written {
             return Err(WriteError::LaneStarted { rows: lane.handed[0] - lane.ahead });
         }
-        // The counts stay as they are, so that they fit what the writer reports meanwhile.
+        // The counts stay as they are, so that they fit the writer's next reports.
         lane.ahead = lane.handed[0];
         Ok(())
     }
@@ -145,27 +146,27 @@ impl Admission {
         &self.config
     }
 
-    /// How many lanes were ever opened.
+    /// The number of lanes that were ever opened.
     pub(crate) fn lanes_opened(&self) -> u64 {
         self.next_lane
     }
 
-    /// The saved lanes that were open and that nothing has opened here: their numbers and names.
+    /// The saved lanes that were open, and that no producer has opened here: the number and name of each.
     pub(crate) fn missing_lanes(&self) -> impl Iterator<Item = (u64, Option<&Arc<str>>)> {
         let open = self.unclaimed.iter().filter(|(_, (_, ended))| !ended);
         open.map(|(&id, (name, _))| (id, name.as_ref()))
     }
 
-    /// Takes no more rows on a lane. Returns whether it was open.
+    /// Closes a lane: it takes no more rows. Returns whether the lane was open.
     pub(crate) fn close_lane(&mut self, lane: u64, wakers: &mut Vec<Waker>) -> bool {
         let Some(open) = self.lanes.get_mut(&lane).filter(|lane| !lane.closed) else { return false };
         open.closed = true;
-        // Callers on other lanes may wait at the same bound. They look, and wait on.
+        // Callers on other lanes may wait at the same bound. They look at the store, and go on waiting.
         self.wake_all(wakers);
         true
     }
 
-    /// Lanes that take rows, with the store's own.
+    /// The number of lanes that take rows, with the store's own lane.
     pub(crate) fn open_lanes(&self) -> usize {
         self.lanes.values().filter(|lane| !lane.closed).count()
     }
@@ -177,7 +178,7 @@ impl Admission {
 
     // Rows.
 
-    /// Checks that rows may be handed over, if there is room. Returns the position of the first.
+    /// Checks that the lane takes the rows, apart from room in the queue. Returns the number of the first row.
     pub(crate) fn check(&self, lane: u64, demand: Demand) -> Result<u64, WriteError> {
         let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
         match demand.component {
@@ -188,7 +189,7 @@ impl Admission {
         Ok(lane.handed[demand.component.unwrap_or(0)] - lane.ahead)
     }
 
-    /// Checks that rows may be handed over now. Returns the position of the first.
+    /// Checks that the lane takes the rows now. Returns the number of the first row.
     pub(crate) fn admit(&mut self, lane: u64, demand: Demand, no_room: NoRoomThen) -> Result<u64, WriteError> {
         let first_row = self.check(lane, demand)?;
         let lines_up = no_room == NoRoomThen::LineUp && self.config.when_full != WhenFull::Reject;
@@ -205,8 +206,8 @@ impl Admission {
         Err(StoreFullError::queue(NoRoom { component, rows: demand.rows, held, bound }).into())
     }
 
-    /// Whether the rows belong to rows of another component that were taken. They never wait, and are never refused for
-    /// room: that would leave the others without counterparts.
+    /// Whether the store has taken the same rows of another component. Rows with such counterparts never wait, and are never refused
+    /// for room, because then the counterparts could not be dealt.
     fn has_counterparts(&self, lane: u64, demand: Demand) -> bool {
         let (Some(lane), Some(component)) = (self.lanes.get(&lane), demand.component) else { return false };
         lane.has_counterparts(component, demand.rows)
@@ -221,7 +222,7 @@ impl Admission {
             lane.written = true;
             demand.components(lane.handed.len()).for_each(|component| lane.handed[component] += demand.rows as u64);
         }
-        // Rows of a component may be the counterparts that a caller in line waits for no longer.
+        // These rows may be the counterparts of the rows of a caller in line. Then the caller need not wait any longer.
         if demand.component.is_some() {
             let Admission { lanes, bound, .. } = self;
             let Some(of_lane) = lanes.get_mut(&lane) else { return };
@@ -232,7 +233,7 @@ impl Admission {
         }
     }
 
-    /// Notes how many rows of a lane have been settled since it was opened.
+    /// Notes the rows of each component of a lane that have been settled since the lane was opened.
     pub(crate) fn settle(&mut self, lane: u64, settled: &[u64]) {
         let Some(lane) = self.lanes.get_mut(&lane) else { return };
         let Some(bound) = lane.bound.as_mut().or(self.bound.as_mut()) else { return };
@@ -242,18 +243,19 @@ impl Admission {
         }
     }
 
-    /// Forgets all queued rows: they have been discarded.
+    /// Forgets all queued rows, because they have been discarded.
     pub(crate) fn clear(&mut self) {
         self.bounds_mut().for_each(QueueBound::clear);
     }
 
-    /// Rows of a component that are queued, on all lanes.
+    /// The queued rows of a component, on all lanes.
     pub(crate) fn queued(&self, component: usize) -> usize {
         let of_lanes = self.lanes.values().filter_map(|lane| lane.bound.as_ref());
         of_lanes.chain(&self.bound).map(|bound| bound.queued(component)).sum()
     }
 
-    /// The lanes that have rows to settle, or that are about to end; all that were written to if `closed`.
+    /// The lanes that a flush must wait for: lanes with rows to settle, and lanes that end. In a store that is `closed`, these are all
+    /// lanes that have got rows.
     pub(crate) fn unsettled(&self, closed: bool) -> Unsettled {
         let unsettled = self.lanes.iter().filter_map(|(&id, lane)| {
             let ends = lane.closed || closed && lane.handed.iter().any(|&rows| rows > 0);
@@ -263,6 +265,7 @@ impl Admission {
         unsettled.collect()
     }
 
+    /// Whether a flush need not wait any longer.
     pub(crate) fn is_settled(&self, unsettled: &Unsettled) -> bool {
         unsettled.iter().all(|(id, handed)| match (self.lanes.get(id), handed) {
             (None, _) => true,
@@ -273,7 +276,7 @@ impl Admission {
 
     // Callers that wait for room.
 
-    /// Keeps room for rows if there is room and the caller comes next. `Ok(false)` if it has to wait.
+    /// Reserves room for rows if there is room and the caller comes next. `Ok(false)` if the caller must wait.
     pub(crate) fn try_reserve(&mut self, lane: u64, demand: Demand, ticket: Option<u64>) -> Result<bool, WriteError> {
         self.check(lane, demand)?;
         let has_counterparts = self.has_counterparts(lane, demand);
@@ -285,7 +288,7 @@ impl Admission {
         Ok(free)
     }
 
-    /// Puts a caller in line; see [`QueueBound::queue_up`].
+    /// Puts a caller in line, as [`QueueBound::queue_up`]. Returns the waker of the caller if the lane is gone.
     pub(crate) fn queue_up(
         &mut self,
         lane: u64,
@@ -298,7 +301,7 @@ impl Admission {
         (Some(ticket), before)
     }
 
-    /// Takes a caller out of the line, and wakes the next. Returns the waker of the caller.
+    /// Removes a caller from the line, and wakes the next caller. Returns the waker of the removed caller.
     pub(crate) fn leave_line(&mut self, lane: u64, ticket: u64, wakers: &mut Vec<Waker>) -> Option<Waker> {
         let bound = self.bound_of(lane)?;
         let own = bound.leave_line(ticket);
@@ -306,7 +309,7 @@ impl Admission {
         own
     }
 
-    /// Gives back room that was kept, and wakes the next caller.
+    /// Gives back reserved room, and wakes the next caller.
     pub(crate) fn release(&mut self, lane: u64, demand: Demand, wakers: &mut Vec<Waker>) {
         if let Some(bound) = self.bound_of(lane) {
             bound.release(demand);
@@ -314,14 +317,14 @@ impl Admission {
         }
     }
 
-    /// Gives back room for the rows that take it.
+    /// Gives back reserved room, because rows use it now.
     pub(crate) fn use_reserved(&mut self, lane: u64, demand: Demand) {
         if let Some(bound) = self.bound_of(lane) {
             bound.release(demand);
         }
     }
 
-    /// Wakes the callers that have room now.
+    /// Wakes the first caller in each line, if there is room for it now.
     pub(crate) fn wake_next(&mut self, wakers: &mut Vec<Waker>) {
         self.bounds_mut().filter(|bound| bound.has_line()).for_each(|bound| wakers.extend(bound.take_next()));
     }
@@ -331,7 +334,7 @@ impl Admission {
         self.bounds_mut().for_each(|bound| wakers.extend(bound.take_line()));
     }
 
-    /// The bound that holds for a lane; `None` if it went with the lane.
+    /// The bound of a lane. `None` if the lane had a bound of its own and is gone.
     fn bound_of(&mut self, lane: u64) -> Option<&mut QueueBound> {
         self.lanes.get_mut(&lane).and_then(|lane| lane.bound.as_mut()).or(self.bound.as_mut())
     }
@@ -341,7 +344,7 @@ impl Admission {
     }
 }
 
-/// Whether another component is that many rows ahead.
+/// Whether another component is at least `rows` rows ahead of `component`.
 fn has_counterparts(handed: &[u64], component: usize, rows: usize) -> bool {
     handed.iter().any(|taken| taken.saturating_sub(handed[component]) >= rows as u64)
 }
@@ -351,7 +354,7 @@ impl LaneRows {
         has_counterparts(&self.handed, component, rows)
     }
 
-    /// The component with the fewest rows, and the one with the most.
+    /// The component with the fewest rows, and the component with the most.
     fn extremes(&self) -> (usize, usize) {
         let components = 0..self.handed.len();
         let fewest = components.clone().min_by_key(|&component| self.handed[component]).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What a change of the state sets free, to be run once the mutex is free.
+//! The work that a change of the state causes, to be done after the mutex is released.
 
 use std::task::Waker;
 
@@ -12,14 +12,14 @@ use crate::memory::part::Part;
 use crate::pipeline::saving::SnapshotRequest;
 use crate::pipeline::worker::{Panic, Panics};
 
-/// Resolves a flush.
+/// Resolves a [`Flush`](crate::Flush).
 pub(crate) type FlushReply = oneshot::Sender<Result<(), WriteError>>;
 /// Answers a caller that waits for `empty`.
 pub(crate) type EmptyReply = Sender<()>;
 /// Answers a caller that waits for `get`.
 pub(crate) type GetReply = Sender<Result<ArrayD<f32>, IndexError>>;
 
-/// Wakers and answers that run foreign code, and memory to be freed.
+/// Wakers and answers, which run foreign code, and memory to be freed.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Afterwards {
@@ -27,16 +27,17 @@ pub(crate) struct Afterwards {
     pub(crate) flushes: Vec<(FlushReply, Result<(), WriteError>)>,
     pub(crate) empties: Vec<EmptyReply>,
     pub(crate) gets: Vec<(GetReply, IndexError)>,
-    /// Snapshots that cannot be taken.
+    /// The snapshots that cannot be taken, each with the reason.
     pub(crate) snapshots: Vec<(SnapshotRequest, SnapshotError)>,
     pub(crate) frames: Vec<Frame>,
     pub(crate) parts: Vec<Part>,
-    /// Wakers that are not needed any more: dropping one runs foreign code, too.
+    /// Wakers that are not needed any more. Dropping a waker runs foreign code, too.
     pub(crate) dropped: Vec<Waker>,
 }
 
 impl Afterwards {
-    /// Runs it, without the mutex. A waker that panics keeps no other from being woken; the first panic is returned.
+    /// Does the work. Call this without the mutex. If a waker panics, the other wakers still run. Returns the first panic as the
+    /// error.
     pub(crate) fn run(&mut self) -> Result<(), Panic> {
         self.frames.clear();
         self.parts.clear();
@@ -44,7 +45,7 @@ impl Afterwards {
         for waker in self.dropped.drain(..) {
             panics.catch(|| drop(waker));
         }
-        // A caller that no longer waits for its answer does not matter.
+        // A caller may have stopped waiting for its answer.
         for (reply, outcome) in self.flushes.drain(..) {
             panics.catch(|| drop(reply.send(outcome)));
         }

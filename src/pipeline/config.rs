@@ -1,4 +1,4 @@
-//! How a ring store is configured; checked once, when it is built.
+//! The configuration of a ring store. It is checked once, when the store is built.
 
 use std::sync::Arc;
 
@@ -10,19 +10,20 @@ use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
 use crate::snapshot::body::{ComponentBody, ConfigBody};
 
-/// What a store does with rows it has no room for, because its consumers lag.
+/// What a store does with rows that it has no room for, because its consumers lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Handles stay pending and `extend_blocking` blocks until there is room.
+    /// The rows wait: handles stay pending, and `extend_blocking` blocks, until there is room.
     #[default]
     Wait,
-    /// A write fails with [`StoreFullError`](crate::StoreFullError) if the queue is full. It does not if the store has taken
-    /// the same rows of another component. See [`Producer::try_extend`](crate::Producer::try_extend).
+    /// A write fails with [`StoreFullError`](crate::StoreFullError) if the queue is full. It does not fail if the store has already
+    /// taken the same rows of another component. See [`RingStore::try_extend`](crate::RingStore::try_extend).
     Reject,
-    /// The oldest ready minibatch is discarded, and its rows counted as dropped.
+    /// The store discards its oldest ready frame: a minibatch or, if minibatches share frames, the minibatches left in the frame. The
+    /// store counts their rows as dropped.
     ///
-    /// What is served then depends on the consumers' pace.
+    /// With this policy, the pace of the consumers decides which rows are served.
     DropOldest,
 }
 
@@ -46,16 +47,16 @@ impl WhenFull {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Merge {
-    /// As they arrive: no lane ever waits for another.
+    /// Rows are dealt as they arrive. No lane waits for another lane.
     #[default]
     Arrival,
-    /// In turn, 64 rows from each open lane in the order in which the lanes were opened, so that runs repeat bit for bit
-    /// whatever the threads do.
+    /// Lanes take turns, in the order in which they were opened: 64 rows from each open lane. So runs repeat bit for bit, and the
+    /// timing of the threads does not matter.
     ///
-    /// A lane that falls behind makes the others wait, so a thread that feeds several must hand over to all of them before it
-    /// waits for any (for a handle, or a flush). `queue_rows` bounds each lane on its own. Open every producer before the
-    /// first write, and write to the store's own lane first or not at all: a lane takes part as soon as it is opened, and the
-    /// store's own lane as soon as it is written to.
+    /// A lane that falls behind makes the other lanes wait. So a thread that feeds several lanes must hand over rows to all of them
+    /// before it waits for one of them (for a handle or a flush). `queue_rows` bounds each lane separately. A lane takes part as
+    /// soon as it is opened. The store's own lane takes part as soon as you write to it. So open every producer before the first
+    /// write, and write to the store's own lane first or not at all.
     RoundRobin,
 }
 
@@ -79,7 +80,7 @@ impl Merge {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct RingStoreBuilder {
     components: Vec<(String, usize, Option<DType>)>,
-    // Of what is `None`, the default holds, or what the snapshot says that is resumed.
+    // A setting that is `None` has its default or, in a resumed store, the snapshot's value.
     dtype: Option<DType>,
     batch_size: Option<usize>,
     window: Option<Window>,
@@ -95,11 +96,11 @@ pub struct RingStoreBuilder {
     pub(crate) runtime: Option<Handle>,
 }
 
-/// How the window is given.
+/// The form in which the window was given.
 #[derive(Clone, Copy, Debug)]
 enum Window {
     Rows(usize),
-    /// As large as so many bytes allow.
+    /// The largest window that fits in so many bytes.
     Memory(usize),
 }
 
@@ -107,7 +108,7 @@ enum Window {
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) layout: Arc<Layout>,
-    /// Rows of a minibatch. A frame has a multiple of them.
+    /// The rows of a minibatch. The rows of a frame are a multiple of this.
     pub(crate) batch_size: usize,
     pub(crate) open_frames: usize,
     pub(crate) ready_frames: usize,
@@ -123,33 +124,32 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Frames beside the open ones: those ready, and one that a consumer works on.
+    /// The number of frames beside the open frames: the ready frames, and one frame that a consumer works on.
     pub(crate) fn spare_frames(&self) -> usize {
         spare_frames(self.ready_frames)
     }
 
-    /// Rows of the window: whole frames.
+    /// The rows of the window: whole frames.
     pub(crate) fn window(&self) -> usize {
         self.open_frames.saturating_mul(self.layout.rows())
     }
 
-    /// Minibatches that share a frame.
+    /// The number of minibatches that share a frame.
     pub(crate) fn minibatches_per_frame(&self) -> u64 {
         (self.layout.rows() / self.batch_size) as u64
     }
 
-    /// When frames complete.
+    /// Computes when frames complete.
     pub(crate) fn runs(&self) -> Runs {
         Runs::new(self.open_frames, self.layout.rows())
     }
 
-    /// All frames.
+    /// The number of all frames.
     pub(crate) fn frames(&self) -> usize {
         self.open_frames.saturating_add(self.spare_frames())
     }
 
-    /// Refuses a store that needs more than nine tenths of the memory that is `available`: the rest of the process needs
-    /// some, too.
+    /// Refuses a store that needs more than nine tenths of the `available` bytes, because the rest of the process needs memory, too.
     pub(crate) fn check_memory(&self, available: Option<usize>) -> Result<(), BuildError> {
         let Some(available) = available else { return Ok(()) };
         let available = available - available / 10;
@@ -161,7 +161,7 @@ impl Config {
                 available,
                 largest_window: open_frames_in(available, &self.layout, self.ready_frames).saturating_mul(rows),
             }),
-            // What overflows is refused when it is allocated.
+            // If the product overflows, the allocation fails with an error.
             _ => Ok(()),
         }
     }
@@ -171,7 +171,7 @@ fn spare_frames(ready_frames: usize) -> usize {
     ready_frames.saturating_add(1)
 }
 
-/// The largest window of a store of so many bytes.
+/// The largest window, in rows, of a store of so many bytes.
 fn window_in(bytes: usize, layout: &Layout, ready_frames: usize) -> Result<usize, BuildError> {
     match open_frames_in(bytes, layout, ready_frames) {
         0 => Err(BuildError::MemoryTooSmall {
@@ -183,7 +183,7 @@ fn window_in(bytes: usize, layout: &Layout, ready_frames: usize) -> Result<usize
     }
 }
 
-/// How many frames a store of so many bytes can have open.
+/// The number of open frames that a store of so many bytes can have.
 fn open_frames_in(bytes: usize, layout: &Layout, ready_frames: usize) -> usize {
     (bytes / layout.bytes()).saturating_sub(spare_frames(ready_frames))
 }
@@ -193,137 +193,137 @@ const WINDOW: usize = 262_144;
 const READY_FRAMES: usize = 2;
 
 impl RingStoreBuilder {
-    /// Adds a component, with rows of `features` values of the store's [`dtype`](Self::dtype). They are numbered from 0.
+    /// Adds a component, with rows of `features` values of the store's [`dtype`](Self::dtype). Components are numbered from 0.
     pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
         self.components.push((name.into(), features, None));
         self
     }
 
-    /// Adds a component with an element type of its own, such as token ids or positions beside the activations.
+    /// Adds a component with an element type of its own, for example for token ids or positions beside the activations.
     pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
         self.components.push((name.into(), features, Some(dtype)));
         self
     }
 
-    /// The element type of components that have none of their own. Default: `f32`.
+    /// Sets the element type of the components that have no element type of their own. Default: `f32`.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = Some(dtype);
         self
     }
 
-    /// Rows of a minibatch. Default: 4,096.
+    /// Sets the rows of a minibatch. Default: 4,096.
     pub fn batch_size(mut self, rows: usize) -> Self {
         self.batch_size = Some(rows);
         self
     }
 
-    /// Rows that a minibatch's rows are spread over, rounded down to whole frames. Default: 262,144.
+    /// Sets the window: the rows that a minibatch's rows are spread over. The store rounds it down to whole frames. Default: 262,144.
     ///
     /// A frame is a minibatch, or several small ones: [`Plan::frame_rows`](crate::Plan::frame_rows).
     ///
-    /// The larger the window, the better minibatches are mixed, and the later training starts:
+    /// A larger window mixes minibatches better, but training starts later:
     ///
-    /// * The ring takes the memory of that many rows. The operating system provides it as the first window of rows comes,
-    ///   which adds about 0.1 s for each GiB, and more where a virtual machine must first get it from its host.
-    /// * The first minibatch is ready after half a window of rows.
-    /// * About half a window of rows, and the ready minibatches, fit before a consumer must take one.
+    /// * The ring takes the memory of so many rows. The operating system provides this memory while the first window of rows comes.
+    ///   This takes about 0.1 s for each GiB, and longer if a virtual machine must first get the memory from its host.
+    /// * The first minibatch is ready after about half a window of rows.
+    /// * The store holds about half a window of rows, plus the ready minibatches, before a consumer must take a minibatch.
     ///
-    /// [`plan`](Self::plan) gives the figures of a configuration; [`memory`](Self::memory) sizes the window by memory.
+    /// [`plan`](Self::plan) computes these figures. [`memory`](Self::memory) sets the window by its memory.
     pub fn window(mut self, rows: usize) -> Self {
         self.window = Some(Window::Rows(rows));
         self
     }
 
-    /// Sets the [`window`](Self::window) to the largest whose memory fits in `bytes`, ready minibatches and one in a
-    /// consumer's hands included.
+    /// Sets the [`window`](Self::window) to the largest one that fits in `bytes`. These bytes hold the frames of the window, the ready
+    /// frames, and one frame that a consumer works on. They do not hold the batches in the queue, which are memory of the callers.
     ///
-    /// Of `window` and `memory`, the later call counts. Batches that wait in the queue are not included: they are the
-    /// callers' memory.
+    /// If you call both `window` and `memory`, the later call counts.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.window = Some(Window::Memory(bytes));
         self
     }
 
-    /// Full frames that may wait for a consumer: minibatches, unless they are so small that several share a frame. Default: 2.
+    /// Sets how many full frames may wait for a consumer. A frame is a minibatch, or several small ones. Default: 2.
     pub fn ready_frames(mut self, frames: usize) -> Self {
         self.ready_frames = Some(frames);
         self
     }
 
-    /// Rows of each component that may wait for the writer before callers wait. Default: two minibatches.
+    /// Sets how many rows of each component may wait for the writer before callers wait. Default: two minibatches.
     ///
-    /// A batch that is larger than this is still taken when nothing else waits. Rows count until they are dealt, or set aside
-    /// until the rows of their other components come.
+    /// The store takes a larger batch if nothing else waits. Rows count until the store deals them, or sets them aside until the rows
+    /// of the other components come.
     pub fn queue_rows(mut self, rows: usize) -> Self {
         self.queue_rows = Some(rows);
         self
     }
 
-    /// Rows that one component may run ahead of another on the same lane. Default: [`queue_rows`](Self::queue_rows).
+    /// Sets how many rows one component may run ahead of another on the same lane. Default: [`queue_rows`](Self::queue_rows).
     ///
-    /// One batch may always run ahead, however large it is. Raise this to fill a store component by component.
+    /// One batch of any size may always run ahead. Raise this bound to fill a store component by component.
     pub fn max_skew(mut self, rows: usize) -> Self {
         self.max_skew = Some(rows);
         self
     }
 
-    /// Seeds the shuffling. The same seed and rows give the same minibatches, bit for bit. Default: 0.
+    /// Sets the seed of the shuffling. The same seed and rows give the same minibatches, bit for bit. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Whether to drop the last, partial minibatch instead of serving it. Default: `false`.
+    /// Sets whether to drop the last, partial minibatch instead of serving it. Default: `false`.
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.drop_last = Some(drop_last);
         self
     }
 
-    /// What happens when the consumers lag. Default: [`WhenFull::Wait`].
+    /// Sets what the store does when its consumers lag. Default: [`WhenFull::Wait`].
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = Some(when_full);
         self
     }
 
-    /// How the rows of several producers become one sequence. Default: [`Merge::Arrival`].
+    /// Sets how the rows of several producers become one sequence. Default: [`Merge::Arrival`].
     pub fn merge(mut self, merge: Merge) -> Self {
         self.merge = Some(merge);
         self
     }
 
-    /// Whether to build a store that needs more than nine tenths of the memory that is available now. Default: `false`,
-    /// which refuses it with [`BuildError::Memory`](crate::BuildError::Memory).
+    /// Sets whether to build a store that needs more than nine tenths of the memory that is available now. Default: `false`: `build`
+    /// refuses such a store with [`BuildError::Memory`](crate::BuildError::Memory).
     ///
-    /// For memory that will be free by the time it is used, or for swapping. On Linux, memory is available if neither the
-    /// machine nor a control group (a container's or a job's limit) lacks it. On other systems the store does not check.
-    /// Memory that another store has obtained and not used yet counts as available.
+    /// Use this if the memory will be free when the store needs it, or if the machine may swap. On Linux, memory is available if the
+    /// machine has it and the control groups of the process (the limit of a container or a job) allow it. On other systems the
+    /// store does not check. Memory that another store has obtained but not used yet counts as available.
     pub fn allow_overcommit(mut self, allow: bool) -> Self {
         self.allow_overcommit = allow;
         self
     }
 
-    /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
-    /// writer has a thread of its own, to which it also moves if the runtime shuts down.
+    /// Sets the runtime whose blocking pool runs the writer. Default: the runtime in which you call `build`. If there is none, the
+    /// writer has a thread of its own. The writer also moves to a thread of its own if the runtime shuts down.
     ///
-    /// The writer takes up one blocking thread for as long as the store lives. It starts, and calls that wait for it return,
-    /// when the pool has a free thread (of 512, unless configured otherwise). A blocking thread keeps tokio's paused test
-    /// clock from advancing by itself: in such a test, build the store outside of the runtime.
+    /// The writer uses one blocking thread as long as the store lives. The writer starts when the pool has a free thread (of 512, by
+    /// default). Calls that wait for the writer do not return before that. A busy blocking thread stops tokio's paused test clock from
+    /// advancing by itself. In a test with a paused clock, build the store outside the runtime.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// The name of the first component, if there is one.
+    /// The name of the first component. `None` if there is no component.
     pub(crate) fn first_component(&self) -> Option<&str> {
         self.components.first().map(|(name, ..)| name.as_str())
     }
 
-    /// Whether the last minibatch is served in two parts if it is full.
+    /// Sets whether the last minibatch is served in two parts if it is full.
     pub(crate) fn halves_last(mut self, halves_last: bool) -> Self {
         self.halves_last = halves_last;
         self
     }
 
+    /// Checks the configuration of a new store.
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype.unwrap_or_default());
         let batch_size = self.batch_size.unwrap_or(BATCH_SIZE);
@@ -341,7 +341,7 @@ impl RingStoreBuilder {
             Window::Rows(rows) => rows,
             Window::Memory(bytes) => {
                 let window = window_in(bytes, &Layout::new(&components, batch_size)?, ready_frames)?;
-                // Less fits if minibatches share frames.
+                // If minibatches share frames, a smaller window fits.
                 window_in(bytes, &layout(window)?, ready_frames)?
             }
         };
@@ -370,8 +370,8 @@ impl RingStoreBuilder {
         })
     }
 
-    /// Checks the configuration of a resumed store. Settings that are not set here come from the snapshot. Settings that are set must
-    /// match it, except `ready_frames`, `queue_rows` and what depends on the machine.
+    /// Checks the configuration of a resumed store. A setting that is not set here comes from the snapshot. A setting that is set must
+    /// match the snapshot, except `ready_frames`, `queue_rows`, `allow_overcommit` and `runtime`.
     pub(crate) fn check_over(self, saved: &ConfigBody) -> Result<Config, ResumeError> {
         let unknown = |what: &'static str, value: &str| ResumeError::Unknown { what, value: value.to_owned() };
         let component = |component: &ComponentBody| {

@@ -1,4 +1,4 @@
-//! The consumers' side: a stream of minibatches, and the same for threads.
+//! The consumers' side: minibatches as a stream for async tasks, and as an iterator for threads.
 
 use std::fmt;
 use std::pin::Pin;
@@ -17,18 +17,19 @@ use futures::Stream;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
 ///
-/// It ends once the store is closed and drained, or aborted. After the last minibatch it yields the error that the store
-/// was closed with ([`RingStore::close_with`](crate::RingStore::close_with)), once. If the writer panicked, it yields that
-/// and ends. Any executor can poll it. A clone is another consumer: each minibatch goes to one of them. Dropping the last
-/// consumer closes the store, since no row could ever be served.
+/// The stream ends when the store is closed and drained, or is aborted. If the store was closed with an error
+/// ([`RingStore::close_with`](crate::RingStore::close_with)), each consumer yields the error once, after the last minibatch. If the
+/// writer panicked, the stream yields [`ReadError::Poisoned`] and ends. Any executor can poll the stream. A clone is another
+/// consumer: each minibatch goes to one consumer. Dropping the last consumer closes the store, because no row could be served any
+/// more.
 ///
 /// # Cancel safety
-/// Dropping a future of the next minibatch loses nothing.
+/// Dropping a future of the next minibatch loses no minibatch.
 pub struct Minibatches {
     pub(crate) shared: Arc<Shared>,
     state: ConsumerState,
     waiting_since: Instant,
-    /// Whether it has yielded an error that ends it.
+    /// Whether the stream has yielded an error that ends it.
     ended: bool,
 }
 
@@ -38,22 +39,28 @@ impl Minibatches {
         Minibatches { shared, state, waiting_since: Instant::now(), ended: false }
     }
 
-    /// The next minibatch; `None` at the end.
+    /// Returns a future of the next minibatch, which yields `None` at the end.
     ///
-    /// As `StreamExt::next`, but dropping the future also ends the wait that `stats` counts.
+    /// It works as `StreamExt::next`. In addition, dropping the future ends the wait that [`stats`](Self::stats) counts.
     ///
     /// # Errors
-    /// The future yields [`ReadError::Failed`] once, after the last minibatch of a store that was closed with an error;
-    /// [`ReadError::Aborted`] if this consumer was made after an abort; [`ReadError::Poisoned`] if the writer panicked.
+    /// The future yields [`ReadError::Failed`] once, after the last minibatch of a store that was closed with an error. It yields
+    /// [`ReadError::Aborted`] if this consumer was made after an abort, and [`ReadError::Poisoned`] if the writer panicked.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses no minibatch.
     #[expect(clippy::should_implement_trait, reason = "named after StreamExt::next, which it replaces")]
     pub fn next(&mut self) -> NextMinibatch<'_> {
         NextMinibatch { minibatches: self }
     }
 
-    /// The next minibatch; `Ok(None)` at the end. As `TryStreamExt::try_next`; see [`next`](Self::next).
+    /// Returns a future of the next minibatch, which yields `Ok(None)` at the end. It works as `TryStreamExt::try_next`.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no minibatch.
     ///
     /// ```
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -77,17 +84,22 @@ impl Minibatches {
         TryNextMinibatch { next: self.next() }
     }
 
-    /// Iterates on this thread, blocking it while no minibatch is ready. Works inside and outside a runtime, but blocks
-    /// an executor's thread.
+    /// Iterates over minibatches on this thread. Works inside and outside a runtime.
+    ///
+    /// # Errors
+    /// Each item may be an error, as the future of [`next`](Self::next).
+    ///
+    /// # Blocking
+    /// Blocks this thread while no minibatch is ready. In an async task this blocks a thread of the executor.
     pub fn blocking(&mut self) -> Blocking<'_> {
         Blocking { minibatches: self }
     }
 
-    /// Blocks this thread until a minibatch is ready, but no longer than `timeout`; `None` at the end.
+    /// Blocks this thread until a minibatch is ready, but no longer than `timeout`. `Ok(None)` at the end.
     ///
     /// # Errors
-    /// [`ReadError::Timeout`] if none was ready in time, otherwise as [`next`](Self::next); a panic of the writer, and a
-    /// consumer made after an abort, each time.
+    /// [`ReadError::Timeout`] if no minibatch was ready in time. Otherwise as [`next`](Self::next), but after
+    /// [`ReadError::Aborted`] or [`ReadError::Poisoned`] every later call returns the same error.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Minibatch>, ReadError> {
         let deadline = Instant::now().checked_add(timeout);
         match wait(deadline, |context| self.poll(context)) {
@@ -99,19 +111,19 @@ impl Minibatches {
         }
     }
 
-    /// Counts, all taken at the same moment.
+    /// The store's counts, all taken at the same moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }
 
-    /// Takes no more rows, as [`RingStore::close`](crate::RingStore::close): a trainer that has had enough stops the producers,
-    /// and can still drain what is left.
+    /// Closes the store, as [`RingStore::close`](crate::RingStore::close): it takes no more rows. So a trainer can stop the
+    /// producers, and still drain the rows that are left.
     pub fn close(&self) {
         self.shared.close(None);
     }
 
-    /// Takes no more rows and discards those there are, as [`RingStore::abort`](crate::RingStore::abort).
+    /// Aborts the store, as [`RingStore::abort`](crate::RingStore::abort): it takes no more rows, and discards the rows in it.
     pub fn abort(&self) {
         self.shared.discard(ClosedBy::Abort);
     }
@@ -120,7 +132,7 @@ impl Minibatches {
         let waited = self.state.waiting;
         let mut next = self.shared.next(&mut self.state, None);
         if matches!(next, Next::Nothing) {
-            // Looks once more as it leaves its waker, so that no arrival is missed in between.
+            // Looks once more while it leaves its waker. So it misses no minibatch that became ready between the two looks.
             next = self.shared.next(&mut self.state, Some(context.waker().clone()));
         }
         let item = match next {
@@ -143,7 +155,7 @@ impl Minibatches {
         Poll::Ready(item)
     }
 
-    /// As an iterator: an error that stays is the last item.
+    /// Polls as an iterator does: an error that every call would repeat is the last item.
     fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Minibatch, ReadError>>> {
         if self.ended {
             return Poll::Ready(None);
@@ -180,7 +192,7 @@ impl fmt::Debug for Minibatches {
     }
 }
 
-/// The future of the next minibatch; see [`Minibatches::next`].
+/// The future of the next minibatch, from [`Minibatches::next`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct NextMinibatch<'a> {
@@ -201,7 +213,7 @@ impl Drop for NextMinibatch<'_> {
     }
 }
 
-/// The future of the next minibatch; see [`Minibatches::try_next`].
+/// The future of the next minibatch, from [`Minibatches::try_next`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct TryNextMinibatch<'a> {
@@ -216,7 +228,7 @@ impl Future for TryNextMinibatch<'_> {
     }
 }
 
-/// Iterates over minibatches on a thread; see [`Minibatches::blocking`].
+/// An iterator over minibatches that blocks its thread, from [`Minibatches::blocking`].
 #[derive(Debug)]
 pub struct Blocking<'a> {
     minibatches: &'a mut Minibatches,

@@ -1,4 +1,4 @@
-//! Waiting until everything that was handed over is in the ring.
+//! The future of a flush: it waits until the store holds everything that was handed over.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,17 +13,21 @@ use crate::pipeline::handle::poll_now;
 use crate::pipeline::state::Shared;
 use crate::pipeline::wait::wait_for;
 
-/// A future that resolves when the store holds everything that was handed over before: in the ring, or set aside.
+/// A future that resolves when the store holds all rows that were handed over before the flush: in the ring, or set aside.
 ///
-/// Any executor can poll it; a thread can [`wait`](Flush::wait). Made by [`RingStore::flush`](crate::RingStore::flush).
+/// Any executor can poll it. A thread can [`wait`](Flush::wait). Made by [`RingStore::flush`](crate::RingStore::flush).
+///
+/// # Errors
+/// The future yields [`WriteError::Unmatched`] if rows were dropped because another component's rows never came. Each flush
+/// reports one lane that lost rows, once. It yields another [`WriteError`] if the store is aborted or poisoned.
 ///
 /// # Cancel safety
-/// Dropping it has no effect.
+/// Dropping the future has no effect.
 #[must_use = "only awaiting or waiting tells when the rows are in"]
 pub struct Flush {
     shared: Arc<Shared>,
     done: oneshot::Receiver<Result<(), WriteError>>,
-    /// Kept once known.
+    /// The outcome, kept once it is known.
     outcome: Option<Result<(), WriteError>>,
 }
 
@@ -34,15 +38,18 @@ impl Flush {
         Flush { shared, done, outcome: None }
     }
 
-    /// Blocks this thread until the rows are in. Works inside and outside a runtime.
+    /// Blocks this thread until the store holds the rows. Works inside and outside a runtime.
     ///
     /// # Errors
-    /// As awaiting: rows that lost their counterparts since the last flush, or why the rows will never be in.
+    /// As the future: see [`Flush`].
     pub fn wait(mut self) -> Result<(), WriteError> {
         wait_for(&mut self, None).unwrap_or(Ok(()))
     }
 
-    /// Blocks this thread until the rows are in, but no longer than `timeout`: `None` if they are not in by then.
+    /// Blocks this thread until the store holds the rows, but no longer than `timeout`. `None` if it does not hold them by then.
+    ///
+    /// # Errors
+    /// As the future: see [`Flush`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<(), WriteError>> {
         wait_for(self, Instant::now().checked_add(timeout))
     }
@@ -51,12 +58,12 @@ impl Flush {
 impl Future for Flush {
     type Output = Result<(), WriteError>;
 
-    /// May be polled again after completion, and then gives the same outcome.
+    /// Polls the future. After completion you may poll it again, and get the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.outcome.is_none() {
             let done = ready!(poll_now(&mut this.done, context)).unwrap_or(Err(WriteError::Closed(ClosedBy::Abort)));
-            // Taken only now, so that a flush which is dropped keeps no report from the next.
+            // Takes the report only now, so that a dropped flush leaves its report to the next flush.
             let unmatched = || this.shared.lock().unmatched.pop_front().map_or(Ok(()), Err);
             this.outcome = Some(done.and_then(|()| unmatched()));
         }

@@ -1,4 +1,4 @@
-//! Producers with an owner: what they return, or how they fail, ends the stream.
+//! Groups of producers: the end, or the failure, of the producers ends the stream.
 
 use std::any::Any;
 use std::error::Error;
@@ -22,17 +22,17 @@ use crate::pipeline::worker::{discard, message};
 
 /// A group of producers that feed one store, and end its stream.
 ///
-/// Each producer has a lane, a name, and a closure that runs on a thread or in a task. Once the group is closed or dropped
-/// and all of its producers have returned, the store closes: consumers get what is left, then the end, even while clones
-/// of the store live. If a producer returns an error or panics, the store closes with that error
-/// ([`RingStore::close_with`](crate::RingStore::close_with)): consumers get what was handed over, then the error; the other
-/// producers get their batches back as [`WriteError::Closed`].
+/// Each producer has a lane, a name, and a closure that runs on a thread or in a task. The store closes once the group is
+/// closed or dropped and all of its producers have returned. Then consumers get the rows that are left, and then the end, even
+/// while clones of the store exist. If a producer returns an error or panics, the store closes with that error
+/// ([`RingStore::close_with`](crate::RingStore::close_with)). Then consumers get the rows that were handed over, and then the
+/// error. The other producers get their batches back as [`WriteError::Closed`].
 ///
-/// A producer that ends because the store was closed has ended well: its error may be [`WriteError::Closed`], or have it
-/// anywhere in its `source()` chain. So `?` on every write is right.
+/// A producer may end with [`WriteError::Closed`] because the store was closed. The group does not count this as a failure, even if
+/// the producer's error only has [`WriteError::Closed`] somewhere in its `source()` chain. So you can use `?` on every write.
 ///
-/// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) the closures start when the group is closed or dropped: by then all lanes
-/// are open, in the order in which the producers were spawned, so that runs repeat.
+/// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) the producers start when the group is closed or dropped. By then all
+/// lanes are open, in the order in which you spawned the producers, so that runs repeat.
 ///
 /// Made by [`RingStore::producers`](crate::RingStore::producers).
 ///
@@ -61,14 +61,14 @@ use crate::pipeline::worker::{discard, message};
 pub struct ProducerGroup {
     own_lane: Arc<Producer>,
     ends: Arc<EndsStream>,
-    /// Closed when producers may start.
+    /// The producers wait on this semaphore until it is closed. Then they start.
     gate: Arc<Semaphore>,
 }
 
 /// Held by a group and by each of its running producers. Dropping the last one closes the store.
 struct EndsStream {
     shared: Arc<Shared>,
-    /// Whether the others go on when a producer fails.
+    /// Whether the other producers go on when one fails.
     goes_on: AtomicBool,
 }
 
@@ -85,7 +85,7 @@ impl Drop for EndsStream {
 pub struct ProducerError {
     /// The producer's name.
     pub name: String,
-    /// What its closure returned, or the message of its panic.
+    /// The error that the producer's closure returned, or the message of its panic.
     #[source]
     pub error: Box<dyn Error + Send + Sync>,
 }
@@ -100,18 +100,23 @@ impl ProducerGroup {
         ProducerGroup { own_lane, ends: Arc::new(ends), gate }
     }
 
-    /// Lets the other producers go on when one fails: its lane ends, the error is logged, and its join handle has it.
+    /// Lets the other producers go on when one fails. The failed producer's lane ends. The group logs the error, and the producer's
+    /// handle or task returns it.
     pub fn go_on_without_failed(self) -> Self {
         self.ends.goes_on.store(true, Ordering::SeqCst);
         self
     }
 
-    /// Runs a producer on a thread of its own, with a lane of its own. The thread has the producer's name.
+    /// Runs a producer on a thread of its own, with a lane of its own. The lane and the thread have the producer's name.
     ///
-    /// Lanes are opened in the order of these calls.
+    /// Lanes are opened in the order of these calls. Returns at once.
     ///
     /// # Errors
-    /// [`SpawnError`] if the store takes no more rows, or the operating system has no thread.
+    /// [`SpawnError::Store`] if the store takes no more rows, or has an open lane of that name. [`SpawnError::Thread`] if the
+    /// operating system cannot start a thread.
+    ///
+    /// # Panics
+    /// Panics if the name contains a null byte, which a thread cannot have in its name.
     pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
     where
         F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
@@ -123,9 +128,9 @@ impl ProducerGroup {
         Ok(ProducerHandle { handle })
     }
 
-    /// A producer for an async task, with a lane of its own: a future to be spawned on any runtime.
+    /// Makes a producer for an async task, with a lane of its own. Returns a future, which you can spawn on any runtime.
     ///
-    /// Dropping the future ends the producer, as if it had returned `Ok`.
+    /// This call runs `produce`. The future that `produce` returns runs in the task.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -152,7 +157,11 @@ impl ProducerGroup {
     /// ```
     ///
     /// # Errors
-    /// [`SpawnError`] if the store takes no more rows.
+    /// [`SpawnError::Store`] if the store takes no more rows, or has an open lane of that name. The future yields
+    /// [`ProducerError`] if the producer fails or panics.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the producer, as if it had returned `Ok`.
     pub fn task<F, T, E>(
         &self,
         name: &str,
@@ -178,7 +187,7 @@ impl ProducerGroup {
         })
     }
 
-    /// Takes no more producers: the stream ends when those there are have returned. As dropping the group.
+    /// Takes no more producers. The stream ends when all producers of the group have returned. Dropping the group does the same.
     pub fn close(self) {}
 
     fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
@@ -194,7 +203,7 @@ impl Drop for ProducerGroup {
     }
 }
 
-/// A producer of a group, while it runs.
+/// A producer of a group that has not returned yet.
 struct Running {
     name: String,
     lane: Option<Producer>,
@@ -213,7 +222,7 @@ impl Running {
         self.end(catch_unwind(AssertUnwindSafe(|| produce(lane))))
     }
 
-    /// Tells the store how the producer has ended.
+    /// Notes how the producer has ended. Closes the store if the producer has failed, unless the others go on.
     fn end<E: Into<Box<dyn Error + Send + Sync>>>(
         self,
         outcome: Result<Result<(), E>, Box<dyn Any + Send>>,
@@ -240,10 +249,10 @@ impl Running {
     }
 }
 
-/// Whether an error says that the store was closed, somewhere in its chain of sources.
+/// Whether an error, or an error in its chain of sources, says that the store was closed.
 fn was_closed(error: &(dyn Error + 'static)) -> bool {
     let says_so = |error: &(dyn Error + 'static)| {
-        // Every `WriteError::Closed` has a `ClosedBy` as its source, also where a wrapper hides the error itself.
+        // Every `WriteError::Closed` has a `ClosedBy` as its source. So the chain has one even if a wrapper hides the error.
         error.is::<ClosedBy>() || error.downcast_ref::<WriteError>().is_some_and(WriteError::is_closed)
     };
     let mut next = Some(error);
@@ -256,9 +265,9 @@ fn was_closed(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Waits for a producer that runs on a thread.
+/// A handle that waits for a producer on a thread.
 ///
-/// Dropping it detaches the thread. An error reaches the consumers all the same.
+/// Dropping the handle detaches the thread. An error of the producer still reaches the consumers.
 #[derive(Debug)]
 pub struct ProducerHandle {
     handle: JoinHandle<Result<(), Arc<ProducerError>>>,
@@ -268,12 +277,12 @@ impl ProducerHandle {
     /// Waits for the producer to return.
     ///
     /// # Errors
-    /// [`ProducerError`] if it failed or panicked, the same one that consumers get.
+    /// [`ProducerError`] if the producer failed or panicked. Consumers get the same error.
     ///
     /// # Blocking
     /// Blocks until the producer has returned.
     pub fn join(self) -> Result<(), Arc<ProducerError>> {
-        // The closure's panics have been caught.
+        // The thread has caught a panic of the closure.
         self.handle.join().unwrap_or(Ok(()))
     }
 
@@ -288,25 +297,28 @@ impl ProducerHandle {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {
-    /// The store takes no more rows.
+    /// The store takes no more rows, or has an open lane of that name.
     #[error(transparent)]
     Store(WriteError),
-    /// The operating system has no thread.
+    /// The operating system cannot start a thread.
     #[error("the producer's thread could not be started: {0}")]
     Thread(#[source] std::io::Error),
 }
 
-/// Starts producers that cannot outlive a loop; see [`RingStore::scope`](crate::RingStore::scope).
+/// Starts producers that end with a loop. Made by [`RingStore::scope`](crate::RingStore::scope).
 pub struct ProducerScope<'scope, 'env> {
     threads: &'scope Scope<'scope, 'env>,
     group: ProducerGroup,
 }
 
 impl<'scope> ProducerScope<'scope, '_> {
-    /// As [`ProducerGroup::spawn`], for a closure that may borrow.
+    /// Runs a producer on a thread of its own, as [`ProducerGroup::spawn`] does. The closure may borrow.
     ///
     /// # Errors
-    /// As there.
+    /// As [`ProducerGroup::spawn`].
+    ///
+    /// # Panics
+    /// As [`ProducerGroup::spawn`].
     pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<(), SpawnError>
     where
         F: FnOnce(Producer) -> Result<(), E> + Send + 'scope,
@@ -325,7 +337,7 @@ pub(crate) fn scope<'env, T, E>(
     spawn: impl for<'scope> FnOnce(&ProducerScope<'scope, 'env>) -> Result<(), E>,
     drain: impl FnOnce(Minibatches) -> Result<T, E>,
 ) -> Result<T, E> {
-    /// Ends the store however the loop ends, so that no producer waits for it.
+    /// Ends the store when the loop ends, even by a panic, so that no producer waits for the loop. The rest of the rows is discarded.
     struct Ends<'a>(&'a Shared);
     impl Drop for Ends<'_> {
         fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! What a write returns: a future of its outcome.
+//! The handle that a write returns: a future of the write's outcome.
 
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -14,18 +14,21 @@ use crate::pipeline::wait::wait_for;
 /// Rows that a store has taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// How many rows, of each component that was written.
+    /// The number of rows of each component that was written.
     pub rows: usize,
-    /// The position of the first in the sequence of rows that its component has taken on its lane.
+    /// The number of the first row in the sequence of rows that its component has taken on its lane, from 0.
     pub first_row: u64,
 }
 
 /// The pending outcome of a write.
 ///
-/// A future that any executor can poll, and that a thread can [`wait`](WriteHandle::wait) on. It resolves when the
-/// store holds the rows within its bounds: in the ring, or set aside until the rows of their other components come. It
-/// also resolves with the error if the store is aborted, has no consumer left, or fails. By then the store has released
-/// memory lent with the batch. If the rows were set aside, the store releases the memory when it deals them.
+/// The handle is a future. Any executor can poll it, and a thread can [`wait`](WriteHandle::wait). It resolves when the store
+/// holds the rows within its bounds: in the ring, or set aside until the rows of the other components come. By then the store has
+/// released the memory that you lent with the batch, unless the rows are set aside. The store releases the memory of rows that are
+/// set aside when it deals or discards them.
+///
+/// # Errors
+/// The future yields [`WriteError`] if the store is aborted, has no consumer left, or is poisoned.
 ///
 /// # Cancel safety
 /// Dropping the handle neither cancels nor loses the write.
@@ -51,7 +54,7 @@ pub struct WriteHandle {
 enum State {
     Done(Result<Written, WriteError>),
     Pending(oneshot::Receiver<Result<Written, WriteError>>),
-    /// Several writes, of which the last is resolved first.
+    /// Several writes, in reverse order: the last handle in `left` is the next to resolve.
     Several {
         left: Vec<WriteHandle>,
         outcome: Result<Written, WriteError>,
@@ -65,14 +68,14 @@ enum State {
 pub struct WriteReply(Option<oneshot::Sender<Result<Written, WriteError>>>);
 
 impl WriteReply {
-    /// Resolves the handle, and wakes the caller that waits for it.
+    /// Resolves the handle with `outcome`, and wakes the caller that waits for the handle.
     pub fn resolve(mut self, outcome: Result<Written, WriteError>) {
         self.send(outcome);
     }
 
     fn send(&mut self, outcome: Result<Written, WriteError>) {
         if let Some(handle) = self.0.take() {
-            // The handle may have been dropped.
+            // The caller may have dropped the handle.
             let _ = handle.send(outcome);
         }
     }
@@ -85,12 +88,12 @@ impl Drop for WriteReply {
 }
 
 impl WriteHandle {
-    /// A handle whose outcome is known, for stores that write at once.
+    /// Makes a handle whose outcome is known, for a store that writes at once.
     pub fn ready(outcome: Result<Written, WriteError>) -> Self {
         WriteHandle { state: State::Done(outcome) }
     }
 
-    /// A handle whose outcome is not known yet, and what resolves it, for stores that write later.
+    /// Makes a handle whose outcome is not known yet, and the [`WriteReply`] that resolves it, for a store that writes later.
     ///
     /// ```
     /// use activation_store::{WriteHandle, Written};
@@ -106,7 +109,8 @@ impl WriteHandle {
         (WriteReply(Some(sender)), WriteHandle { state: State::Pending(outcome) })
     }
 
-    /// One handle for several writes, in order: resolves when all have, with the first error, else as the first write.
+    /// Makes one handle for several writes, given in order. It resolves when all of them have resolved. Its outcome is the first error
+    /// or, without an error, the outcome of the first write that has rows.
     pub fn all(handles: impl IntoIterator<Item = WriteHandle>) -> Self {
         let mut left: Vec<WriteHandle> = handles.into_iter().collect();
         left.reverse();
@@ -126,19 +130,22 @@ impl WriteHandle {
     /// Blocks this thread until the outcome is known. Works inside and outside a runtime.
     ///
     /// # Errors
-    /// The write's error.
+    /// The write's error: see [`WriteHandle`].
     pub fn wait(mut self) -> Result<Written, WriteError> {
         wait_for(&mut self, None).unwrap_or(Err(WriteError::Closed(ClosedBy::Close)))
     }
 
-    /// Blocks this thread until the outcome is known, but no longer than `timeout`: `None` if it is not known by then.
+    /// Blocks this thread until the outcome is known, but no longer than `timeout`. `None` if it is not known by then.
+    ///
+    /// # Errors
+    /// The write's error: see [`WriteHandle`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<Written, WriteError>> {
         wait_for(self, Instant::now().checked_add(timeout))
     }
 }
 
-/// Polls outside `tokio`'s budget of polls per turn: a task that blocks on one handle after another never ends its turn,
-/// and would be told to wait for the next.
+/// Polls a receiver, but outside `tokio`'s budget of polls per turn. A task that blocks on one handle after another never ends its
+/// turn. Once its budget is used up, `tokio` would make it wait for the next turn, which never comes.
 pub(crate) fn poll_now<T>(
     receiver: &mut oneshot::Receiver<T>,
     context: &mut Context<'_>,
@@ -149,7 +156,7 @@ pub(crate) fn poll_now<T>(
 impl Future for WriteHandle {
     type Output = Result<Written, WriteError>;
 
-    /// May be polled again after completion, and then gives the same outcome.
+    /// Polls the future. After completion you may poll it again, and get the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match &mut self.state {
             State::Done(outcome) => return Poll::Ready(outcome.clone()),
@@ -161,7 +168,7 @@ impl Future for WriteHandle {
                 while let Some(next) = left.last_mut() {
                     let next = ready!(Pin::new(next).poll(context));
                     left.pop();
-                    // The first write's outcome, unless a later one fails.
+                    // Keeps the outcome of the first write with rows, unless a later write fails.
                     let is_first = matches!(outcome, Ok(Written { rows: 0, .. }));
                     if outcome.is_ok() && (is_first || next.is_err()) {
                         *outcome = next;

@@ -1,7 +1,7 @@
-//! Batches that the writer has taken from the queue but not dealt yet: per lane, per component.
+//! Lanes: the batches that the writer has taken from the queue but not dealt yet, by lane and component.
 //!
-//! A row can be dealt once all its components are there. Until then the batch waits here as it came, so the ring only
-//! ever sees whole rows.
+//! The writer can deal a row once all its components are there. Until then the batch waits here as it came. So the ring gets only
+//! whole rows.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,32 +12,32 @@ use crate::pipeline::queue::{HandedOver, Write};
 use crate::rows::batch::Batch;
 use crate::snapshot::journal::Segment;
 
-/// Rows that a lane deals before the next has its turn.
+/// The rows that are dealt from a lane before the next lane has its turn.
 const TURN: usize = 64;
 
-/// Batches that are done with, and callers to answer once those batches have been dropped.
+/// Batches that are finished, and callers to answer once these batches have been dropped.
 #[derive(Default)]
 pub(crate) struct Finished {
     pub(crate) batches: Vec<Batch>,
     pub(crate) answers: VecDeque<(WriteReply, Written)>,
 }
 
-/// All lanes, and what is dealt next.
+/// All lanes, and the order in which their rows are dealt.
 pub(crate) struct Lanes {
     lanes: BTreeMap<u64, Lane>,
     components: usize,
     order: Order,
-    /// Lanes on which something has changed since the last report.
+    /// The lanes that have changed since the last report.
     touched: Vec<u64>,
 }
 
-/// Whose rows are dealt next.
+/// The order in which rows are dealt.
 enum Order {
-    /// Whole rows, in the order in which they became whole: a lane and how many.
+    /// In the order in which the rows became whole: each entry is a lane and a number of rows.
     Arrival(VecDeque<(u64, usize)>),
-    /// The lane whose turn it is, and the rows left of its turn.
+    /// In turns: the lane whose turn it is, and the rows left of its turn.
     RoundRobin { current: u64, turn: usize },
-    /// As they were dealt before the store was resumed; never empty. Then in the usual order.
+    /// In the order of the segments, as the saved store dealt them. After that, in the usual order. Has at least one segment.
     Again(VecDeque<Segment>, Box<Order>),
 }
 
@@ -45,11 +45,11 @@ enum Order {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ResumedLane {
     pub(crate) id: u64,
-    /// The first row that is sent.
+    /// The first row that is sent to the resumed store.
     pub(crate) from: u64,
-    /// The first row that is needed.
+    /// The first row that the resumed store needs.
     pub(crate) needed: u64,
-    /// It ends there.
+    /// The row at which the lane ends, if it had ended.
     pub(crate) ends_at: Option<u64>,
 }
 
@@ -67,8 +67,8 @@ impl Lanes {
         Lanes { lanes: BTreeMap::new(), components, order: Order::new(merge), touched: Vec::new() }
     }
 
-    /// Takes over the lanes of the saved store. Deals the rows of `segments` again. Then, if lanes take turns, goes on with the lane in
-    /// `turn`.
+    /// Takes over the lanes of the saved store. The rows of `segments` are dealt again. After that, if lanes take turns, the lane in
+    /// `turn` goes on.
     pub(crate) fn resume(&mut self, lanes: &[ResumedLane], segments: VecDeque<Segment>, turn: Option<(u64, usize)>) {
         for lane in lanes {
             self.lanes.insert(lane.id, Lane::resumed(self.components, *lane));
@@ -84,12 +84,12 @@ impl Lanes {
         }
     }
 
-    /// Whether rows are dealt again that were dealt before the store was resumed.
+    /// Whether the next rows are rows that the saved store had dealt.
     pub(crate) fn deals_again(&self) -> bool {
         matches!(self.order, Order::Again(..))
     }
 
-    /// The rows that must be dealt again next, if their lane has ended without them.
+    /// The rows that must be dealt again next, if their lane has ended without these rows.
     pub(crate) fn lacks(&self) -> Option<Segment> {
         let Order::Again(segments, _) = &self.order else { return None };
         let next = segments.front()?;
@@ -113,7 +113,7 @@ impl Lanes {
         self.lanes.values().map(|lane| (lane.id, lane.next_row))
     }
 
-    /// A lane of a resumed store is sent again from its first row on.
+    /// Notes that a lane of a resumed store is sent again from its first row on.
     pub(crate) fn send_again(&mut self, id: u64) {
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.send_again();
@@ -127,7 +127,7 @@ impl Lanes {
     /// Takes rows from the queue.
     pub(crate) fn push(&mut self, write: Write, ledger: &mut Ledger, finished: &mut Finished) {
         let id = write.lane;
-        // The store's own lane opens when it is first written to.
+        // The store's own lane opens at the first write to it.
         let lane = self.lanes.entry(id).or_insert_with(|| Lane::new(id, self.components));
         let before = lane.available();
         lane.push(write, ledger, finished);
@@ -142,7 +142,7 @@ impl Lanes {
         self.touch(id);
     }
 
-    /// No more rows come on a lane.
+    /// Notes that no more rows come on a lane.
     pub(crate) fn end(&mut self, id: u64) {
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.ended = true;
@@ -150,7 +150,7 @@ impl Lanes {
         }
     }
 
-    /// No more rows come on any lane.
+    /// Notes that no more rows come on any lane.
     pub(crate) fn end_all(&mut self) {
         for (&id, lane) in &mut self.lanes {
             lane.ended = true;
@@ -164,7 +164,7 @@ impl Lanes {
         }
     }
 
-    /// The lane to deal from and how many rows at most, if any can be dealt.
+    /// The lane to deal from, and the most rows to deal. `None` if no rows can be dealt.
     pub(crate) fn next(&mut self) -> Option<(&mut Lane, usize)> {
         let (id, rows) = match &mut self.order {
             Order::Arrival(order) => *order.front()?,
@@ -179,7 +179,7 @@ impl Lanes {
         (rows > 0).then_some((lane, rows))
     }
 
-    /// Counts rows of the next lane, no more than [`next`](Self::next) said, as dealt.
+    /// Counts rows of the next lane as dealt: at most as many as [`next`](Self::next) gave.
     pub(crate) fn dealt(&mut self, dealt: usize, ledger: &mut Ledger, finished: &mut Finished) {
         let id = match &mut self.order {
             Order::Arrival(order) => {
@@ -203,7 +203,7 @@ impl Lanes {
                 if next.rows == 0 {
                     segments.pop_front();
                 }
-                // They are accepted once they are ready, or all have been dealt again.
+                // These rows count as accepted once they are ready, or once all segments have been dealt again.
                 for counts in &mut ledger.components {
                     counts.resent += dealt as u64;
                 }
@@ -221,7 +221,7 @@ impl Lanes {
         self.end_dealing_again(ledger);
     }
 
-    /// Turns to the usual order once everything has been dealt again.
+    /// Returns to the usual order once all segments have been dealt again.
     fn end_dealing_again(&mut self, ledger: &mut Ledger) {
         let Order::Again(segments, usual) = &mut self.order else { return };
         if !segments.is_empty() {
@@ -235,8 +235,8 @@ impl Lanes {
         let _ = ledger.settle_debt();
     }
 
-    /// Reports every lane on which something has changed, the oldest first, after setting aside the rows that only lack other components.
-    /// Lanes that have ended, and hold nothing that can be dealt, are reported a last time, with what they lose, and removed.
+    /// Reports every lane that has changed, in the order of their numbers, after it sets aside the lane's rows that lack rows of another component. A lane that has
+    /// ended, and has no rows that can be dealt, is removed after a last report. The last report says which rows the lane loses.
     pub(crate) fn report(
         &mut self,
         ledger: &mut Ledger,
@@ -267,34 +267,34 @@ impl Lanes {
         self.touched = touched;
     }
 
-    /// Whether every lane has ended and been removed.
+    /// Whether every lane has ended and has been removed.
     pub(crate) fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
 
-    /// Discards all batches, as taken and then dropped. Later rows whose counterparts went with them will be, too. Turns
-    /// start again.
+    /// Discards all batches, and counts their rows as accepted and dropped. Also discards later rows whose counterparts in another
+    /// component were discarded here. Turns start again.
     pub(crate) fn empty(&mut self, merge: Merge, ledger: &mut Ledger, finished: &mut Finished) {
         let mut again = BTreeMap::new();
         if let Order::Again(segments, _) = std::mem::replace(&mut self.order, Order::new(merge)) {
             again.extend(segments.into_iter().map(|segment| (segment.lane, segment.first_row + segment.rows)));
         }
         for (&id, lane) in &mut self.lanes {
-            // What would have been dealt again is not needed any more.
+            // The rows that were to be dealt again are not needed any more.
             let at_least = again.get(&id).copied().unwrap_or(0);
             lane.discard(at_least, ledger, finished, |component, rows| component.dropped.emptied += rows);
             self.touched.push(id);
         }
     }
 
-    /// Takes everything that is left, for a store that ends without dealing it.
+    /// Takes out all batches that are left, for a store that ends without dealing them.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Batch, Option<WriteReply>)> {
         let columns = self.lanes.values_mut().flat_map(|lane| &mut lane.columns);
         columns.flat_map(|column| column.pending.drain(..).map(|pending| (pending.batch, pending.reply)))
     }
 }
 
-/// Moves on to the next lane where the current one has had its turn, or has ended.
+/// Passes the turn to the next lane if the current lane has had its turn or has ended.
 fn pass_turn(lanes: &BTreeMap<u64, Lane>, current: &mut u64, turn: &mut usize) {
     for _ in 0..=lanes.len() {
         if *turn > 0 && lanes.get(current).is_some_and(|lane| !lane.is_spent()) {
@@ -306,16 +306,16 @@ fn pass_turn(lanes: &BTreeMap<u64, Lane>, current: &mut u64, turn: &mut usize) {
     }
 }
 
-/// What a lane loses when it ends.
+/// The last report of a lane that ends.
 pub(crate) struct Ending {
     pub(crate) unmatched: Option<Unmatched>,
 }
 
-/// Rows without counterparts.
+/// Rows whose counterparts in another component never came.
 pub(crate) struct Unmatched {
     /// The component with the most rows left.
     pub(crate) present: usize,
-    /// The component with the fewest.
+    /// The component with the fewest rows left.
     pub(crate) missing: usize,
     pub(crate) rows: u64,
 }
@@ -326,11 +326,11 @@ pub(crate) struct Lane {
     /// The first row that is neither dealt nor discarded.
     pub(crate) next_row: u64,
     columns: Vec<Column>,
-    /// Rows of each component that have been dealt, set aside or discarded.
+    /// The rows of each component that have been dealt, set aside or discarded.
     settled: Vec<u64>,
-    /// No more rows come.
+    /// Whether no more rows come.
     ended: bool,
-    /// The lane ends at this row: it had ended when the store was saved.
+    /// The row at which the lane ends, if it had ended when the store was saved.
     ends_at: Option<u64>,
 }
 
@@ -338,25 +338,25 @@ pub(crate) struct Lane {
 #[derive(Default)]
 struct Column {
     pending: VecDeque<Pending>,
-    /// Rows in `pending`.
+    /// The rows in `pending` that are not dealt yet.
     rows: usize,
-    /// Rows that ever came.
+    /// The number of the row after the last one that came.
     received: u64,
-    /// Rows to skip as they come, because they were dealt before the store was resumed. The column skips them first, and then
-    /// discards the rows that `skip` counts.
+    /// The number of rows to skip as they come, because the saved store had dealt them. These rows come before the rows that `skip`
+    /// counts.
     resent: u64,
-    /// Rows to discard as they come, because their counterparts were discarded.
+    /// The number of rows to discard as they come, because their counterparts were discarded.
     skip: u64,
 }
 
 struct Pending {
     batch: Batch,
-    /// Rows dealt or discarded.
+    /// The rows of the batch that were dealt or discarded.
     taken: usize,
-    /// The rows wait for another component, and count as accepted.
+    /// Whether the rows wait for another component, and count as accepted.
     set_aside: bool,
     first_row: u64,
-    /// Of a pass, the first component has the reply. All its batches are finished at once.
+    /// The reply to the caller. In a pass, the first component has it, because all batches of a pass finish together.
     reply: Option<WriteReply>,
 }
 
@@ -389,14 +389,15 @@ impl Lane {
         Lane { id, next_row: needed, columns, settled: vec![from; components], ended: false, ends_at }
     }
 
-    /// Its first row comes next, and all rows up to the one needed are skipped. Before any has come.
+    /// Notes that the lane's first row comes next. The lane skips all rows before the first needed one. Call this before any row has
+    /// come.
     fn send_again(&mut self) {
         for column in &mut self.columns {
             column.resent += std::mem::take(&mut column.received);
         }
     }
 
-    /// Whether it has ended and all its whole rows have been dealt.
+    /// Whether the lane has ended and all its whole rows have been dealt.
     fn is_spent(&self) -> bool {
         self.ended && self.available() == 0
     }
@@ -447,23 +448,26 @@ impl Lane {
         }
     }
 
-    /// Rows that all components have.
+    /// The number of whole rows: rows that all components have.
     fn available(&self) -> usize {
         self.columns.iter().map(|column| column.rows).min().unwrap_or(0)
     }
 
-    /// Rows that can be dealt without crossing the end of a batch.
+    /// The number of rows that can be dealt before the end of a batch.
     fn front_rows(&self) -> usize {
         self.columns.iter().map(|column| column.pending.front().map_or(0, Pending::left)).min().unwrap_or(0)
     }
 
-    /// The batch that has the component's next row, and which of its rows that is. Only while there are rows to deal.
+    /// The batch that has the component's next row, and the number of that row in the batch.
+    ///
+    /// # Panics
+    /// Panics if the component has no rows to deal.
     pub(crate) fn front(&self, component: usize) -> (&Batch, usize) {
         let pending = &self.columns[component].pending[0];
         (&pending.batch, pending.taken)
     }
 
-    /// Counts `rows` rows, no more than `front_rows()`, as dealt.
+    /// Counts `rows` rows as dealt: at most `front_rows()`.
     fn advance(&mut self, rows: usize, ledger: &mut Ledger, finished: &mut Finished) {
         self.next_row += rows as u64;
         let columns = self.columns.iter_mut().zip(&mut self.settled);
@@ -485,11 +489,11 @@ impl Lane {
         }
     }
 
-    /// Sets aside all batches that are left: nothing but rows of another component is missing to deal them.
+    /// Sets aside all batches that are left, because they only lack rows of another component.
     fn set_aside(&mut self, ledger: &mut Ledger, finished: &mut Finished) {
         let columns = self.columns.iter_mut().zip(&mut self.settled);
         for ((column, settled), counts) in columns.zip(&mut ledger.components) {
-            // Those set aside come first.
+            // Batches that are set aside already come first.
             let first = column.pending.partition_point(|pending| pending.set_aside);
             for pending in column.pending.range_mut(first..) {
                 let rows = pending.left() as u64;
@@ -502,8 +506,8 @@ impl Lane {
         }
     }
 
-    /// Discards all batches, as accepted and dropped for the reason that `count` adds to. Later rows whose counterparts went
-    /// with them are skipped, and so are rows up to `at_least`.
+    /// Discards all batches, and counts their rows as accepted and dropped. `count` adds to the reason. Later rows are skipped if
+    /// their counterparts were discarded here, or if they come before row `at_least`.
     fn discard(
         &mut self,
         at_least: u64,
@@ -529,13 +533,13 @@ impl Lane {
                 pending.finish(finished);
             }
             column.rows = 0;
-            // Those that another store has dealt count as sent again.
+            // Rows that the saved store had dealt count as sent again.
             column.resent = if at_least > 0 || column.resent > 0 { again.saturating_sub(column.received) } else { 0 };
             column.skip = ahead - column.received - column.resent;
         }
     }
 
-    /// What is left without counterparts.
+    /// The rows that are left without counterparts. `None` if there are none.
     fn unmatched(&self) -> Option<Unmatched> {
         let components = 0..self.columns.len();
         let present = components.clone().max_by_key(|&component| self.columns[component].rows)?;

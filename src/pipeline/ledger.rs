@@ -1,25 +1,25 @@
-//! Where the rows are, as the writer counts them.
+//! The writer's counts: where the rows are.
 
 use crate::pipeline::stats::Dropped;
 
-/// The writer's count of rows. It counts on its own copy, and shares it once per plan of rows.
+/// The counts of rows. The writer counts on a copy of its own, and shares the copy once per plan of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     pub(crate) components: Vec<ComponentLedger>,
-    /// Rows, of every component, in open frames.
+    /// The rows of each component in open frames.
     pub(crate) open_rows: usize,
-    /// While a resumed store deals again what its snapshot's store had dealt: the rows that it held, and that are not ready yet.
-    /// They count as accepted once they are.
+    /// The rows that the saved store held, and that are not ready yet in this store. `None` unless a resumed store is dealing rows
+    /// again. These rows count as accepted once they are ready.
     pub(crate) owed: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ComponentLedger {
     pub(crate) accepted: u64,
-    /// Accepted rows that wait for another component.
+    /// Accepted rows that wait for rows of another component.
     pub(crate) set_aside: u64,
     pub(crate) dropped: Dropped,
-    /// Rows that a resumed store was sent although they had been dealt before.
+    /// Rows that were sent again to a resumed store, although they had been dealt before the snapshot.
     pub(crate) resent: u64,
 }
 
@@ -46,7 +46,8 @@ impl Ledger {
         }
     }
 
-    /// Counts what is owed as open: nothing more is dealt again. Returns how many rows were owed, if any could be.
+    /// Counts the owed rows as open, because nothing more is dealt again. Returns the number of owed rows. `None` if the store was
+    /// not dealing rows again.
     pub(crate) fn settle_debt(&mut self) -> Option<usize> {
         let owed = self.owed.take()?;
         self.open_rows = owed;
@@ -60,27 +61,27 @@ impl Ledger {
         }
     }
 
-    /// Rows of any component that the store has taken.
+    /// The rows that the store has taken of the component with the most rows.
     pub(crate) fn accepted(&self) -> u64 {
         self.components.iter().map(|component| component.accepted).max().unwrap_or(0)
     }
 
-    /// Makes this an exact copy, in the memory there is.
+    /// Makes this ledger an exact copy of `newer`, without allocating.
     pub(crate) fn update(&mut self, newer: &Ledger) {
         self.components.copy_from_slice(&newer.components);
         (self.open_rows, self.owed) = (newer.open_rows, newer.owed);
     }
 
-    /// Counts rows of every component that are dropped for the reason that `reason` selects.
+    /// Counts rows of every component as dropped. `reason` selects the reason.
     pub(crate) fn drop_rows(&mut self, rows: usize, reason: fn(&mut Dropped) -> &mut u64) {
         for component in &mut self.components {
             *reason(&mut component.dropped) += rows as u64;
         }
     }
 
-    /// Counts rows of every component that leave the open frames unserved.
+    /// Counts rows of every component as dropped from the open frames. `reason` selects the reason.
     pub(crate) fn drop_open(&mut self, rows: usize, reason: fn(&mut Dropped) -> &mut u64) {
-        // Fewer where rows left at the end have been served before the store was resumed.
+        // If some of these rows were served before the store was resumed, `open_rows` is smaller than `rows`.
         let rows = rows.min(self.open_rows);
         self.open_rows -= rows;
         self.drop_rows(rows, reason);

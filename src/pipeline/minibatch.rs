@@ -1,4 +1,4 @@
-//! What a consumer gets: some rows of every component, in memory of its own.
+//! The minibatch that a consumer gets: some rows of every component, in memory that the minibatch owns.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,9 +13,10 @@ use crate::rows::layout::{Component, ComponentKey, Layout};
 
 /// Rows of every component, shuffled, in memory that the minibatch owns.
 ///
-/// The same row of every component comes from the same token. Dropping the minibatch returns its frame to the store;
-/// keeping it costs the store nothing but that memory. Small minibatches share a frame, which returns with the last of them:
-/// a frame of at most [`Plan::frame_rows`](crate::Plan::frame_rows) rows. It can be sent to another thread and outlives its store.
+/// Row r of every component comes from the same token. Dropping the minibatch returns its frame to the store. Keeping the
+/// minibatch costs the store only that memory. Small minibatches share a frame of [`Plan::frame_rows`](crate::Plan::frame_rows)
+/// rows. A shared frame returns when its last minibatch is dropped. You can send a minibatch to another thread, and keep it
+/// after its store is gone.
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -43,13 +44,13 @@ impl Minibatch {
         Minibatch { part, layout, ordinal }
     }
 
-    /// How many rows: the batch size, or fewer in the last minibatch.
+    /// The number of rows: the batch size, or fewer in the last minibatch.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.part.len()
     }
 
-    /// Its number in the sequence of all minibatches, from 0.
+    /// The minibatch's number in the sequence of all minibatches of the store, from 0.
     #[must_use]
     pub fn ordinal(&self) -> u64 {
         self.ordinal
@@ -61,10 +62,10 @@ impl Minibatch {
         self.layout.components()
     }
 
-    /// A component's rows, `[row, feature]`, by number or name.
+    /// The rows of a component, `[row, feature]`. `component` is its number or name.
     ///
     /// # Errors
-    /// [`ViewError`] if there is no such component or it holds another element type.
+    /// [`ViewError`] if there is no such component, or its element type is not `T`.
     pub fn view<T: Element>(&self, component: impl ComponentKey) -> Result<ArrayView2<'_, T>, ViewError> {
         let component = self.typed::<T>(component)?;
         let shape = (self.rows(), self.components()[component].features);
@@ -72,10 +73,10 @@ impl Minibatch {
         Ok(ArrayView2::from_shape(shape, values).expect("a component is rows × features values"))
     }
 
-    /// A component's rows, to be changed in place (normalised, say), by number or name.
+    /// The rows of a component, `[row, feature]`, for changes in place, such as normalisation. `component` is its number or name.
     ///
     /// # Errors
-    /// [`ViewError`] if there is no such component or it holds another element type.
+    /// [`ViewError`] if there is no such component, or its element type is not `T`.
     pub fn view_mut<T: Element>(&mut self, component: impl ComponentKey) -> Result<ArrayViewMut2<'_, T>, ViewError> {
         let component = self.typed::<T>(component)?;
         let shape = (self.rows(), self.components()[component].features);
@@ -83,9 +84,9 @@ impl Minibatch {
         Ok(ArrayViewMut2::from_shape(shape, values).expect("a component is rows × features values"))
     }
 
-    /// A component's rows as `f32`, `[row, feature]`, whatever its element type: a copy, by number or name.
+    /// Copies the rows of a component as `f32`, `[row, feature]`, from any element type. `component` is its number or name.
     ///
-    /// Integers are rounded to the nearest `f32`.
+    /// Rounds integers to the nearest `f32`.
     ///
     /// # Errors
     /// [`ViewError::Component`] if there is no such component.
@@ -107,7 +108,8 @@ impl Minibatch {
     /// All components, `[row, component, feature]`, without a copy.
     ///
     /// # Errors
-    /// [`ViewError::Unequal`] if they differ in width or element type, [`ViewError::Elements`] if that is not `T`.
+    /// [`ViewError::Unequal`] if the components differ in width or element type, [`ViewError::Elements`] if the element type is not
+    /// `T`.
     pub fn stacked<T: Element>(&self) -> Result<ArrayView3<'_, T>, ViewError> {
         self.typed::<T>(0)?;
         let components = self.components();
@@ -125,7 +127,8 @@ impl Minibatch {
         Ok(self.part.stacked(components[0].features))
     }
 
-    /// The bytes of a component's rows, one row after the other, for handing them to another library.
+    /// The bytes of a component's rows, one row after the other, in this machine's byte order. Use this to hand the rows to another
+    /// library.
     ///
     /// # Errors
     /// [`ViewError::Component`] if there is no such component.

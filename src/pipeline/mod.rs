@@ -1,7 +1,7 @@
-//! Threads and waiting: the way of a batch from a producer, through the queue and the writer, to a consumer.
+//! The pipeline, with its threads and waits: it brings rows from a producer, through the queue and the writer, to a consumer.
 //!
-//! Batches come in from any thread and go through one queue. One writer takes them out, deals their rows to the ring, and
-//! makes full frames ready. Consumers take those out as minibatches.
+//! Batches come in from any thread and go through one queue. One writer takes them out of the queue, deals their rows to the ring,
+//! and makes full frames ready. Consumers take the rows of ready frames as minibatches.
 
 pub(crate) mod admission;
 pub(crate) mod afterwards;

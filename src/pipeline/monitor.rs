@@ -1,4 +1,4 @@
-//! A handle that looks at a store and holds nothing open.
+//! A handle that observes a store and does not keep it open.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,9 +7,8 @@ use crate::pipeline::state::Shared;
 use crate::pipeline::stats::Stats;
 use crate::rows::layout::Component;
 
-/// Looks at a [`RingStore`](crate::RingStore), for progress bars and logs. It keeps nothing open: unlike a clone of the
-/// store, it does not keep the stream from ending, and it is not a consumer. Made by
-/// [`RingStore::monitor`](crate::RingStore::monitor).
+/// Observes a [`RingStore`](crate::RingStore), for progress bars and logs. A monitor does not keep the store open, as a clone of the
+/// store does, so the stream can end. A monitor is not a consumer. Made by [`RingStore::monitor`](crate::RingStore::monitor).
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -32,13 +31,13 @@ impl Monitor {
         Monitor { shared }
     }
 
-    /// Counts, all taken at the same moment.
+    /// The store's counts, all taken at the same moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }
 
-    /// Whether the store takes no more rows: closed, aborted, poisoned, or left by every consumer.
+    /// Whether the store takes no more rows: it is closed, aborted or poisoned, or its last consumer is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.is_closed()
@@ -50,13 +49,13 @@ impl Monitor {
         self.shared.config.layout.components()
     }
 
-    /// Rows of a minibatch.
+    /// The number of rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
         self.shared.config.batch_size
     }
 
-    /// Rows that a minibatch's rows are spread over.
+    /// The number of rows that a minibatch's rows are spread over.
     #[must_use]
     pub fn window(&self) -> usize {
         self.shared.config.window()

@@ -1,4 +1,4 @@
-//! A pass that is gathered component by component, and handed over as a whole.
+//! Gathers a pass component by component, and hands it over as a whole.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ use crate::rows::layout::ComponentKey;
 
 /// The rows of one forward pass, gathered from hooks that fire one by one.
 ///
-/// Nothing reaches the store before [`commit`](Pass::commit). So a pass that is dropped before, because of an error, a
-/// panic or a cancelled task, leaves nothing behind. Made by [`RingStore::begin_pass`](crate::RingStore::begin_pass) and
+/// No rows reach the store before [`commit`](Pass::commit). So if an error, a panic or a cancelled task drops the pass before, the
+/// store has no part of it. Made by [`RingStore::begin_pass`](crate::RingStore::begin_pass) and
 /// [`Producer::begin_pass`](crate::Producer::begin_pass).
 ///
 /// ```
@@ -35,7 +35,7 @@ use crate::rows::layout::ComponentKey;
 #[must_use = "a pass reaches the store only when it is committed"]
 pub struct Pass {
     lane: LaneHandle,
-    /// Of each component.
+    /// The batch of each component, once it has come.
     batches: Vec<Option<Batch>>,
     /// The components in the order in which they came.
     came: Vec<usize>,
@@ -53,10 +53,10 @@ impl Pass {
         }
     }
 
-    /// Attaches a small value of your own to the pass: the data loader's position behind it, say.
+    /// Attaches a small value of your own to the pass, for example the position of the data loader after the pass.
     ///
-    /// A snapshot keeps it. A resumed store returns the value of the last pass that you need not send again:
-    /// [`ResumeAt::value`](crate::ResumeAt::value).
+    /// Replaces an earlier value. A snapshot keeps the value. A resumed store returns the value of the last pass that you need not
+    /// send again: [`ResumeAt::value`](crate::ResumeAt::value).
     pub fn attach(&mut self, value: impl Into<Box<[u8]>>) {
         self.value = Some(value.into());
     }
@@ -64,9 +64,9 @@ impl Pass {
     /// Adds the rows of a component, `[rows, features]`.
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back: wrong component, features or element type ([`RingStore::extend`](crate::RingStore::extend)
-    /// lists them); [`WriteError::PassDoubles`] if the pass has the component already; [`WriteError::PassRows`] if its number of rows
-    /// differs from the first component's. The pass stays as it was.
+    /// [`Refused`] returns the batch. The component, features or element type are wrong, as for
+    /// [`RingStore::extend`](crate::RingStore::extend); or [`WriteError::PassDoubles`] if the pass already has the component; or
+    /// [`WriteError::PassRows`] if the number of rows differs from the first component's. The pass stays as it was.
     pub fn put(&mut self, component: impl ComponentKey, batch: impl Into<Batch>) -> Result<(), Refused> {
         let (component, batch) = match self.lane.check(batch.into(), component)? {
             HandedOver::Batch(component, batch) => (component, batch),
@@ -97,7 +97,7 @@ impl Pass {
         }
     }
 
-    /// Adds every component, or gives all batches back.
+    /// Adds the batch of every component. On an error, returns all batches.
     pub(crate) fn put_all<K: ComponentKey, B: Into<Batch>>(
         &mut self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -114,37 +114,39 @@ impl Pass {
         Ok(())
     }
 
-    /// The batches in the order in which they came.
+    /// Takes out the batches, in the order in which they came.
     fn take_back(&mut self) -> Vec<Batch> {
         self.came.drain(..).filter_map(|component| self.batches[component].take()).collect()
     }
 
-    /// Hands the pass over as a whole, and returns at once. See [`RingStore::extend_pass`](crate::RingStore::extend_pass).
+    /// Hands the pass over as a whole, and returns at once, as [`RingStore::extend_pass`](crate::RingStore::extend_pass).
     ///
     /// # Errors
-    /// [`RefusedPass`] gives all batches back; [`WriteError::PassLacks`] if a component is missing.
+    /// [`RefusedPass`] returns all batches: as [`RingStore::extend_pass`](crate::RingStore::extend_pass), for example
+    /// [`WriteError::PassLacks`] if a component is missing.
     pub fn commit(self) -> Result<WriteHandle, RefusedPass> {
         let lane = self.lane.clone();
         self.hand_over(|rows| lane.hand_over(rows, NoRoomThen::LineUp))
     }
 
-    /// Hands the pass over as a whole if the queue has room. See [`RingStore::try_extend_pass`](crate::RingStore::try_extend_pass).
+    /// Hands the pass over as a whole if the queue has room, as
+    /// [`RingStore::try_extend_pass`](crate::RingStore::try_extend_pass). Returns at once.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit), and [`WriteError::Full`].
+    /// As [`commit`](Self::commit), and [`WriteError::Full`] if the queue has no room.
     pub fn try_commit(self) -> Result<WriteHandle, RefusedPass> {
         let lane = self.lane.clone();
         self.hand_over(|rows| lane.hand_over(rows, NoRoomThen::Refuse))
     }
 
-    /// Blocks this thread until the queue has room, then hands the pass over as a whole. See
+    /// Waits until the queue has room, then hands the pass over as a whole, as
     /// [`RingStore::extend_pass_blocking`](crate::RingStore::extend_pass_blocking).
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
     ///
     /// # Blocking
-    /// Blocks until consumers have taken minibatches, or the store takes no more rows.
+    /// Blocks this thread until the queue has room, because consumers have taken minibatches, or the store takes no more rows.
     pub fn commit_blocking(self) -> Result<(), RefusedPass> {
         let lane = self.lane.clone();
         self.hand_over(|rows| lane.hand_over_blocking(rows)).map(drop)
@@ -172,18 +174,20 @@ impl Pass {
 }
 
 impl Permit {
-    /// Hands over a pass that was gathered; returns at once.
+    /// Hands over a gathered pass. Returns at once.
     ///
     /// # Errors
-    /// As [`Pass::commit`]; [`WriteError::Full`] if the pass has more rows than are left.
+    /// As [`Pass::commit`]. Also [`WriteError::Full`] if the pass has more rows than are left, and [`WriteError::Permit`] if the
+    /// permit is for one component.
     pub fn commit(mut self, pass: Pass) -> Result<WriteHandle, RefusedPass> {
         pass.hand_over(|rows| self.use_up(rows))
     }
 
-    /// Hands over the pass that the permit is for; returns at once.
+    /// Hands over the pass that the permit is for. Returns at once.
     ///
     /// # Errors
-    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass); [`WriteError::Full`] if the pass has more rows than are left.
+    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass). Also [`WriteError::Full`] if the pass has more rows than are
+    /// left, and [`WriteError::Permit`] if the permit is for one component.
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         mut self,
         pass: impl IntoIterator<Item = (K, B)>,

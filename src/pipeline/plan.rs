@@ -1,43 +1,43 @@
-//! What a configuration means, before a store is built: its memory, its mixing, and the rows until the first minibatch.
+//! Computes what a configuration means before you build a store: memory, mixing, and the rows until the first minibatch.
 
 use std::fmt;
 
 use crate::error::{BuildError, readable};
 use crate::pipeline::config::{Config, RingStoreBuilder};
 
-/// What a ring store takes and gives; see [`RingStoreBuilder::plan`].
+/// The sizes of a ring store, and how well it mixes rows. Made by [`RingStoreBuilder::plan`].
 ///
 /// Displays as one line, which `build` logs at level `INFO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Rows of the window: whole minibatches.
+    /// The rows of the window: whole frames.
     pub window: usize,
-    /// Rows of a minibatch.
+    /// The rows of a minibatch.
     pub batch_size: usize,
-    /// Rows of a frame: one minibatch, or several where minibatches are small. A minibatch that is kept keeps the memory of
+    /// The rows of a frame: one minibatch, or several if minibatches are small. A minibatch that you keep also keeps the memory of
     /// its frame.
     pub frame_rows: usize,
-    /// Frames that are filled at the same time.
+    /// The number of frames that are filled at the same time.
     pub open_frames: usize,
-    /// All frames: the open ones, those that may be ready, and one that a consumer works on.
+    /// The number of all frames: the open frames, the frames that may be ready, and one frame that a consumer works on.
     pub frames: usize,
-    /// Bytes of all frames, which the store takes at its start and keeps.
+    /// The size of all frames, in bytes. The store takes this memory when it starts, and keeps it.
     pub memory: usize,
-    /// Bytes of the rows that may wait in the queue, in the components' element types. They are the callers' memory, and come
-    /// on top of `memory`.
+    /// The size of the rows that may wait in the queue, in bytes, in the components' element types. This is memory of the callers.
+    /// `memory` does not include it.
     pub queue_memory: usize,
-    /// Rows until the first minibatch is ready: half the window and half a frame, give or take one frame and one row
-    /// for each open frame.
+    /// The rows until the first minibatch is ready: half the window plus half a frame. The exact number may differ by one frame plus
+    /// one row for each open frame.
     ///
-    /// About as many rows, and the ready minibatches, fit before a consumer must take one.
+    /// The store holds about so many rows, plus the ready minibatches, before a consumer must take a minibatch.
     pub first_minibatch: usize,
 }
 
 impl RingStoreBuilder {
-    /// Says what a store of this configuration takes and gives, without building it or asking for memory.
+    /// Computes the sizes and the mixing of a store with this configuration. Does not build the store, and does not ask for memory.
     ///
-    /// How large a window do 8 GiB hold, and how well does it mix texts of 1,024 tokens?
+    /// This example asks two questions. How large a window do 8 GiB hold? How well does it mix texts of 1,024 tokens?
     ///
     /// ```
     /// use activation_store::{DType, RingStore};
@@ -56,7 +56,7 @@ impl RingStoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`BuildError`] for a configuration that cannot be. Whether the memory is there now, only `build` asks.
+    /// [`BuildError`] if the configuration is invalid. Only `build` checks whether the memory is available now.
     pub fn plan(&self) -> Result<Plan, BuildError> {
         Ok(Plan::new(&self.clone().check()?))
     }
@@ -78,12 +78,13 @@ impl Plan {
         }
     }
 
-    /// How many rows of a minibatch come from the same sequence as a given row of it, itself included: the mean over the
-    /// rows, wherever the sequences start, for sequences of `sequence` rows that come one after the other. At least 1; fewer
-    /// are better.
+    /// Computes how many rows of a minibatch come from the same sequence as one of its rows, this row included. The result is the
+    /// mean over all rows of a minibatch and over all places where the sequences may start. Sequences have `sequence` rows,
+    /// and come one after the other. The result is at least 1, and fewer rows are better.
     ///
-    /// Holds once the store has served its first window. If producers take turns, a sequence is as long as all rows that
-    /// come between its first and its last. Of a [replay](crate::Replay), ask with the rows of a shard how many come from one shard.
+    /// The result holds once the store has served its first window. If producers take turns, count in `sequence` all rows from the
+    /// first to the last row of a sequence, also the rows of other producers. For a [replay](crate::Replay), `sequence` can be the
+    /// rows of a shard. Then the result says how many rows come from one shard.
     ///
     /// ```
     /// use activation_store::RingStore;
@@ -98,19 +99,19 @@ impl Plan {
     /// ```
     #[must_use]
     pub fn shared_rows(&self, sequence: usize) -> f64 {
-        // Let M be the open frames and B the rows of each. A frame takes one row, any, of each of B runs of M rows. Of two
-        // rows that are d apart, one being in the frame, the other is in it, too, with the probability 1/M, but
-        //  * not if both are in one run: that has the probability 1 - d/M, while d < M;
-        //  * not if the frame does not take part in the other's run: the further, the likelier, certain from d = M × B on.
+        // Let M be the number of open frames and B the rows of each. A frame takes one random row of each of B runs of M rows.
+        // Take two rows at the distance d, one of them in the frame. The other row is in the frame with the probability 1/M, but
+        //  * not if both rows are in one run. This has the probability 1 - d/M if d < M, and else 0;
+        //  * not if the frame takes no part in the run of the other row. A larger d makes this likelier, and d >= M × B certain.
         // A row of a sequence of S rows has on average 2 (1 - d/S) rows at the distance d in the same sequence.
         let [m, b, s] = [self.open_frames, self.frame_rows, sequence.max(1)].map(|n| n as f64);
-        // Sums of (1 - d/S) and of (1 - d/S) × d, over d from 1 to n.
+        // The sums of (1 - d/S) and of (1 - d/S) × d, for d from 1 to n.
         let pairs = |n: f64| n - n * (n + 1.0) / (2.0 * s);
         let distances = |n: f64| n * (n + 1.0) / 2.0 - n * (n + 1.0) * (2.0 * n + 1.0) / (6.0 * s);
         let (near, far) = (m.min(s) - 1.0, (m * b).min(s) - 1.0);
         let of_near = distances(near) / m * (1.0 - 1.0 / b);
         let of_far = pairs(far) - pairs(near) - (distances(far) - distances(near)) / (m * b);
-        // A minibatch has its share of the rows of its frame.
+        // A minibatch has a share of the rows of its frame.
         let share = if b > 1.0 { (self.batch_size as f64 - 1.0) / (b - 1.0) } else { 1.0 };
         1.0 + 2.0 / m * (of_near + of_far) * share
     }

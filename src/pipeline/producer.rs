@@ -1,4 +1,4 @@
-//! A lane into a ring store: checks batches and hands them to the writer.
+//! A producer: its lane checks batches and hands them to the writer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::rows::layout::ComponentKey;
 
 /// A lane of its own into a [`RingStore`](crate::RingStore): for one model replica, or one thread of capture.
 ///
-/// On one lane, row r of every component belongs to the same token, so two replicas that write at once each need a
-/// lane. Writing works as on the store itself, which is a lane, too, and whose methods are documented in full. Dropping the
-/// producer ends the lane.
+/// On one lane, row r of every component belongs to the same token. So two replicas that write at the same time each need a lane.
+/// A producer has the same methods for writing as the store, which is a lane, too. The store's methods have the full
+/// documentation. Dropping the producer ends the lane.
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -51,12 +51,12 @@ impl Drop for KeepsOpen {
 }
 
 impl Producer {
-    /// The producer of a store's own lane.
+    /// Makes the producer of a store's own lane.
     pub(crate) fn of_store(shared: Arc<Shared>) -> Self {
         Producer { lane: LaneHandle { shared: shared.clone(), id: 0 }, keeps_open: Arc::new(KeepsOpen(shared)) }
     }
 
-    /// Opens another lane.
+    /// Opens another lane of the store.
     pub(crate) fn open_another(&self, name: Option<Arc<str>>) -> Result<Self, WriteError> {
         let shared = self.lane.shared.clone();
         let id = shared.open_lane(name)?;
@@ -67,48 +67,48 @@ impl Producer {
         &self.lane.shared
     }
 
-    /// [`RingStore::extend`](crate::RingStore::extend) on this lane.
+    /// Works as [`RingStore::extend`](crate::RingStore::extend), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::extend`](crate::RingStore::extend).
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let rows = self.lane.check(batch.into(), component)?;
         self.lane.hand_over(rows, NoRoomThen::LineUp).map_err(refused)
     }
 
-    /// [`RingStore::try_extend`](crate::RingStore::try_extend) on this lane.
+    /// Works as [`RingStore::try_extend`](crate::RingStore::try_extend), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::try_extend`](crate::RingStore::try_extend).
     pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let rows = self.lane.check(batch.into(), component)?;
         self.lane.hand_over(rows, NoRoomThen::Refuse).map_err(refused)
     }
 
-    /// [`RingStore::extend_blocking`](crate::RingStore::extend_blocking) on this lane.
+    /// Works as [`RingStore::extend_blocking`](crate::RingStore::extend_blocking), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::extend_blocking`](crate::RingStore::extend_blocking).
     ///
     /// # Blocking
-    /// As there.
+    /// As [`RingStore::extend_blocking`](crate::RingStore::extend_blocking).
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
         let rows = self.lane.check(batch.into(), component)?;
         self.lane.hand_over_blocking(rows).map(drop).map_err(refused)
     }
 
-    /// [`RingStore::append`](crate::RingStore::append) on this lane.
+    /// Works as [`RingStore::append`](crate::RingStore::append), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::append`](crate::RingStore::append).
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row.into())?, component)
     }
 
-    /// [`RingStore::extend_pass`](crate::RingStore::extend_pass) on this lane.
+    /// Works as [`RingStore::extend_pass`](crate::RingStore::extend_pass), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::extend_pass`](crate::RingStore::extend_pass).
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -116,10 +116,10 @@ impl Producer {
         self.gather(pass)?.commit()
     }
 
-    /// [`RingStore::try_extend_pass`](crate::RingStore::try_extend_pass) on this lane.
+    /// Works as [`RingStore::try_extend_pass`](crate::RingStore::try_extend_pass), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::try_extend_pass`](crate::RingStore::try_extend_pass).
     pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -127,13 +127,13 @@ impl Producer {
         self.gather(pass)?.try_commit()
     }
 
-    /// [`RingStore::extend_pass_blocking`](crate::RingStore::extend_pass_blocking) on this lane.
+    /// Works as [`RingStore::extend_pass_blocking`](crate::RingStore::extend_pass_blocking), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::extend_pass_blocking`](crate::RingStore::extend_pass_blocking).
     ///
     /// # Blocking
-    /// As there.
+    /// As [`RingStore::extend_pass_blocking`](crate::RingStore::extend_pass_blocking).
     pub fn extend_pass_blocking<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -150,40 +150,42 @@ impl Producer {
         Ok(gathered)
     }
 
-    /// [`RingStore::begin_pass`](crate::RingStore::begin_pass) on this lane.
+    /// Works as [`RingStore::begin_pass`](crate::RingStore::begin_pass), on this lane.
     pub fn begin_pass(&self) -> Pass {
         Pass::new(self.lane.clone())
     }
 
-    /// [`RingStore::reserve`](crate::RingStore::reserve) on this lane.
+    /// Works as [`RingStore::reserve`](crate::RingStore::reserve), on this lane.
     ///
     /// # Errors
-    /// As there.
+    /// As [`RingStore::reserve`](crate::RingStore::reserve).
     pub fn reserve(&self, component: impl ComponentKey, rows: usize) -> Result<Reserve, UnknownComponent> {
         let component = self.shared().config.layout.find(component)?;
         Ok(self.lane.reserve(Demand { component: Some(component), rows }))
     }
 
-    /// [`RingStore::reserve_pass`](crate::RingStore::reserve_pass) on this lane.
+    /// Works as [`RingStore::reserve_pass`](crate::RingStore::reserve_pass), on this lane.
     pub fn reserve_pass(&self, rows: usize) -> Reserve {
         self.lane.reserve(Demand { component: None, rows })
     }
 
-    /// Tells a resumed store that you send this lane again from its first row, and not from where
-    /// [`resume_at`](crate::RingStore::resume_at) says. The store skips the rows that it does not need, and counts them as resent.
+    /// Tells a resumed store that you send this lane again from its first row, instead of from the row that
+    /// [`resume_at`](crate::RingStore::resume_at) gives. The store skips the rows that it does not need, and counts them as resent.
     ///
-    /// For a capture that cannot start in the middle. Call it before the first write.
+    /// Use this for a capture that cannot start in the middle. Call it before the first write.
     ///
     /// # Errors
-    /// [`WriteError::LaneStarted`] if rows have been written; [`WriteError::Closed`] if the lane had ended.
+    /// [`WriteError::LaneStarted`] if you have written rows. [`WriteError::Closed`] if the lane has ended, or the store is closed.
+    /// [`WriteError::Poisoned`] if the writer panicked.
     pub fn send_again(&self) -> Result<(), WriteError> {
         self.shared().send_again(self.lane.id)
     }
 
-    /// Ends the lane: it takes no more rows.
+    /// Ends the lane: the lane takes no more rows. Returns at once.
     ///
-    /// Rows whose counterparts in another component have not come by then are dropped. `stats` counts them, and
-    /// [`RingStore::flush`](crate::RingStore::flush) reports them. Other lanes go on.
+    /// The store drops the lane's rows whose counterparts in another component have not come by then.
+    /// [`RingStore::stats`](crate::RingStore::stats) counts these rows, and [`RingStore::flush`](crate::RingStore::flush) reports
+    /// them. Other lanes go on.
     pub fn close(&self) {
         self.shared().close_lane(self.lane.id);
     }

@@ -1,7 +1,7 @@
-//! The queue from the producers to the writer: what goes through it, and the bound on the rows in it.
+//! The queue from the producers to the writer: its messages, and the bound on the rows in it.
 //!
-//! A batch that is handed over takes its place in line at once, so that dropping a handle loses nothing. The caller, not
-//! the batch, waits for room at the bound.
+//! A batch enters the queue as soon as it is handed over, so dropping its handle loses nothing. If the queue is full, the caller
+//! waits, not the batch.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -9,21 +9,22 @@ use std::task::Waker;
 use crate::pipeline::handle::WriteReply;
 use crate::rows::batch::Batch;
 
-/// What the writer receives, in order.
+/// A message to the writer. The writer receives messages in order.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// A lane begins.
+    /// A lane has been opened.
     OpenLane(u64),
+    /// Rows have been handed over.
     Write(Write),
-    /// A lane ends.
+    /// A lane has been closed.
     CloseLane(u64),
     /// A lane of a resumed store is sent again from its first row on.
     SendAgain(u64),
-    /// Something in the shared state has changed: a request, room for a minibatch, a free frame, an end.
+    /// The shared state has changed, so the writer must look at it: a request, room for a ready frame, a free frame, or an end.
     Look,
 }
 
-/// Rows on their way.
+/// Rows on their way to the writer.
 #[derive(Debug)]
 pub(crate) struct Write {
     pub(crate) lane: u64,
@@ -33,12 +34,12 @@ pub(crate) struct Write {
     pub(crate) reply: WriteReply,
 }
 
-/// What one call hands over; at least one row.
+/// The rows that one call hands over.
 #[derive(Debug)]
 pub(crate) enum HandedOver {
     /// A batch of one component.
     Batch(usize, Batch),
-    /// A batch of every component, in order, with equally many rows; and what the user attached to them.
+    /// A batch of every component, in order, all with equally many rows, and the value that the user attached to the pass.
     Pass(Vec<Batch>, Option<Box<[u8]>>),
 }
 
@@ -51,15 +52,16 @@ impl HandedOver {
     }
 }
 
-/// Rows that a call wants to hand over: of one component, or of all.
+/// The rows that a call wants to hand over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
+    /// The component. `None` for a pass, which has rows of every component.
     pub(crate) component: Option<usize>,
     pub(crate) rows: usize,
 }
 
 impl Demand {
-    /// The components, of `n`, that it has rows of.
+    /// The components that the demand has rows of. The store has `n` components.
     pub(crate) fn components(self, n: usize) -> std::ops::Range<usize> {
         self.component.map_or(0..n, |component| component..component + 1)
     }
@@ -69,11 +71,11 @@ impl Demand {
 #[derive(Debug)]
 pub(crate) struct QueueBound {
     bound: usize,
-    /// Rows of each component: handed over and neither dealt nor set aside.
+    /// The rows of each component that were handed over, and were neither dealt nor set aside nor discarded yet.
     queued: Vec<usize>,
-    /// Rows of each component that a caller may hand over now.
+    /// The rows of each component that room is reserved for.
     reserved: Vec<usize>,
-    /// In the order in which they came.
+    /// The callers that wait for room, in the order in which they came.
     line: VecDeque<Waiting>,
     next_ticket: u64,
 }
@@ -84,7 +86,7 @@ struct Waiting {
     ticket: u64,
     lane: u64,
     demand: Demand,
-    /// `None` once woken.
+    /// `None` once the caller has been woken.
     waker: Option<Waker>,
 }
 
@@ -111,40 +113,40 @@ impl QueueBound {
         self.queued[component].saturating_add(self.reserved[component])
     }
 
-    /// The component, and the rows it holds, that leave no room. A batch larger than the bound fits when nothing else is
-    /// queued.
+    /// Finds a component that has no room for the demand. Returns the component, and the rows that it holds. A batch that is larger
+    /// than the bound has room if nothing else is queued or reserved.
     pub(crate) fn no_room_for(&self, demand: Demand) -> Option<(usize, usize)> {
         let full = |held: usize| held > 0 && held.saturating_add(demand.rows) > self.bound;
         let held = demand.components(self.queued.len()).map(|component| (component, self.held(component)));
         held.into_iter().find(|&(_, held)| full(held))
     }
 
-    /// Counts rows in.
+    /// Counts rows as queued.
     pub(crate) fn enter(&mut self, demand: Demand) {
         demand.components(self.queued.len()).for_each(|component| self.queued[component] += demand.rows);
     }
 
-    /// Counts rows of a component out.
+    /// Counts rows of a component as no longer queued.
     pub(crate) fn leave(&mut self, component: usize, rows: usize) {
         self.queued[component] -= rows;
     }
 
-    /// Keeps room for rows.
+    /// Reserves room for rows.
     pub(crate) fn reserve(&mut self, demand: Demand) {
         demand.components(self.reserved.len()).for_each(|component| self.reserved[component] += demand.rows);
     }
 
-    /// Gives back room that was kept, to be used or not.
+    /// Gives back reserved room, because rows use it or because it is not needed.
     pub(crate) fn release(&mut self, demand: Demand) {
         demand.components(self.reserved.len()).for_each(|component| self.reserved[component] -= demand.rows);
     }
 
-    /// Whether callers wait.
+    /// Whether callers wait in line.
     pub(crate) fn has_line(&self) -> bool {
         !self.line.is_empty()
     }
 
-    /// Whether the caller with this ticket, if it has one, comes next.
+    /// Whether the caller comes next. `ticket` is its place in line, if it has one.
     pub(crate) fn is_next(&self, ticket: Option<u64>) -> bool {
         match (self.line.front(), ticket) {
             (None, _) => true,
@@ -153,7 +155,7 @@ impl QueueBound {
         }
     }
 
-    /// Puts a caller in line, or keeps its place. Returns its ticket, and the waker that it had before.
+    /// Puts a caller in line, or keeps its place. Returns the caller's ticket and its earlier waker.
     pub(crate) fn queue_up(
         &mut self,
         lane: u64,
@@ -170,13 +172,13 @@ impl QueueBound {
         (ticket, None)
     }
 
-    /// Takes a caller out of the line, and returns its waker.
+    /// Removes a caller from the line, and returns its waker.
     pub(crate) fn leave_line(&mut self, ticket: u64) -> Option<Waker> {
         let place = self.line.iter().position(|waiting| waiting.ticket == ticket)?;
         self.line.remove(place)?.waker
     }
 
-    /// The caller to wake, if the first in line has room now.
+    /// Takes the waker of the first caller in line, if there is room for that caller now.
     pub(crate) fn take_next(&mut self) -> Option<Waker> {
         let demand = self.line.front()?.demand;
         if self.no_room_for(demand).is_some() {
@@ -185,18 +187,18 @@ impl QueueBound {
         self.line.front_mut()?.waker.take()
     }
 
-    /// The callers of a lane that `may` go on whatever their place.
+    /// Takes the wakers of the callers of a lane that may go on from any place in line. `may` selects these callers.
     pub(crate) fn take_some(&mut self, lane: u64, may: impl Fn(Demand) -> bool) -> impl Iterator<Item = Waker> {
         let of_lane = self.line.iter_mut().filter(move |waiting| waiting.lane == lane && may(waiting.demand));
         of_lane.filter_map(|waiting| waiting.waker.take())
     }
 
-    /// Every caller in line, to be told of an end.
+    /// Takes the wakers of all callers in line, who must look at the store again.
     pub(crate) fn take_line(&mut self) -> impl Iterator<Item = Waker> {
         self.line.iter_mut().filter_map(|waiting| waiting.waker.take())
     }
 
-    /// Forgets all rows: they have been discarded.
+    /// Forgets all queued rows, because they have been discarded.
     pub(crate) fn clear(&mut self) {
         self.queued.fill(0);
     }

@@ -1,4 +1,4 @@
-//! Full frames that wait for consumers, and the empty ones that take their place.
+//! Full frames that wait for consumers, and empty frames that take their place in the ring.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -9,12 +9,13 @@ use crate::memory::part::Part;
 use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::config::Config;
 
-/// A full frame that waits for consumers, or what is left of it.
+/// A full frame that waits for consumers, or the rest of a frame after consumers took minibatches from it.
 #[derive(Debug)]
 pub(crate) struct ReadyFrame {
     memory: Memory,
-    /// Rows before its first, which were served before the store was resumed.
+    /// The frame's first unserved row. Rows before it were served before the store was resumed.
     first: usize,
+    /// The unserved rows.
     rows: usize,
     /// The number of its next minibatch.
     ordinal: u64,
@@ -23,7 +24,7 @@ pub(crate) struct ReadyFrame {
 #[derive(Debug)]
 enum Memory {
     Full(Frame),
-    /// Some of its minibatches have been taken.
+    /// The rest of a frame: consumers have taken some of its minibatches.
     Rest(Part),
 }
 
@@ -34,7 +35,7 @@ pub(crate) struct Lent {
 }
 
 impl ReadyFrame {
-    /// All rows of a full frame, whose first minibatch has this number.
+    /// Makes a ready frame of all rows of a full frame. The frame's first minibatch has the number `ordinal`.
     pub(crate) fn full(frame: Frame, ordinal: u64) -> Self {
         let rows = frame.layout().rows();
         ReadyFrame { memory: Memory::Full(frame), first: 0, rows, ordinal }
@@ -44,7 +45,7 @@ impl ReadyFrame {
         self.rows
     }
 
-    /// Copies its rows to the front of `into`.
+    /// Copies the unserved rows to the front of `into`.
     pub(crate) fn save(&self, into: &mut Frame) {
         for component in 0..into.layout().n_components() {
             for n in 0..self.rows {
@@ -58,7 +59,7 @@ impl ReadyFrame {
         self.ordinal
     }
 
-    /// A row that no consumer has taken.
+    /// The `n`-th unserved row of a component.
     pub(crate) fn row(&self, component: usize, n: usize) -> &[u8] {
         match &self.memory {
             Memory::Full(frame) => frame.row(component, self.first + n),
@@ -67,28 +68,28 @@ impl ReadyFrame {
     }
 }
 
-/// The frames that are not open.
+/// The frames that are not open: ready, empty, or lent to consumers.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// Oldest first.
+    /// The ready frames, oldest first.
     ready: VecDeque<ReadyFrame>,
-    /// Rows in them, also while the writer has borrowed them.
+    /// The rows in the ready frames, also while the writer has borrowed the frames.
     ready_rows: usize,
     most_ready: usize,
-    /// Rows of a minibatch.
+    /// The rows of a minibatch.
     batch_size: usize,
     /// The number of the first minibatch of the next frame that becomes ready.
     next_ordinal: u64,
-    /// The number of the next minibatch to be served. What is before was served, or discarded.
+    /// The number of the next minibatch to be served. Minibatches with lower numbers were served or discarded.
     next_served: u64,
     /// The number of the first minibatch since the ring was last emptied.
     first_ordinal: u64,
     empty: Pool,
-    /// Nothing is lent until a snapshot has seen the ready frames.
+    /// Whether lending is stopped until a snapshot has read the ready frames.
     pinned: bool,
-    /// How many frames are kept, ready or empty.
+    /// The number of frames that the store keeps, ready or empty. More frames are freed.
     kept: usize,
-    /// Frames with consumers.
+    /// The frames whose minibatches consumers have all taken, but not all dropped.
     lent: usize,
 }
 
@@ -128,8 +129,8 @@ impl Frames {
         self.ready.len() < self.most_ready
     }
 
-    /// Makes the first `rows` rows of a frame ready, except minibatches that were served before the store was resumed. Returns
-    /// how many rows are ready.
+    /// Makes the first `rows` rows of a frame ready, except minibatches that were served before the store was resumed. Returns the
+    /// number of rows that became ready.
     pub(crate) fn push(&mut self, frame: Frame, rows: usize) -> usize {
         let ordinal = self.next_ordinal.max(self.next_served);
         let first = (ordinal - self.next_ordinal).saturating_mul(self.batch_size as u64);
@@ -145,7 +146,7 @@ impl Frames {
         left
     }
 
-    /// The number of the next minibatch to be served, and of the first since the ring was last emptied.
+    /// The numbers of the next minibatch to be served, and of the first minibatch since the ring was last emptied.
     pub(crate) fn ordinals(&self) -> (u64, u64) {
         (self.next_served, self.first_ordinal)
     }
@@ -155,19 +156,19 @@ impl Frames {
         self.next_ordinal
     }
 
-    /// Notes that the ring was emptied: what becomes ready next is new.
+    /// Notes that the ring was emptied. The next minibatch that becomes ready is the first of the emptied ring.
     pub(crate) fn emptied(&mut self) {
         self.next_ordinal = self.next_ordinal.max(self.next_served);
         (self.first_ordinal, self.next_served) = (self.next_ordinal, self.next_ordinal);
     }
 
-    /// Goes on where another store stood: the first minibatch since its ring was last emptied, the next one to become ready, and
-    /// the next one to be served have these numbers.
+    /// Goes on where the saved store stood. The arguments are minibatch numbers: of the first one since the ring was last emptied, of
+    /// the next one to become ready, and of the next one to be served.
     pub(crate) fn go_on(&mut self, first: u64, becomes_ready: u64, served: u64) {
         (self.first_ordinal, self.next_ordinal, self.next_served) = (first, becomes_ready, served);
     }
 
-    /// Takes the oldest minibatch out, for a consumer. Its frame goes back to `home`.
+    /// Takes out the oldest minibatch for a consumer. The frame goes back to `home` when its last part is dropped.
     pub(crate) fn lend(&mut self, home: &Arc<impl FrameHome + 'static>) -> Option<Lent> {
         if self.pinned {
             return None;
@@ -178,7 +179,7 @@ impl Frames {
             Memory::Full(frame) => {
                 let mut part = Part::whole(frame, ready.first + ready.rows, home.clone());
                 if ready.first > 0 {
-                    // The frame has another part, so nothing goes home.
+                    // The frame has another part, so this drop does not send it home.
                     drop(part.split_front(ready.first));
                 }
                 part
@@ -197,16 +198,17 @@ impl Frames {
         Some(Lent { part: front, ordinal })
     }
 
-    /// Lends nothing until [`unpin`](Self::unpin).
+    /// Stops lending until [`unpin`](Self::unpin).
     pub(crate) fn pin(&mut self) {
         self.pinned = true;
     }
 
+    /// Allows lending again.
     pub(crate) fn unpin(&mut self) {
         self.pinned = false;
     }
 
-    /// Discards the oldest ready frame. Returns how many rows it had.
+    /// Discards the oldest ready frame, or what is left of it. Returns the number of discarded rows.
     pub(crate) fn discard_oldest(&mut self, discarded: &mut Vec<Part>) -> Option<usize> {
         let ReadyFrame { memory, rows, ordinal, .. } = self.ready.pop_front()?;
         self.ready_rows -= rows;
@@ -214,7 +216,7 @@ impl Frames {
         match memory {
             Memory::Full(frame) => self.empty.put(frame),
             Memory::Rest(part) => {
-                // It goes home as if it had been lent.
+                // The frame goes home as if its last minibatch had been lent.
                 self.lent += 1;
                 discarded.push(part);
             }
@@ -222,7 +224,7 @@ impl Frames {
         Some(rows)
     }
 
-    /// Takes back a frame that was with a consumer. Returns it if there are enough, unless it is `wanted`.
+    /// Takes back a frame from the consumers. Returns the frame if the store has enough frames and the writer does not want it.
     pub(crate) fn give_back(&mut self, frame: Frame, wanted: bool) -> Option<Frame> {
         self.lent -= 1;
         if wanted || self.ready.len() + self.empty.len() < self.kept {
@@ -236,27 +238,27 @@ impl Frames {
         self.empty.take()
     }
 
-    /// Discards all ready frames. Returns how many rows they had.
+    /// Discards all ready frames. Returns the number of discarded rows.
     pub(crate) fn discard_ready(&mut self, discarded: &mut Vec<Part>) -> usize {
-        // Those borrowed by the writer, too.
+        // This counts the rows that the writer has borrowed, too.
         let rows = self.ready_rows;
         while self.discard_oldest(discarded).is_some() {}
         self.ready_rows = 0;
         rows
     }
 
-    /// Takes all empty frames out, and keeps none from now on.
+    /// Takes out all empty frames, and keeps no frame from now on.
     pub(crate) fn dissolve(&mut self, freed: &mut Vec<Frame>) {
         self.kept = 0;
         freed.extend(self.empty.take_all());
     }
 
-    /// Takes the ready frames out, so that they can be read without the mutex.
+    /// Takes out the ready frames, so that the caller can read them without the mutex.
     pub(crate) fn borrow_ready(&mut self) -> VecDeque<ReadyFrame> {
         mem::take(&mut self.ready)
     }
 
-    /// Puts back the ready frames that were borrowed.
+    /// Puts the borrowed ready frames back.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>) {
         self.ready_rows = ready.iter().map(ReadyFrame::rows).sum();
         self.ready = ready;

@@ -1,4 +1,4 @@
-//! A producer's end of a lane, and waiting for room in the queue, in line with other callers.
+//! A producer's end of a lane, and the future of a caller that waits in line for room in the queue.
 
 use std::fmt;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::pipeline::wait::{wait_for, wait_long};
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::layout::ComponentKey;
 
-/// A producer's end of a lane. It keeps neither the lane nor the store open.
+/// A producer's end of a lane. The handle keeps neither the lane nor the store open.
 #[derive(Clone)]
 pub(crate) struct LaneHandle {
     pub(crate) shared: Arc<Shared>,
@@ -32,7 +32,7 @@ impl LaneHandle {
         self.shared.hand_over(self.id, rows, no_room)
     }
 
-    /// Hands rows over once there is room. A store that rejects rows does not wait.
+    /// Waits until there is room, and hands the rows over. Does not wait if the store rejects rows that it has no room for.
     pub(crate) fn hand_over_blocking(&self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
         match self.hand_over(rows, NoRoomThen::RefuseBehindOthers) {
             Err((WriteError::Full(_), rows)) if self.shared.config.when_full != WhenFull::Reject => {
@@ -49,7 +49,7 @@ impl LaneHandle {
         Reserve { lane: self.clone(), demand, ticket: None, done: false }
     }
 
-    /// Checks a batch, and makes it ready to be handed over.
+    /// Checks a batch for a component, and returns it in the form that `hand_over` takes.
     pub(crate) fn check(&self, batch: Batch, component: impl ComponentKey) -> Result<HandedOver, Refused> {
         let layout = &self.shared.config.layout;
         let found = layout.find(component).map_err(WriteError::from);
@@ -60,7 +60,7 @@ impl LaneHandle {
     }
 }
 
-/// A batch that comes back.
+/// Makes the refusal of one batch.
 pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
     let batch = match rows {
         HandedOver::Batch(_, batch) => Some(batch),
@@ -72,18 +72,26 @@ pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
     }
 }
 
-/// A future that resolves when there is room in the queue, with a [`Permit`] to use it.
+/// A future that resolves when there is room in the queue, with a [`Permit`] to use the room.
 ///
-/// Callers are served in the order in which they came. Any executor can poll it; a thread can [`wait`](Reserve::wait).
-/// Made by [`RingStore::reserve`](crate::RingStore::reserve) and [`reserve_pass`](crate::RingStore::reserve_pass).
+/// The store serves callers in the order in which they came. Any executor can poll the future. A thread can
+/// [`wait`](Reserve::wait). Made by [`RingStore::reserve`](crate::RingStore::reserve) and
+/// [`reserve_pass`](crate::RingStore::reserve_pass).
+///
+/// The future takes its place in line at the first poll. Keep polling it, or drop it: while it has the first place in line, the
+/// callers behind it wait.
+///
+/// # Errors
+/// The future yields [`WriteError`] if the store or the lane takes no more rows, or the component would run too far ahead of
+/// another.
 ///
 /// # Cancel safety
-/// Dropping it gives up the place in line, and has no other effect.
+/// Dropping the future gives up its place in line, and has no other effect.
 #[must_use = "nothing is reserved until it is awaited"]
 pub struct Reserve {
     lane: LaneHandle,
     demand: Demand,
-    /// Its place in line.
+    /// The place in line. `None` before the first wait.
     ticket: Option<u64>,
     done: bool,
 }
@@ -92,16 +100,25 @@ impl Reserve {
     /// Blocks this thread until there is room. Works inside and outside a runtime.
     ///
     /// # Errors
-    /// As awaiting: the store or the lane takes no more rows, or the component would run too far ahead.
+    /// As the future: [`WriteError`] if the store or the lane takes no more rows, or the component would run too far ahead.
+    ///
+    /// # Panics
+    /// Panics if the future has resolved before.
     pub fn wait(mut self) -> Result<Permit, WriteError> {
         let shared = self.lane.shared.clone();
         let outcome = wait_long(|context| Pin::new(&mut self).poll(context), || shared.notice_waiting_producer());
-        // Without a deadline there is an outcome.
+        // There is no deadline, so there is an outcome.
         outcome.unwrap_or(Err(WriteError::Full(StoreFullError::default())))
     }
 
-    /// Blocks this thread until there is room, but no longer than `timeout`: `None` if there is none by then. The place in
-    /// line stays.
+    /// Blocks this thread until there is room, but no longer than `timeout`. `None` if there is no room by then. The future then
+    /// keeps its place in line.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Panics
+    /// Panics if the future has resolved before.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<Permit, WriteError>> {
         wait_for(self, Instant::now().checked_add(timeout))
     }
@@ -118,7 +135,7 @@ impl Future for Reserve {
     type Output = Result<Permit, WriteError>;
 
     /// # Panics
-    /// Panics if it is polled after it has resolved.
+    /// Panics if you poll the future after it has resolved.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(!self.done, "a reservation is polled after it has resolved");
         let Reserve { lane, demand, ticket, .. } = &mut *self;
@@ -132,7 +149,7 @@ impl Future for Reserve {
             }
             outcome
         };
-        // Foreign code.
+        // Dropping a waker may run foreign code, so the mutex is free by now.
         drop(waker);
         let permit = match outcome {
             Ok(false) => return Poll::Pending,
@@ -157,29 +174,29 @@ impl fmt::Debug for Reserve {
     }
 }
 
-/// Room in the queue for some rows, of one component or of a pass, which no other caller can take.
+/// Room in the queue that no other caller can take, for rows of one component or of a pass.
 ///
-/// The rows may be handed over in several batches. Dropping the permit gives back the room that was not used.
+/// You may hand over the rows of a component in several batches. Dropping the permit gives back the room that you did not use.
 #[must_use = "dropping a permit gives the room back"]
 pub struct Permit {
     pub(crate) lane: LaneHandle,
     /// `None` for a pass.
     component: Option<usize>,
-    /// Rows that may still be handed over.
+    /// The number of rows that may still be handed over.
     left: usize,
 }
 
 impl Permit {
-    /// The rows that may still be handed over.
+    /// The number of rows that you may still hand over.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.left
     }
 
-    /// Hands over a batch of the component that the permit is for; returns at once.
+    /// Hands over a batch of the permit's component, `[rows, features]`. Returns at once.
     ///
     /// # Errors
-    /// As [`RingStore::extend`](crate::RingStore::extend); [`WriteError::Full`] if the batch has more rows than are left;
+    /// As [`RingStore::extend`](crate::RingStore::extend). Also [`WriteError::Full`] if the batch has more rows than are left, and
     /// [`WriteError::Permit`] if the permit is for a pass.
     pub fn extend(&mut self, batch: impl Into<Batch>) -> Result<WriteHandle, Refused> {
         let Some(component) = self.component else {
@@ -192,7 +209,7 @@ impl Permit {
         self.use_up(rows).map_err(refused)
     }
 
-    /// Hands over rows that the permit was made for.
+    /// Hands over the rows that the permit is for.
     pub(crate) fn hand_over(mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
         self.use_up(rows)
     }

@@ -1,4 +1,4 @@
-//! Where the parts of a resumed store start, from what its snapshot says.
+//! Finds where each part of a resumed store starts, from the snapshot.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::snapshot::body::{Body, LaneBody, SavedFrame};
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
-/// The lanes that go on, in the order of opening, with their names.
+/// The lanes that go on, with their names, in the order in which they were opened.
 pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, Option<Arc<str>>)> {
     body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
         let needed = body.needed(journal);
@@ -22,15 +22,15 @@ pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, O
     })
 }
 
-/// What is dealt again.
+/// The segments that are dealt again.
 pub(crate) fn segments(body: &Body) -> VecDeque<Segment> {
     if body.is_full() { VecDeque::new() } else { body.log.segments() }
 }
 
-/// Where dealing starts.
+/// The position where dealing starts.
 pub(crate) fn position(body: &Body) -> Position {
     let dealt = match body {
-        // The ring holds nothing.
+        // The ring is empty.
         _ if body.position.ended => 0,
         _ if body.is_full() => body.position.dealt,
         _ => body.log.from,
@@ -53,11 +53,12 @@ pub(crate) fn restarts_with(config: &Config, body: &Body) -> u64 {
     body.position.first_minibatch + config.runs().completed(body.log.from) * config.minibatches_per_frame()
 }
 
+/// The lane that has the next turn, and the rows left of its turn, if lanes take turns.
 pub(crate) fn turn(body: &Body) -> Option<(u64, usize)> {
     body.turn.map(|turn| (turn.lane, turn.rows as usize))
 }
 
-/// The counts. Rows that are dealt again are not taken yet.
+/// The counts. Rows that are dealt again do not count as accepted yet.
 pub(crate) fn ledger(body: &Body) -> Ledger {
     let mut ledger = Ledger::new(body.stats.components.len());
     for (counts, saved) in ledger.components.iter_mut().zip(&body.stats.components) {
@@ -78,7 +79,7 @@ pub(crate) fn ledger(body: &Body) -> Ledger {
     ledger
 }
 
-/// Whether a store with this policy can be resumed from such a snapshot.
+/// Checks that a store with this policy can be resumed from a snapshot of this form.
 pub(crate) fn check_policy(config: &Config, form: Form) -> Result<(), SnapshotError> {
     match (config.when_full, form) {
         (WhenFull::DropOldest, _) => Err(SnapshotError::Policy {

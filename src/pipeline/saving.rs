@@ -1,4 +1,4 @@
-//! Writing a full snapshot while the pipeline runs: the writer copies frames, and a thread writes the copies.
+//! Writes a full snapshot while the pipeline runs: the writer copies frames, and another thread writes the copies to disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::snapshot::body::{Body, SavedFrame};
 use crate::snapshot::files::{FullWriter, write_light};
 use crate::snapshot::snapshot::Snapshot;
 
-/// What a snapshot resolves with: where it is.
+/// The outcome of saving a snapshot: its folder, or an error.
 pub(crate) type Saved = Result<PathBuf, SnapshotError>;
 
 /// A snapshot that was asked for.
@@ -25,13 +25,14 @@ pub(crate) struct SnapshotRequest {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) reply: oneshot::Sender<Saved>,
-    /// Held until the snapshot is written: there is one at a time.
+    /// Held until the snapshot is written, because only one full snapshot is written at a time.
     pub(crate) busy: Arc<()>,
 }
 
 impl SnapshotRequest {
+    /// Answers the caller with `error`.
     pub(crate) fn refuse(self, error: SnapshotError) {
-        // The caller may be gone.
+        // The caller may have dropped its handle.
         let _ = self.reply.send(Err(error));
     }
 
@@ -54,8 +55,8 @@ pub(crate) struct Saving {
 }
 
 impl Saving {
-    /// Saves the ready frames, and starts to save the rows that `left` says of each open frame. Waits until the ready frames are
-    /// copied. `None` if it fails; the caller of the snapshot knows why.
+    /// Saves the ready frames, and starts to save the open frames. `left` says how many rows of each open frame to save. Waits until
+    /// the ready frames are copied. `None` if this fails: then the caller of the snapshot gets the error.
     pub(crate) fn start_with(
         request: SnapshotRequest,
         body: Body,
@@ -82,7 +83,8 @@ impl Saving {
         Some(saving)
     }
 
-    /// Starts the thread. It writes `frames` frames, which have `rows` rows in all. `left` says how many rows each open frame has.
+    /// Starts the thread that writes. It writes `frames` frames with `rows` rows in all. `left` says how many rows of each open frame
+    /// to save.
     fn start(
         request: SnapshotRequest,
         body: Body,
@@ -110,14 +112,15 @@ impl Saving {
         Saving { left, full, free }
     }
 
-    /// An empty buffer. `None` if none is free now, or the snapshot has failed; with `wait`, only if it has failed.
+    /// Takes a free buffer. With `wait`, blocks until one is free, and returns `None` only if the snapshot has failed. Without
+    /// `wait`, also returns `None` if no buffer is free.
     pub(crate) fn buffer(&self, wait: bool) -> Option<Frame> {
         if wait { self.free.recv().ok() } else { self.free.try_recv().ok() }
     }
 
-    /// Hands over the first rows of a buffer.
+    /// Hands the first rows of a buffer to the thread, as many as `saved` says.
     pub(crate) fn write(&self, saved: SavedFrame, buffer: Frame) {
-        // An error means that the snapshot has failed, and its handle says why.
+        // An error means that the snapshot has failed. Then the snapshot's handle says why.
         let _ = self.full.send((saved, buffer));
     }
 
@@ -131,11 +134,13 @@ impl Saving {
         self.left[frame] as usize
     }
 
+    /// Notes that an open frame is saved.
     pub(crate) fn saved(&mut self, frame: usize) {
         self.left[frame] = 0;
     }
 }
 
+/// Runs `write` on a thread of its own, and sends its outcome to `reply`.
 fn on_thread(reply: oneshot::Sender<Saved>, write: impl FnOnce() -> Saved + Send + 'static) {
     let (hand_over, taken) = crossbeam_channel::bounded(1);
     let thread = thread::Builder::new().name("activation-store snapshot".to_owned()).spawn(move || {

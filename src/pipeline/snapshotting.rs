@@ -1,4 +1,4 @@
-//! Snapshots, as a consumer asks for them.
+//! The methods of a consumer that take snapshots.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,21 @@ use crate::pipeline::wait::wait_for;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
 impl Minibatches {
-    /// Saves the state between the minibatches that consumers have taken and the next ones, in a folder `snapshot-K` in `dir`. K counts
-    /// the minibatches taken. Returns at once; the handle resolves with the folder when it is whole, durable and has its name.
+    /// Saves the state between the minibatches that consumers have taken and the next ones, in a folder `snapshot-K` in `dir`. K is
+    /// the number of minibatches taken. Returns at once. The handle resolves with the folder when the folder is whole, durable and
+    /// has its name.
     ///
-    /// A store that is built with [`resume`](crate::RingStoreBuilder::resume) serves what would have been served next. Save your own
-    /// checkpoint for K first, then take the snapshot; [`Snapshots::prune`](crate::Snapshots::prune) removes old ones.
+    /// A store that is built with [`resume`](crate::RingStoreBuilder::resume) serves the minibatches that this store would have served
+    /// next. Save your own checkpoint for K first, then take the snapshot. [`Snapshots::prune`](crate::Snapshots::prune) removes old
+    /// snapshots.
     ///
-    /// K counts the minibatches of all consumers of the store. So take the snapshot where minibatches are taken, while none is on its way
-    /// through a prefetcher or another consumer. The resumed store would not serve that minibatch.
+    /// K counts the minibatches of all consumers of the store. The resumed store does not serve a minibatch that is on its way through
+    /// a prefetcher or another consumer. So take the snapshot on the thread that takes the minibatches, while no minibatch is on its
+    /// way.
     ///
-    /// Meanwhile the pipeline runs on. A light snapshot copies the journal under the store's mutex. For a full one consumers wait while
-    /// the ready minibatches are copied in memory, and the writer copies one open frame after another as the disk takes them. That needs the memory
-    /// of `ready_frames + 2` frames.
+    /// The pipeline goes on meanwhile. A light snapshot copies the journal under the store's mutex. During a full snapshot, consumers
+    /// wait while the writer copies the ready minibatches in memory. Then the writer copies one open frame after another, as fast as
+    /// the disk takes them. A full snapshot needs the memory of up to `ready_frames + 4` frames.
     ///
     /// ```
     /// use activation_store::{Form, RingStore};
@@ -49,12 +52,12 @@ impl Minibatches {
     /// ```
     ///
     /// # Errors
-    /// [`SnapshotError`] if the store's policy leaves nothing to go on from, if it was aborted, or if another full snapshot is being
-    /// written. A full snapshot is also refused while a resumed store is dealing earlier rows again. The handle yields what goes
-    /// wrong on the disk. Earlier snapshots stay in any case.
+    /// [`SnapshotError`] if a store with this policy ([`WhenFull`](crate::WhenFull)) cannot be resumed, or if the store was aborted
+    /// or poisoned. A full snapshot is also refused while another full snapshot is being written, and while a resumed store is
+    /// dealing earlier rows again. The handle yields the errors of the disk. Snapshots with another K stay in any case.
     ///
     /// # Cancel safety
-    /// Dropping the handle leaves the snapshot to be written.
+    /// Dropping the handle does not stop the snapshot. It is still written.
     pub fn snapshot(&self, dir: impl AsRef<Path>, form: Form) -> Result<SnapshotHandle, SnapshotError> {
         self.snapshot_on(files(), dir.as_ref(), form)
     }
@@ -70,10 +73,10 @@ impl Minibatches {
         Ok(SnapshotHandle { saved, outcome: None })
     }
 
-    /// A light snapshot in memory, for a checkpoint of your own. See [`snapshot`](Self::snapshot).
+    /// Takes a light snapshot in memory, for a checkpoint of your own. See [`snapshot`](Self::snapshot).
     ///
     /// # Errors
-    /// As there.
+    /// As [`snapshot`](Self::snapshot), for a light snapshot.
     pub fn state(&self) -> Result<Snapshot, SnapshotError> {
         self.shared.snapshot()
     }
@@ -81,7 +84,10 @@ impl Minibatches {
 
 /// A future that resolves when a snapshot is on disk, with its folder. Made by [`Minibatches::snapshot`].
 ///
-/// Dropping it leaves the snapshot to be written.
+/// Any executor can poll the future. A thread can [`wait`](SnapshotHandle::wait).
+///
+/// # Cancel safety
+/// Dropping the handle does not stop the snapshot. It is still written.
 #[must_use = "a snapshot is on disk once its handle has resolved"]
 pub struct SnapshotHandle {
     saved: oneshot::Receiver<Saved>,
@@ -89,17 +95,20 @@ pub struct SnapshotHandle {
 }
 
 impl SnapshotHandle {
-    /// Blocks this thread until the snapshot is on disk.
+    /// Blocks this thread until the snapshot is on disk. Returns its folder. Works inside and outside a runtime.
     ///
     /// # Errors
-    /// [`SnapshotError`] says why it is not.
+    /// [`SnapshotError`] says why the snapshot was not written.
     pub fn wait(mut self) -> Result<PathBuf, SnapshotError> {
         wait_for(&mut self, None).unwrap_or(Err(SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort))))
     }
 }
 
 impl SnapshotHandle {
-    /// Blocks this thread until the snapshot is on disk, but no longer than `timeout`: `None` if it is not by then.
+    /// Blocks this thread until the snapshot is on disk, but no longer than `timeout`. `None` if it is not on disk by then.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<PathBuf, SnapshotError>> {
         wait_for(self, Instant::now().checked_add(timeout))
     }
@@ -108,12 +117,12 @@ impl SnapshotHandle {
 impl Future for SnapshotHandle {
     type Output = Result<PathBuf, SnapshotError>;
 
-    /// May be polled again after completion, and then gives the same outcome.
+    /// Polls the future. After completion you may poll it again, and get the same outcome.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(outcome) = &self.outcome {
             return Poll::Ready(outcome.clone());
         }
-        // Without an answer, the store has ended before its writer came to it.
+        // There is no answer if the store has ended before its writer took the snapshot.
         let outcome = ready!(poll_now(&mut self.saved, context))
             .unwrap_or(Err(SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort))));
         self.outcome = Some(outcome.clone());

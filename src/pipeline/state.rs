@@ -1,11 +1,13 @@
-//! What the handles, the writer and the consumers share: one mutex, and the sending end of the queue. What each of them calls is in
-//! the files below; here is the state, and what the writer does with it.
+//! The state that the handles, the writer and the consumers share: one mutex, and the sending end of the queue. This file has the
+//! state and what the writer does with it. The files in the folder have what producers, consumers and others do.
 //!
-//! The mutex is taken once per batch, once per plan of rows, and once per minibatch. Neither rows are copied nor foreign
-//! code runs while it is held: what a change sets free leaves it in an [`Afterwards`].
+//! The mutex is locked once per batch, once per plan of rows, and once per minibatch. While the mutex is held, no rows are copied
+//! and no foreign code runs. A change of the state puts wakers, answers and memory to free in an [`Afterwards`], which runs after
+//! the mutex is released.
 //!
-//! A producer counts and sends in the same critical section. So order and counts agree, and nothing slips past a close. A
-//! change that concerns the writer is noted here and announced by a `Look` message, of which at most one is in the queue.
+//! A producer counts its rows and sends them in the same critical section. So the order of the rows agrees with the counts, and no
+//! rows are sent after a close. A change that concerns the writer is noted in the state. A `Look` message tells the writer to look
+//! at the state. At most one `Look` is in the queue.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -42,7 +44,7 @@ mod saved;
 /// The fewest segments that the journal keeps before it forgets any.
 const FORGET_AT: usize = 256;
 
-/// What a ring store's handles, its writer and its consumers share.
+/// The state that the handles, the writer and the consumers of a ring store share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
@@ -55,35 +57,35 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) status: Status,
-    /// The writer has ended: nothing more becomes ready.
+    /// Whether the writer has ended: then nothing more becomes ready.
     ended: bool,
     pub(crate) admission: Admission,
     pub(crate) frames: Frames,
     waits: Waits,
     ledger: Ledger,
     pub(crate) journal: Journal,
-    /// The journal forgets what no minibatch needs once it has so many segments.
+    /// Once the journal has so many segments, it forgets the rows that no minibatch needs.
     forget_at: usize,
-    /// If lanes take turns: the lane whose turn comes after the rows in the journal, and the rows left of its turn.
+    /// The lane whose turn comes after the rows in the journal, and the rows left of its turn. `None` unless lanes take turns.
     turn: Option<(u64, usize)>,
     served_rows: u64,
     minibatches_served: u64,
     consumers: usize,
     next_consumer: u64,
-    /// Consumers that wait for a minibatch.
+    /// The consumers that wait for a minibatch: the id and the waker of each.
     waiting: Vec<(u64, Waker)>,
     requests: Requests,
-    /// Held by the full snapshot that is being written, if one is.
+    /// Alive while a full snapshot is being written.
     saving: Weak<()>,
     flushes: Vec<(Unsettled, FlushReply)>,
-    /// Rows that lost their counterparts, not yet reported by a flush.
+    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet.
     pub(crate) unmatched: VecDeque<WriteError>,
-    /// A `Look` is in the queue.
+    /// Whether a `Look` is in the queue.
     look_sent: bool,
     writer_waits_for: Option<WaitsFor>,
 }
 
-/// What ends the writer's wait, apart from batches and requests.
+/// The event that ends the writer's wait, apart from batches and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitsFor {
     /// A consumer takes a ready minibatch, so that rows can be dealt.
@@ -94,16 +96,16 @@ pub(crate) enum WaitsFor {
     Frame,
 }
 
-/// What the writer is asked to do.
+/// The requests to the writer.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
-    /// Discard everything that was handed over before.
+    /// Requests to discard everything that was handed over before.
     pub(crate) empties: Vec<EmptyReply>,
-    /// Read rows.
+    /// Requests to read rows.
     pub(crate) gets: Vec<(Index, GetReply)>,
-    /// Take a full snapshot.
+    /// Requests to take a full snapshot.
     pub(crate) snapshots: Vec<SnapshotRequest>,
-    /// Leave the runtime, which is shutting down.
+    /// Whether the writer must leave its runtime, which is shutting down.
     pub(crate) leave: bool,
 }
 
@@ -114,7 +116,7 @@ impl Requests {
 }
 
 impl Shared {
-    /// For a new store, or one that goes on where the store of a snapshot stood.
+    /// Makes the state of a new store or, with a snapshot, of a store that goes on where the saved store stood.
     pub(crate) fn new(
         config: Arc<Config>,
         queue: Sender<Message>,
@@ -152,7 +154,10 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Changes the state, then runs what that set free.
+    /// Changes the state, then does the work that the change causes, without the mutex.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State, &mut Afterwards) -> T) -> T {
         let mut afterwards = Afterwards::default();
         let result = change(&mut self.lock(), &mut afterwards);
@@ -160,11 +165,13 @@ impl Shared {
         result
     }
 
+    /// Does the work that a change of the state causes. Call this without the mutex.
+    ///
     /// # Panics
-    /// Panics at the end if a waker did, unless this thread is panicking already.
+    /// Panics at the end if a waker panicked, unless this thread is already panicking.
     pub(crate) fn run(&self, afterwards: &mut Afterwards) {
         if let Err(panic) = afterwards.run() {
-            // A second panic while this thread unwinds would end the process.
+            // A second panic during unwinding would abort the process.
             if thread::panicking() {
                 discard(panic);
             } else {
@@ -182,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Makes the writer look if it waits for this. Returns whether it does.
+    /// Makes the writer look at the state if it waits for `waits_for`. Returns whether it waits for this.
     fn announce_to_waiting(&self, state: &mut State, waits_for: WaitsFor) -> bool {
         let waits = state.writer_waits_for == Some(waits_for);
         if waits {
@@ -194,7 +201,7 @@ impl Shared {
 
     // Ends.
 
-    /// Takes no more rows; those handed over are served, and then the error.
+    /// Takes no more rows. Consumers get the rows that were handed over, and then the error, if there is one.
     pub(crate) fn close(&self, failure: Option<Failure>) {
         let unused = self.change(|state, afterwards| {
             let unused = failure.and_then(|failure| state.status.fail(failure).err());
@@ -204,13 +211,13 @@ impl Shared {
         drop(unused);
     }
 
-    /// Takes no more rows, and discards those there are.
+    /// Takes no more rows, and discards the rows in the store.
     pub(crate) fn discard(&self, by: ClosedBy) {
         self.change(|state, afterwards| self.end(state, by, afterwards));
     }
 
     fn end(&self, state: &mut State, by: ClosedBy, afterwards: &mut Afterwards) {
-        // Nothing is left that a consumer could have taken: the store has ended well.
+        // Consumers have taken every row, so the store has ended well, and stays closed as before.
         if by == ClosedBy::NoConsumers && state.ended && state.frames.ready() == 0 {
             return;
         }
@@ -219,7 +226,7 @@ impl Shared {
         }
     }
 
-    /// The writer has panicked.
+    /// Notes that the writer has panicked, and refuses everything.
     pub(crate) fn poison(&self, cause: &str) {
         self.change(|state, afterwards| {
             state.status.set_poison(cause);
@@ -236,14 +243,14 @@ impl Shared {
 }
 
 impl State {
-    /// The store takes no more rows, and consumers get `failure` after what is ready. Returns the failure if there is one already.
+    /// Takes no more rows. Consumers get `failure` after the ready minibatches. Returns `failure` if the store has an earlier one.
     pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
         let unused = self.status.fail(failure).err();
         self.close(ClosedBy::Close, afterwards);
         unused
     }
 
-    /// The store takes no more rows. Returns whether that is new.
+    /// Takes no more rows. Returns whether this changed the status.
     fn close(&mut self, by: ClosedBy, afterwards: &mut Afterwards) -> bool {
         let changed = self.status.close(by);
         if changed {
@@ -254,16 +261,17 @@ impl State {
 
     // The writer's side.
 
-    /// The `Look` message has been received: what is noted from now on needs another.
+    /// Notes that the writer has received the `Look` message. The next change needs another `Look`.
     pub(crate) fn looked(&mut self) {
         self.look_sent = false;
     }
 
+    /// Takes out all requests.
     pub(crate) fn take_requests(&mut self) -> Requests {
         mem::take(&mut self.requests)
     }
 
-    /// Takes back requests that the writer cannot fulfil.
+    /// Puts back requests that the writer cannot fulfil.
     pub(crate) fn give_back(&mut self, requests: Requests) {
         self.requests.empties.extend(requests.empties);
         self.requests.gets.extend(requests.gets);
@@ -280,13 +288,13 @@ impl State {
         if self.journal.segments.len() >= self.forget_at {
             let needed = self.needed_from();
             self.journal.forget_before(needed);
-            // Twice as many as are needed now: forgetting costs each row a constant time.
+            // The next limit is twice what is needed now. So forgetting takes a constant time for each row.
             self.forget_at = (2 * self.journal.segments.len()).max(FORGET_AT);
         }
     }
 
-    /// The first row that must be dealt again, counted since the ring was last emptied: the fill of the next minibatch's frame began with
-    /// the run of this row.
+    /// The first row that must be dealt again, counted since the ring was last emptied. The frame of the next minibatch began its
+    /// fill with the run of this row.
     pub(crate) fn needed_from(&self) -> u64 {
         let config = self.admission.config();
         let runs = config.runs();
@@ -295,7 +303,7 @@ impl State {
         runs.rows_before_fill(frame).max(self.journal.from)
     }
 
-    /// Notes that the writer has emptied the lanes and the ring, so many times; each lane goes on with a row.
+    /// Notes that the writer has emptied the lanes and the ring `times` times. `lanes` has each lane, and the row where it goes on.
     pub(crate) fn note_emptied(
         &mut self,
         times: u64,
@@ -307,12 +315,12 @@ impl State {
         self.turn = turn;
     }
 
-    /// Takes over the writer's counts, before it starts.
+    /// Takes over the writer's counts, before the writer starts.
     pub(crate) fn take_over(&mut self, ledger: &Ledger) {
         self.ledger.update(ledger);
     }
 
-    /// Takes over the writer's counts, and tells producers what has changed for them.
+    /// Takes over the writer's counts. Wakes the producers that have room now, and resolves the flushes that are done.
     pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
         self.ledger.update(ledger);
         self.admission.wake_next(&mut afterwards.wakers);
@@ -322,27 +330,27 @@ impl State {
         }
     }
 
-    /// Makes the first `rows` rows of `frame`, until now counted as open, ready for a consumer.
+    /// Makes the first `rows` rows of `frame` ready for consumers. Until now these rows counted as open.
     pub(crate) fn push_ready(&mut self, frame: Frame, rows: usize, ledger: &mut Ledger, afterwards: &mut Afterwards) {
         self.count_waits();
         ledger.make_ready(self.frames.push(frame, rows));
         self.wake_consumers(afterwards);
     }
 
-    /// Discards the oldest ready minibatch.
+    /// Discards the oldest ready frame, with all minibatches left in it.
     pub(crate) fn discard_oldest(&mut self, ledger: &mut Ledger, afterwards: &mut Afterwards) {
         self.count_waits();
         let rows = self.frames.discard_oldest(&mut afterwards.parts).unwrap_or(0);
         ledger.drop_rows(rows, |dropped| &mut dropped.oldest);
     }
 
-    /// Takes the ready frames out, so that they can be read without the mutex. Consumers wait meanwhile.
+    /// Takes out the ready frames, so that the caller can read them without the mutex. Consumers wait until they are put back.
     pub(crate) fn borrow_ready(&mut self) -> VecDeque<ReadyFrame> {
         self.count_waits();
         self.frames.borrow_ready()
     }
 
-    /// Puts back the ready frames that were borrowed, unless they are to be discarded.
+    /// Puts the borrowed ready frames back, or discards them if the store has been told to discard everything.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
         self.count_waits();
         self.frames.unpin();
@@ -354,20 +362,21 @@ impl State {
         self.wake_consumers(afterwards);
     }
 
-    /// Takes all ready minibatches out, to be discarded. Returns how many rows they have.
+    /// Discards all ready minibatches. Returns the number of their rows.
     pub(crate) fn discard_ready(&mut self, afterwards: &mut Afterwards) -> usize {
         self.count_waits();
         self.frames.discard_ready(&mut afterwards.parts)
     }
 
-    /// What the writer waits for, if for consumers.
+    /// Notes which action of the consumers the writer waits for, if it waits for one.
     pub(crate) fn writer_waits(&mut self, waits_for: Option<WaitsFor>) {
         self.count_waits();
         self.writer_waits_for = waits_for;
         self.waits.rows_wait(waits_for == Some(WaitsFor::Room) && self.status.is_open());
     }
 
-    /// The writer has ended: nothing more becomes ready. `false` if it has something to do first.
+    /// Notes that the writer has ended: nothing more becomes ready. If a snapshot must be taken first, returns `false` and changes
+    /// nothing.
     pub(crate) fn end(&mut self, afterwards: &mut Afterwards) -> bool {
         if !self.requests.snapshots.is_empty() && !self.status.discards() {
             return false;
@@ -382,7 +391,7 @@ impl State {
 
     // Both sides.
 
-    /// The store takes no more rows: wakes every caller. If it also discards what it holds, counts that as dropped.
+    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it, counts them as dropped.
     fn stop(&mut self, afterwards: &mut Afterwards) {
         self.count_waits();
         self.waits.rows_wait(false);
@@ -404,7 +413,7 @@ impl State {
         self.answer_all(afterwards);
     }
 
-    /// Answers every request and flush: the writer will not.
+    /// Answers every request and flush, because the writer will not.
     fn answer_all(&mut self, afterwards: &mut Afterwards) {
         afterwards.empties.append(&mut self.requests.empties);
         let why = self.why_no_get();
@@ -417,7 +426,8 @@ impl State {
         afterwards.flushes.extend(self.flushes.drain(..).map(|(_, reply)| (reply, flushed.clone())));
     }
 
-    /// A minibatch is ready, or none will come. Wakes all consumers that wait, since a woken one may have stopped polling.
+    /// Wakes all consumers that wait, because a minibatch is ready or none will come. One consumer is not enough: it may have
+    /// stopped polling.
     fn wake_consumers(&mut self, afterwards: &mut Afterwards) {
         afterwards.wakers.extend(self.waiting.drain(..).map(|(_, waker)| waker));
     }
@@ -426,7 +436,7 @@ impl State {
         self.waits.count(self.frames.ready() == 0 && !self.ended);
     }
 
-    /// Rows that are in the ring with all their components.
+    /// The number of rows in the ring with all their components.
     fn whole_rows(&self) -> usize {
         self.ledger.open_rows + self.frames.ready_rows()
     }

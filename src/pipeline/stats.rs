@@ -1,13 +1,13 @@
-//! What a store counts.
+//! The counts of a store.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A consistent picture of a [`RingStore`](crate::RingStore): all counts are taken at the same moment.
+/// The counts of a [`RingStore`](crate::RingStore), all taken at the same moment.
 ///
-/// For every component, `accepted == resident + served + dropped.total()`. Waits that go on are counted up to now. The
-/// writer and the consumers also announce their waits as `tracing` events, at level `DEBUG`.
+/// For every component, `accepted == resident + served + dropped.total()`. A wait that goes on counts up to now. The writer
+/// and the consumers also announce their waits as `tracing` events, at level `DEBUG`.
 ///
 /// `Display` gives one line:
 ///
@@ -23,62 +23,64 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Per component, in order.
+    /// The counts of each component, in order.
     pub components: Vec<ComponentStats>,
-    /// Minibatches that consumers have taken.
+    /// The number of minibatches that consumers have taken.
     pub minibatches_served: u64,
-    /// How long producers waited for consumers: rows waited at the ring, because the ready minibatches were not taken.
+    /// How long producers waited for consumers. During this time, rows waited at the ring because no consumer took the ready
+    /// minibatches.
     pub waited_for_consumers: Duration,
-    /// How long consumers waited for producers, until a minibatch was ready. Summed over the consumers.
+    /// How long consumers waited until a minibatch was ready, summed over the consumers.
     pub waited_for_producers: Duration,
-    /// Frames being filled.
+    /// The number of frames that are being filled. 0 once no more minibatches become ready.
     pub frames_open: usize,
-    /// Full frames that no consumer has taken yet.
+    /// The number of full frames that still have a minibatch for a consumer to take.
     pub frames_ready: usize,
-    /// Frames with consumers: minibatches not dropped yet.
+    /// The number of frames whose minibatches consumers have all taken, but not all dropped yet.
     pub frames_lent: usize,
 }
 
-/// The rows of one component.
+/// The counts of one component. All are in rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ComponentStats {
     /// The component's name.
     pub name: Arc<str>,
-    /// Rows the store has taken.
+    /// Rows that the store has taken.
     pub accepted: u64,
-    /// Rows handed over that the store has not taken yet.
+    /// Rows that producers have handed over and the store has not taken yet.
     pub queued: u64,
-    /// Rows the store holds: in open frames, in ready ones, or set aside until their other components come.
+    /// Rows that the store holds: in open frames, in ready frames, or set aside until the rows of the other components come.
     ///
-    /// Open frames are half full on average, so this stays at about half a window, plus the ready minibatches.
+    /// Open frames are half full on average. So this count stays at about half a window plus the ready minibatches.
     pub resident: u64,
-    /// Rows handed to consumers.
+    /// Rows that consumers have taken.
     pub served: u64,
-    /// Rows that a resumed store was sent again although they had been dealt before the snapshot. They are in no other count.
+    /// Rows that a producer sent again to a resumed store, although they had been dealt before the snapshot. No other count
+    /// includes these rows.
     pub resent: u64,
-    /// Rows taken but never served, by reason.
+    /// Rows that the store has taken but never serves, by reason.
     pub dropped: Dropped,
 }
 
-/// Rows that were taken but are never served, by reason.
+/// Rows that a store has taken but never serves, by reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Dropped {
-    /// Discarded to make room for newer rows ([`WhenFull::DropOldest`](crate::WhenFull::DropOldest)).
+    /// Rows discarded to make room for newer rows ([`WhenFull::DropOldest`](crate::WhenFull::DropOldest)).
     pub oldest: u64,
-    /// Discarded by [`RingStore::empty`](crate::RingStore::empty).
+    /// Rows discarded by [`RingStore::empty`](crate::RingStore::empty).
     pub emptied: u64,
-    /// Discarded because the store was aborted, lost its last consumer, or failed.
+    /// Rows discarded because the store was aborted, lost its last consumer, or failed.
     pub aborted: u64,
-    /// Rows of the last, partial minibatch, which `drop_last` discards.
+    /// Rows of the last, partial minibatch, discarded because of `drop_last`.
     pub last: u64,
-    /// Rows whose counterparts in another component never came.
+    /// Rows discarded because another component's rows never came.
     pub unmatched: u64,
 }
 
 impl Dropped {
-    /// All of them.
+    /// The sum of all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
         let Dropped { oldest, emptied, aborted, last, unmatched } = self;
@@ -88,7 +90,7 @@ impl Dropped {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The components differ only while rows of some of them are on their way.
+        // The counts of components differ only while the rows of some components have not come yet.
         let most = |of: fn(&ComponentStats) -> u64| self.components.iter().map(of).max().unwrap_or(0);
         write!(
             f,

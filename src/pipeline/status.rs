@@ -1,4 +1,4 @@
-//! How a store stands: open, closed, aborted or poisoned.
+//! The status of a store: open, closed, aborted or poisoned.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Whether rows are taken.
+    /// Checks that the store takes rows. The error says why it does not.
     pub(crate) fn check(&self) -> Result<(), WriteError> {
         match (&self.poison, self.closed) {
             (Some(cause), _) => Err(WriteError::Poisoned { cause: cause.clone() }),
@@ -31,7 +31,7 @@ impl Status {
         self.closed.is_none() && self.poison.is_none()
     }
 
-    /// Whether what the store holds is discarded rather than served; `close` alone serves it.
+    /// Whether the store discards the rows that it holds. After a plain `close`, it serves them.
     pub(crate) fn discards(&self) -> bool {
         self.poison.is_some() || !matches!(self.closed, None | Some(ClosedBy::Close))
     }
@@ -48,9 +48,9 @@ impl Status {
         self.failure.as_ref().filter(|_| !self.discards())
     }
 
-    /// Closes. The first cause stays, but an end that discards overrides a close, which still serves rows.
+    /// Closes the store, and returns whether the status changed.
     ///
-    /// Returns whether anything changed.
+    /// The first cause stays. But a cause that discards rows replaces `Close`, after which the store would still serve rows.
     pub(crate) fn close(&mut self, by: ClosedBy) -> bool {
         let changes = match self.closed {
             None => true,

@@ -1,4 +1,4 @@
-//! Locking, and waiting for a future on a plain thread.
+//! Locks a mutex, and waits for a future on a plain thread.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Locks. A panic elsewhere does not matter: no lock is held while foreign code runs.
+/// Locks a mutex. Ignores poison: no foreign code runs under a lock, so a panic elsewhere leaves the data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -23,9 +23,9 @@ thread_local! {
     static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
 }
 
-/// Polls on this thread until ready; `None` if `deadline` comes first.
+/// Polls on this thread until the result is ready. `None` if `deadline` comes first.
 ///
-/// The blocking waits of `tokio` and `futures` panic inside a runtime and know no time limit.
+/// The blocking waits of `tokio` and `futures` panic inside a runtime, and have no time limit.
 pub(crate) fn wait<T>(deadline: Option<Instant>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Option<T> {
     WAKER.with(|waker| {
         let mut context = Context::from_waker(waker);
@@ -42,7 +42,7 @@ pub(crate) fn wait<T>(deadline: Option<Instant>, mut poll: impl FnMut(&mut Conte
     })
 }
 
-/// Waits without a time limit. Calls `notice` once if that takes unusually long.
+/// Waits without a time limit. Calls `notice` once if the wait takes 10 s.
 pub(crate) fn wait_long<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>, notice: impl FnOnce()) -> Option<T> {
     const LONG: Duration = Duration::from_secs(10);
     wait(Instant::now().checked_add(LONG), &mut poll).or_else(|| {
@@ -51,7 +51,7 @@ pub(crate) fn wait_long<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>, no
     })
 }
 
-/// Waits for a future.
+/// Waits for a future. `None` if `deadline` comes first.
 pub(crate) fn wait_for<F: Future + Unpin>(future: &mut F, deadline: Option<Instant>) -> Option<F::Output> {
     wait(deadline, |context| Pin::new(&mut *future).poll(context))
 }

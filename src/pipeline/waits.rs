@@ -1,4 +1,4 @@
-//! How long each side has waited for the other.
+//! Counts how long producers and consumers have waited for each other.
 
 use std::time::{Duration, Instant};
 
@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 pub(crate) struct Waits {
     pub(crate) for_consumers: Duration,
     pub(crate) for_producers: Duration,
-    /// Up to when waits have been counted.
+    /// The time up to which waits have been counted.
     counted: Instant,
-    /// Consumers that have asked for a minibatch and not got one.
+    /// The number of consumers that have asked for a minibatch and wait for it.
     consumers: u32,
-    /// Rows wait at the ring because the consumers have not taken the ready minibatches.
+    /// Whether rows wait at the ring because consumers have not taken the ready minibatches.
     rows: bool,
 }
 
@@ -20,8 +20,8 @@ impl Waits {
         Waits { for_consumers: zero, for_producers: zero, counted: Instant::now(), consumers: 0, rows: false }
     }
 
-    /// Counts the waits since this was last called. `could_come` says whether consumers had something to wait for until now:
-    /// no minibatch was ready, and one could become so. To be called before that, or what waits, changes.
+    /// Counts the waits since the last call. `could_come` says whether consumers had something to wait for in this time: no
+    /// minibatch was ready, and one could become ready. Call this before `could_come`, or who waits, changes.
     pub(crate) fn count(&mut self, could_come: bool) {
         let now = Instant::now();
         let passed = now - self.counted;
@@ -34,6 +34,7 @@ impl Waits {
         self.counted = now;
     }
 
+    /// Notes that a consumer starts or stops waiting. `was` says whether it waited until now.
     pub(crate) fn consumer_waits(&mut self, was: &mut bool, is: bool) {
         self.consumers = self.consumers + u32::from(is) - u32::from(*was);
         *was = is;
@@ -44,6 +45,7 @@ impl Waits {
         self.consumers > 0
     }
 
+    /// Notes whether rows wait at the ring.
     pub(crate) fn rows_wait(&mut self, wait: bool) {
         self.rows = wait;
     }

@@ -1,4 +1,4 @@
-//! Runs long, blocking work: on a runtime's blocking pool, or on a thread of its own.
+//! Runs long, blocking work on a runtime's blocking pool, or on a thread of its own.
 
 use std::any::Any;
 use std::mem;
@@ -13,25 +13,29 @@ use crate::error::BuildError;
 /// Why [`Work::run`] returned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// It has nothing left to do.
+    /// The work has nothing left to do.
     Done,
-    /// It was told to leave the runtime, and goes on elsewhere.
+    /// The work was told to leave the runtime, and continues on another thread.
     Leave,
 }
 
 /// Long, blocking work that can be moved between threads.
 pub(crate) trait Work: Send + 'static {
-    /// Works until done, or told to leave.
+    /// Works until there is nothing left to do, or the work is told to leave.
     fn run(&mut self) -> Exit;
 
-    /// Ends the work: `run` panicked, or there is no thread to run on. Neither is called again.
+    /// Ends the work, because `run` panicked or there is no thread to run on. After this, neither `run` nor `fail` is called again.
     fn fail(&mut self, cause: &str);
 }
 
-/// Runs `work` on the runtime's blocking pool if there is one, else on a thread of its own.
+/// Runs `work` on the runtime's blocking pool if there is a runtime. If not, runs `work` on a thread of its own.
 ///
-/// A runtime that shuts down waits for its blocking tasks. It would wait for ever if the store outlives it. So `leave` is
-/// called then, and must make `Work::run` return [`Exit::Leave`]. The work goes on on a thread of its own.
+/// A runtime that shuts down waits for its blocking tasks. The runtime would wait forever for a store that outlives it. So `leave`
+/// is called when the runtime shuts down, and must make `Work::run` return [`Exit::Leave`]. Then the work continues on a
+/// thread of its own.
+///
+/// # Errors
+/// [`BuildError::Thread`] if the operating system cannot start a thread.
 pub(crate) fn start<W: Work>(
     work: W,
     runtime: Option<&Handle>,
@@ -43,7 +47,7 @@ pub(crate) fn start<W: Work>(
     };
     let (running, stopped) = oneshot::channel::<()>();
     let seat = Seat(Some(work));
-    // tokio panics where the operating system refuses the thread.
+    // tokio panics if the operating system refuses a thread.
     let spawned = catch_unwind(AssertUnwindSafe(|| {
         runtime.spawn_blocking(move || {
             let _running = running;
@@ -55,7 +59,7 @@ pub(crate) fn start<W: Work>(
         discard(panic);
         return Err(error);
     }
-    // Dropped, with the guard, when the runtime shuts down, which is before it waits for blocking tasks.
+    // A runtime that shuts down drops this task, with the guard, before it waits for blocking tasks.
     let guard = Guard(Some(leave));
     runtime.spawn(async move {
         let _guard = guard;
@@ -64,7 +68,7 @@ pub(crate) fn start<W: Work>(
     Ok(())
 }
 
-/// Work on its way to a blocking thread, which it never reaches if the runtime is shutting down.
+/// Work on its way to a blocking thread. If the runtime is shutting down, the work never gets there, and `drop` starts a thread.
 struct Seat<W: Work>(Option<W>);
 
 impl<W: Work> Seat<W> {
@@ -76,12 +80,13 @@ impl<W: Work> Seat<W> {
 impl<W: Work> Drop for Seat<W> {
     fn drop(&mut self) {
         if let Some(work) = self.0.take() {
-            // A failure to start a thread has been told to the work.
+            // If no thread can be started, `spawn` has told the work.
             let _ = spawn(work);
         }
     }
 }
 
+/// Calls `leave` when it is dropped.
 struct Guard<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> Drop for Guard<F> {
@@ -92,6 +97,7 @@ impl<F: FnOnce()> Drop for Guard<F> {
     }
 }
 
+/// Runs the work on a thread of its own. If there is no thread, tells the work.
 fn spawn<W: Work>(work: W) -> std::io::Result<()> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     let thread = thread::Builder::new().name("activation-store".to_owned()).spawn(move || {
@@ -113,7 +119,7 @@ fn spawn<W: Work>(work: W) -> std::io::Result<()> {
     }
 }
 
-/// Runs the work until it is done (`None`) or leaves.
+/// Runs the work until it is done or leaves. `None` if it is done or has panicked.
 fn drive<W: Work>(mut work: W) -> Option<W> {
     match catch_unwind(AssertUnwindSafe(|| work.run())) {
         Ok(Exit::Done) => None,
@@ -121,7 +127,7 @@ fn drive<W: Work>(mut work: W) -> Option<W> {
         Err(panic) => {
             let failed = catch_unwind(AssertUnwindSafe(|| work.fail(message(&*panic))));
             failed.err().into_iter().for_each(discard);
-            // What the work still holds may panic again when dropped, and so may the panic's own payload.
+            // Dropping the rest of the work may panic again. Dropping the payload of the panic may panic, too.
             let mut panics = Panics(Some(panic));
             panics.catch(|| drop(work));
             None
@@ -129,15 +135,15 @@ fn drive<W: Work>(mut work: W) -> Option<W> {
     }
 }
 
-/// What a panic carries.
+/// The payload of a panic.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
-/// Runs foreign code (a waker, the destructor of a batch's owner) so that a panic of one piece stops no other.
+/// Runs pieces of foreign code (a waker, the destructor of a batch's owner). A panic in one piece does not stop the others.
 #[derive(Default)]
 pub(crate) struct Panics(Option<Panic>);
 
 impl Panics {
-    /// Runs one piece, and keeps its panic if it is the first.
+    /// Runs one piece of foreign code. Keeps its panic if it is the first.
     pub(crate) fn catch(&mut self, foreign: impl FnOnce()) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(foreign)) {
             match &self.0 {
@@ -147,7 +153,7 @@ impl Panics {
         }
     }
 
-    /// The first panic, if any piece panicked.
+    /// Returns the first panic as the error, if a piece panicked.
     pub(crate) fn first(mut self) -> Result<(), Panic> {
         self.0.take().map_or(Ok(()), Err)
     }
@@ -159,14 +165,14 @@ impl Drop for Panics {
     }
 }
 
-/// Drops what a panic carries. A payload of the user's own, whose destructor may panic, too, is leaked.
+/// Drops the payload of a panic. Leaks a payload of the user's own type, because its destructor may panic, too.
 pub(crate) fn discard(panic: Panic) {
     if !panic.is::<String>() && !panic.is::<&str>() {
         mem::forget(panic);
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")

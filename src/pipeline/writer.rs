@@ -1,8 +1,9 @@
-//! The writer: the one task that owns the ring and the lanes.
+//! The writer: the only task that owns the ring and the lanes.
 //!
-//! It receives what the queue holds, deals a plan of rows, drops the batches that are done with, and settles: under the
-//! one lock, it reports what it has dealt, hands over a full frame, and takes requests. Then it answers, and starts again.
-//! It waits in its `recv` and nowhere else.
+//! In each step, the writer receives the messages in the queue, deals a plan of rows, and drops the batches that are finished. Then
+//! it settles: under the one lock, it reports the rows that it has dealt, makes a full frame ready, and takes requests. Then it
+//! answers callers, and starts the next step. The writer waits for messages only in `wait`. While it writes a full snapshot, it
+//! also waits for the disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,11 +28,11 @@ mod ending;
 mod requests;
 mod saving;
 
-/// The most rows that are dealt before the writer looks at the state again, and the fewest.
+/// The fewest and the most rows of a plan: the rows that the writer deals before it looks at the state again.
 const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
 
-/// A plan that takes longer makes the next one smaller. Most do while the ring's memory is new: the first write to each of its
-/// pages waits until the operating system provides the page.
+/// If a plan takes longer, the next plan is smaller. Most plans take longer while the ring's memory is new: the first write to each
+/// page waits until the operating system provides the page.
 const PLAN_TIME: Duration = Duration::from_millis(4);
 
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
@@ -43,49 +44,49 @@ pub(crate) struct Writer {
     queue: Receiver<Message>,
     lanes: Lanes,
     ring: Phase,
-    /// The writer's own counts; the state has a copy.
+    /// The writer's own counts. The state has a copy.
     ledger: Ledger,
-    /// No more rows come.
+    /// Whether the store is closed: no more rows come.
     finishing: bool,
-    /// Rows of the next plan.
+    /// The rows of the next plan.
     plan: usize,
-    /// A `Look` message has been received.
+    /// Whether a `Look` message has been received since the last step.
     looked: bool,
-    /// An empty frame at hand.
+    /// An empty frame for the next use.
     spare: Option<Frame>,
-    /// The number of the first minibatch of the rows left at the close, once they are served.
+    /// The number of the first minibatch of leftover rows, once dealing has ended.
     first_leftover: Option<u64>,
     /// The full snapshot that is being written.
     saving: Option<Saving>,
-    /// Dealt since the last report.
+    /// The segments dealt since the last report.
     dealt: VecDeque<Segment>,
-    /// A full frame of leftover rows, on its way to the consumers.
+    /// A frame of leftover rows that becomes ready next, and how many rows it has.
     filled: Option<(Frame, usize)>,
-    /// Whether a wait for consumers has been announced.
+    /// Whether the writer has announced a wait for consumers that still goes on.
     waits_for_room: bool,
-    /// Whether rows that lost their counterparts have been warned of: once.
+    /// Whether the writer has warned of rows whose counterparts in another component never came. It warns once.
     warned: Warned,
-    /// Why what was dealt again has been discarded, to be logged without the mutex.
+    /// Why the store cannot be resumed, to be logged without the mutex.
     gave_up: Option<RowsMissing>,
     finished: Finished,
-    /// Taken from the state and not fulfilled yet.
+    /// The requests taken from the state and not fulfilled yet.
     requests: Requests,
-    /// Empty between steps; kept for its memory.
+    /// Empty between steps. Kept so that steps reuse its memory.
     afterwards: Afterwards,
 }
 
 enum Phase {
     Dealing(Box<Ring>),
-    /// No more rows come; the rows left in the ring are being served.
+    /// No more rows come. The writer serves the rows left in the ring.
     Serving(Box<Leftover>),
-    /// Everything has been discarded.
+    /// The writer has discarded everything.
     Discarded,
 }
 
 #[derive(Debug, PartialEq)]
 enum Warned {
     No,
-    /// To be warned of without the mutex.
+    /// The warning is due, without the mutex.
     Due(WriteError),
     Yes,
 }
@@ -94,11 +95,11 @@ enum Warned {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Again,
-    /// Wait for a message: of rows, of room for a minibatch, or of an empty frame.
+    /// Wait for a message: of rows, of room for a ready frame, or of an empty frame.
     Wait(Option<WaitsFor>),
     /// Fill the spare frame with leftover rows.
     Gather,
-    /// Turn to the rows left in the ring.
+    /// Start to serve the rows left in the ring.
     ServeLeftover,
     /// Discard everything.
     Discard,
@@ -122,7 +123,7 @@ impl Work for Writer {
                 }
                 continue;
             }
-            // While there is nothing else to do it waits for the disk.
+            // If there is nothing else to do, the writer waits for the disk.
             let idle = matches!(step, Step::Wait(_) | Step::Done);
             if self.save_next(idle) && idle {
                 continue;
@@ -147,11 +148,11 @@ impl Work for Writer {
 
     fn fail(&mut self, cause: &str) {
         let mut panics = Panics::default();
-        // Answered with the rest, and with the cause.
+        // Returns the requests, so that `poison` answers them with the cause.
         self.shared.lock().give_back(std::mem::take(&mut self.requests));
         panics.catch(|| self.shared.poison(cause));
         self.refuse_all(&WriteError::Poisoned { cause: cause.into() }, &mut panics);
-        // Foreign code, too: a subscriber may panic.
+        // This runs foreign code, too: a subscriber may panic.
         panics.catch(|| tracing::error!(cause, "the writer panicked"));
         panics.catch(|| {
             let _ = self.end();
@@ -160,7 +161,7 @@ impl Work for Writer {
 }
 
 impl Writer {
-    /// A writer to a ring of `frames`, which are as many as the configuration says.
+    /// Makes a writer with a ring of `frames`: as many open frames as the configuration says.
     pub(crate) fn new(shared: Arc<Shared>, queue: Receiver<Message>, frames: Vec<Frame>) -> Self {
         let config = shared.config.clone();
         let components = config.layout.n_components();
@@ -188,9 +189,9 @@ impl Writer {
         }
     }
 
-    /// Takes everything out of the queue, without waiting.
+    /// Takes all messages out of the queue. Does not wait.
     fn receive(&mut self) {
-        // Only what is there now: producers that never stop must not keep the writer from dealing.
+        // Takes only the messages that are there now, because producers that never stop must not keep the writer from dealing.
         for _ in 0..self.queue.len() {
             let Ok(message) = self.queue.try_recv() else { break };
             self.take(message);
@@ -210,7 +211,7 @@ impl Writer {
         }
     }
 
-    /// Deals a plan of rows, as far as there are any and no frame is full.
+    /// Deals a plan of rows. Stops when no rows are left or a frame is full.
     fn deal(&mut self) {
         let Phase::Dealing(ring) = &mut self.ring else { return };
         if ring.is_full() {
@@ -238,7 +239,7 @@ impl Writer {
         full.into_iter().for_each(|frame| self.save(frame, true));
     }
 
-    /// Reports to the state what has happened, and finds what comes next. The one critical section of a step.
+    /// Reports to the state what has happened, and decides the next step. This is the only critical section of a step.
     fn settle(&mut self) -> Step {
         let shared = self.shared.clone();
         let mut afterwards = std::mem::take(&mut self.afterwards);
@@ -293,7 +294,7 @@ impl Writer {
             state.push_ready(frame, rows, &mut self.ledger, afterwards);
         }
         if !self.finishing && !state.status.is_open() {
-            // Whatever was sent before the close is in the queue by now.
+            // All rows that were handed over before the close are in the queue by now.
             self.finishing = true;
             return Step::Again;
         }
@@ -348,7 +349,7 @@ impl Writer {
         }
     }
 
-    /// Drops the batches that are done with.
+    /// Drops the batches that are finished.
     fn drop_finished(&mut self) {
         let mut panics = Panics::default();
         for batch in self.finished.batches.drain(..) {
@@ -360,7 +361,7 @@ impl Writer {
         }
     }
 
-    /// Answers the callers whose rows are in. Memory that they lent has been dropped by then.
+    /// Answers the callers whose rows the store holds. Before that, drops the memory that they lent with finished batches.
     fn answer(&mut self) {
         self.drop_finished();
         while let Some((reply, written)) = self.finished.answers.pop_front() {
@@ -380,7 +381,7 @@ impl Writer {
     /// Waits for a message.
     fn wait(&mut self, waits_for: Option<WaitsFor>) {
         let message = if waits_for == Some(WaitsFor::Frame) {
-            // The consumers keep their minibatches. They get another frame, so that they never starve the ring.
+            // Consumers keep their minibatches. Another frame is allocated, so that consumers never starve the ring.
             match Frame::allocate_one(&self.config.layout, "a minibatch") {
                 Ok(frame) => {
                     self.spare = Some(frame);
@@ -397,7 +398,7 @@ impl Writer {
         message.into_iter().for_each(|message| self.take(message));
     }
 
-    /// No more rows come: turns to those left in the ring.
+    /// Starts to serve the rows left in the ring, because no more rows come.
     fn serve_leftover(&mut self) {
         self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
             Phase::Dealing(ring) => Phase::Serving(Box::new(ring.into_leftover())),
@@ -405,13 +406,13 @@ impl Writer {
         };
     }
 
-    /// Gathers the next minibatch of leftover rows.
+    /// Fills the spare frame with the next leftover rows.
     fn gather(&mut self) {
         let Phase::Serving(leftover) = &mut self.ring else { return };
         let Some(mut frame) = self.spare.take() else { return };
         let mut rows = leftover.next_rows(self.config.layout.rows());
         if self.config.drop_last {
-            // Whole minibatches; what is left in the end is dropped.
+            // Takes whole minibatches only. The rows left at the end are dropped.
             rows -= rows % self.config.batch_size;
         }
         if self.config.halves_last && rows == leftover.len() && rows.is_multiple_of(self.config.batch_size) {

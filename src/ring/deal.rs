@@ -1,12 +1,12 @@
-//! Which frame, and which slot of it, each row goes to. Pure and seeded: no memory, no thread.
+//! Chooses the frame and the slot that each row goes to. Pure and seeded: no memory, no thread.
 //!
-//! There are M open frames of B slots. Rows are dealt in *runs*: a run gives one row to each open frame, in an order of
-//! its own. So every frame takes exactly one of any M rows in sequence, and once full it holds rows spread evenly over
-//! the M × B rows of the window.
+//! There are M open frames of B slots. The dealer deals rows in *runs*. A run gives one row to each open frame, and each run has its
+//! own random order of the frames. So each frame takes exactly one of the M rows of each run. A full frame holds rows that are
+//! spread evenly over the M × B rows of the window.
 //!
-//! If all frames started empty they would all fill at once. The first B runs are therefore short: frame m takes part
-//! in m of every M of them. After half a window frame m is m/M full, and from then on one frame completes for every B
-//! rows. A completed frame starts its next *fill*, empty, at once.
+//! If every run gave a row to each frame from the start, all frames would be full at the same time. So the first B runs are
+//! short: frame m takes part in m of every M short runs. After the short runs, which have half a window of rows, frame m is m/M
+//! full. From then on one frame completes for every B rows. A completed frame starts its next *fill* at once, empty.
 //!
 //! ```text
 //!            short runs                runs of four rows
@@ -19,57 +19,57 @@
 //!
 //! # Slots
 //!
-//! A large frame is filled along 32 stripes, which take its rows in turn, so that its rows are written at few places,
-//! yet any contiguous part of it spans the whole window. Each fill starts at a slot of its own, chosen at random, so
-//! that no slot always has the oldest row. With four stripes of four slots, and a fill that starts at slot 6:
+//! A large frame has up to 32 stripes, which take its rows in turn. So the writer writes at few places, and each contiguous part of
+//! the frame spans the whole window. Each fill starts at a random slot, so that no slot always has the oldest row. This example
+//! has four stripes of four slots, and a fill that starts at slot 6:
 //!
 //! ```text
 //! slot                0  1 │ 2  3  4  5 │ 6  7  8  9 │10 11 12 13 │14 15
 //! row of the frame    9 13 │ 3  7 11 15 │ 0  4  8 12 │ 2  6 10 14 │ 1  5
 //! ```
 //!
-//! Among many frames even 32 places each are too many to write in turn. Then up to eight rows in sequence go to one
-//! stripe before the next stripe has its turn. A frame of few slots is filled in random order.
+//! If there are many frames, 32 places in each are too many to write in turn. Then up to eight consecutive rows of a frame go to
+//! one stripe before the next stripe has its turn. A frame with fewer than 128 slots has no stripes: it is filled in random order.
 //!
 //! # Position
 //!
-//! The order of a run depends on the seed, on how often the ring was emptied, and on the number of the run; where a
-//! fill starts, on the number of the fill. Nothing random is carried along, so dealing goes on from any [`Position`]
-//! without the rows before it. Runs are numbered from 0, short ones and those without a row included. Fill n of frame m
-//! has the number n × M + m.
+//! The order of a run depends on the seed, on how often the ring was emptied, and on the number of the run. The start of a fill
+//! depends on the seed, on how often the ring was emptied, and on the number of the fill. The dealer keeps no random state, so
+//! dealing can go on from any [`Position`] without the rows before it. Runs are numbered from 0. Short runs, and runs without a
+//! row, have numbers, too. Fill n of frame m has the number n × M + m.
 
 use crate::ring::random::{Streams, shuffle};
 use crate::ring::slots::{Place, Slots};
 
-/// The version of the order in which rows are dealt: the same configuration, seed and rows give the same minibatches,
-/// bit for bit, in every release of this crate that has the same dealing version.
+/// The version of the order in which rows are dealt. The same configuration, seed and rows give the same minibatches, bit for
+/// bit, in every release of this crate with the same dealing version.
 pub const DEALING_VERSION: u32 = 1;
 
-/// Rows of a frame, a multiple of `batch_size`: one minibatch, or so many small ones that a frame has [`SHARED`] rows, as long
-/// as there are at least four frames.
+/// The number of rows of a frame, a multiple of `batch_size`. A frame has one minibatch. If minibatches are small, several share a
+/// frame, until it has [`SHARED`] rows or the window has only [`FEWEST_FRAMES`] frames.
 ///
-/// A frame's slots are filled in random order, so the minibatches that share it are random parts of it.
+/// Such a frame is filled in random order, so each minibatch is a random part of the frame.
 pub(crate) fn frame_rows(batch_size: usize, window: usize) -> usize {
     let most = window / FEWEST_FRAMES / batch_size;
     batch_size * SHARED.div_ceil(batch_size).min(most).max(1)
 }
 
-/// Rows of a frame that several minibatches share, at least.
+/// A frame with so many rows needs no more minibatches.
 const SHARED: usize = 64;
 
-/// Minibatches share a frame only where the window has so many frames.
+/// Minibatches share a frame only if the window still has so many frames.
 const FEWEST_FRAMES: usize = 4;
 
-/// How far a ring has dealt: with the seed, all there is to know about what comes next.
+/// How far a ring has dealt. The position and the seed determine how dealing goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// How often the ring was emptied.
     pub(crate) emptied: u64,
-    /// Rows dealt since.
+    /// The rows dealt since the ring was last emptied.
     pub(crate) dealt: u64,
 }
 
-/// Places that are planned at once, or one run if that has more.
+/// The dealer plans whole runs until it has so many places.
 const PLAN: usize = 64;
 
 /// Deals rows to frames.
@@ -79,21 +79,23 @@ pub(crate) struct Dealer {
     position: Position,
     streams: Streams,
     runs: Runs,
-    /// The places of the next rows, whole runs, and how many of them have been given out.
+    /// The places of the next rows, in whole runs.
     planned: Vec<Place>,
+    /// How many of the planned places have been given out.
     done: usize,
-    /// Which of them complete their frame, the first one last. All are in the last run.
+    /// The indices of the planned places that complete their frame, in descending order. All are in the last planned run.
     completing: Vec<usize>,
-    /// Rows in each open frame once all that is planned is dealt.
+    /// The rows in each open frame once all planned rows are dealt.
     filled: Vec<u32>,
-    /// The next run to plan, and the first that may complete a frame.
+    /// The next run to plan.
     run: u64,
+    /// The first run that may complete a frame.
     first_full: u64,
     slots: Slots,
 }
 
 impl Dealer {
-    /// Deals to `frames` frames of `slots` slots; both at least 1.
+    /// Makes a dealer for `frames` frames of `slots` slots. Both are at least 1.
     pub(crate) fn new(frames: usize, slots: usize, seed: u64) -> Self {
         let mut dealer = Dealer {
             seed,
@@ -112,12 +114,12 @@ impl Dealer {
         dealer
     }
 
-    /// Where dealing stands.
+    /// The position of the next row.
     pub(crate) fn position(&self) -> Position {
         self.position
     }
 
-    /// Deals on from `position`, as if all rows before it had been dealt.
+    /// Continues from `position`, as if all rows before it had been dealt.
     pub(crate) fn go_to(&mut self, position: Position) {
         self.position = position;
         self.streams = Streams::new(self.seed, position.emptied);
@@ -134,9 +136,9 @@ impl Dealer {
         self.completing.retain(|&i| i >= self.done);
     }
 
-    /// Appends places for up to `rows` rows to `places`, and stops behind a row that completes a frame.
+    /// Appends the places of up to `rows` rows to `places`. Stops after a row that completes a frame, and returns that frame.
     ///
-    /// Returns that frame, which counts as empty from then on: the owner of the memory must replace it before dealing on.
+    /// The returned frame counts as empty from then on. The owner of the memory must replace the frame before the next call.
     pub(crate) fn deal(&mut self, rows: usize, places: &mut Vec<Place>) -> Option<usize> {
         let mut left = rows;
         while left > 0 {
@@ -156,7 +158,7 @@ impl Dealer {
         None
     }
 
-    /// Plans the next runs, but none behind a frame that is completed.
+    /// Plans the next runs. Plans no run after one that completes a frame.
     fn plan(&mut self) {
         if self.run > self.first_full {
             self.start_full_ones_again();
@@ -211,17 +213,17 @@ impl Dealer {
         self.first_full = self.run + self.runs.slots - 1 - most;
     }
 
-    /// How many rows each open frame holds.
+    /// The number of rows that each open frame holds.
     pub(crate) fn filled(&self) -> Vec<u32> {
         let mut filled = self.filled.clone();
         for place in &self.planned[self.done..] {
             filled[place.frame as usize] -= 1;
         }
-        // Completed frames are open no more.
+        // A completed frame counts as empty.
         filled.iter().map(|&filled| filled % self.runs.slots as u32).collect()
     }
 
-    /// How many rows the open frames hold.
+    /// The number of rows that all open frames hold.
     pub(crate) fn resident(&self) -> usize {
         self.filled().iter().map(|&filled| filled as usize).sum()
     }
@@ -231,13 +233,13 @@ impl Dealer {
         Place { frame: frame as u32, slot: self.slots.slot(frame, i) }
     }
 
-    /// The places of the rows in the open frames, frame by frame, each frame's in the order in which they came.
+    /// The places of the rows in the open frames, frame by frame. The rows of a frame are in the order in which they came.
     fn occupied(&self) -> impl Iterator<Item = Place> + '_ {
         let frames = self.filled().into_iter().enumerate();
         frames.flat_map(move |(frame, filled)| (0..filled).map(move |i| self.place(frame, i)))
     }
 
-    /// The places of the rows in the open frames in random order.
+    /// The places of the rows in the open frames, in random order.
     pub(crate) fn shuffle_leftover(&self) -> Vec<Place> {
         let mut places: Vec<Place> = self.occupied().collect();
         shuffle(&mut places, &mut self.streams.leftover(self.position.dealt));
@@ -245,10 +247,10 @@ impl Dealer {
     }
 }
 
-/// How many rows runs have, and when frames complete: all that does not depend on the seed.
+/// Computes what does not depend on the seed: the rows of runs, and when frames complete.
 ///
-/// Frames complete in the order in which their fills began. The first fills all begin with run 0, and the frame that takes
-/// part in most short runs completes first.
+/// Frames complete in the order in which their fills began. The first fills all begin with run 0. Of these, the fill of the frame
+/// that takes part in the most short runs completes first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Runs {
     frames: u64,
@@ -260,20 +262,20 @@ impl Runs {
         Runs { frames: frames as u64, slots: slots as u64 }
     }
 
-    /// Rows that a frame is given in the first `runs` runs.
+    /// The number of rows that a frame gets in the first `runs` runs.
     fn given(self, frame: usize, runs: u64) -> u64 {
         runs.min(self.slots) * frame as u64 / self.frames + runs.saturating_sub(self.slots)
     }
 
-    /// Rows of the first `runs` runs: what all frames are given.
+    /// The number of rows of the first `runs` runs: the rows that all frames get in these runs.
     fn rows_before(self, runs: u64) -> u64 {
-        // The floors of `short * frame / frames`, summed over the frames.
+        // The sum over all frames of `short * frame / frames`, rounded down.
         let short = runs.min(self.slots);
         let at_start = (short * (self.frames - 1) + gcd(short, self.frames) - self.frames) / 2;
         at_start + (runs - short) * self.frames
     }
 
-    /// Rows dealt before the fill began that completes as number `n` of all, from 0.
+    /// The number of rows that were dealt before a fill began. The fill is the `n`-th to complete, counted from 0.
     pub(crate) fn rows_before_fill(self, n: u64) -> u64 {
         let (fill, frame) = (n / self.frames, self.frames - 1 - n % self.frames);
         if fill == 0 {
@@ -283,19 +285,19 @@ impl Runs {
         self.rows_before(run)
     }
 
-    /// How many frames have completed by the end of the last whole run of the first `rows` rows.
+    /// The number of frames that are complete at the end of the last whole run within the first `rows` rows.
     pub(crate) fn completed(self, rows: u64) -> u64 {
         let run = self.containing(rows);
         (0..self.frames as usize).map(|frame| self.given(frame, run) / self.slots).sum()
     }
 
-    /// The run that the next row is part of once `rows` are dealt.
+    /// The run of the next row, once `rows` rows are dealt.
     fn containing(self, rows: u64) -> u64 {
         let at_start = self.rows_before(self.slots);
         if rows >= at_start {
             return self.slots + (rows - at_start) / self.frames;
         }
-        // Short runs have half as many rows as there are other frames, on average. The estimate is at most one too low.
+        // A short run has (frames - 1) / 2 rows on average. The estimate is right or one too low.
         let estimate = 2 * rows / (self.frames - 1);
         estimate + u64::from(self.rows_before(estimate + 1) <= rows)
     }

@@ -1,7 +1,7 @@
-//! The ring: which frame and which slot each row goes to, and the open frames that receive it. Pure and synchronous.
+//! The ring: it chooses the frame and the slot of each row, and has the open frames. Pure, synchronous code.
 //!
-//! Whole rows come in, as one batch for each component. Each row is dealt to an open frame, from the seed. A frame that is
-//! full goes out; an empty one takes its place.
+//! The ring takes whole rows, as one batch for each component. It deals each row to an open frame. The seed decides which one. When
+//! a frame is full, it leaves the ring, and an empty frame takes its place.
 
 pub(crate) mod deal;
 pub(crate) mod random;

@@ -1,4 +1,4 @@
-//! The ring: open frames, and the dealing of rows to them. Plain, synchronous code.
+//! The ring of open frames, and the dealing of rows to them. Plain, synchronous code.
 
 use std::sync::Arc;
 
@@ -10,29 +10,29 @@ use crate::ring::slots::Place;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
 
-/// Rows dealt in one go: enough to read each component's rows in sequence, few enough for a small plan.
+/// The most rows of one call of `deal`: enough to read each component's rows in sequence, and few enough for a small plan.
 const PLAN: usize = 4096;
 
-/// The largest ring that is written with ordinary stores: it stays in the cache until it is read.
+/// The size of the largest ring that is written with ordinary stores, in bytes. Such a ring stays in the cache until it is read.
 const CACHED: usize = 1 << 20;
 
-/// The open frames.
+/// The open frames, and the dealer that chooses the place of each row.
 #[derive(Debug)]
 pub(crate) struct Ring {
     layout: Arc<Layout>,
     dealer: Dealer,
     open: Vec<Frame>,
     plan: Vec<Place>,
-    /// One for each component.
+    /// One reader for each component.
     readers: Vec<RowReader>,
     /// Whether rows are written past the cache.
     streaming: bool,
-    /// An open frame that is full and must be taken before more rows are dealt.
+    /// The open frame that is full, if there is one. It must be taken before more rows are dealt.
     full: Option<usize>,
 }
 
 impl Ring {
-    /// A ring of `open` frames, at least one, all with one layout.
+    /// Makes a ring of the frames `open`: at least one, all with the layout `layout`.
     pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64) -> Self {
         Ring {
             dealer: Dealer::new(open.len(), layout.rows(), seed),
@@ -45,9 +45,10 @@ impl Ring {
         }
     }
 
-    /// Deals up to `rows` rows, where `source(component)` is a batch and its row to start at.
+    /// Deals up to `rows` rows. `source(component)` gives a batch, and the row of that batch to start at.
     ///
-    /// Returns how many rows it dealt: fewer than asked for when a frame is full, see [`Ring::take_full`].
+    /// Returns the number of dealt rows. It may be less than `rows`: this call deals at most `PLAN` rows, and stops when a frame
+    /// is full. While a frame is full, it deals nothing: see [`Ring::take_full`].
     pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize)) -> usize {
         if self.full.is_some() {
             return 0;
@@ -69,32 +70,32 @@ impl Ring {
         }
     }
 
-    /// Deals on from `position`, as if all rows before it had been dealt. What is in the frames does not change.
+    /// Continues from `position`, as if all rows before it had been dealt. Does not change the contents of the frames.
     pub(crate) fn go_to(&mut self, position: Position) {
         self.dealer.go_to(position);
     }
 
-    /// How many rows each open frame holds.
+    /// The number of rows that each open frame holds. A full frame counts as empty.
     pub(crate) fn filled(&self) -> Vec<u32> {
         self.dealer.filled()
     }
 
-    /// The frame that is full and must be taken, if one is.
+    /// The frame that is full and must be taken, if there is one.
     pub(crate) fn full(&self) -> Option<usize> {
         self.full
     }
 
-    /// Copies the first `rows` rows of an open frame, in the order in which they were dealt to it, to the front of `into`.
+    /// Copies the first `rows` rows of an open frame to the front of `into`, in the order in which they were dealt to the frame.
     pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
         save(&self.open, &self.dealer, frame, rows, into);
     }
 
-    /// Copies all rows of the frame that is full, slot by slot.
+    /// Copies all rows of the full frame, slot by slot.
     pub(crate) fn save_full(&self, frame: usize, into: &mut Frame) {
         into.gather(self.layout.rows(), |component| move |slot| self.open[frame].row(component, slot));
     }
 
-    /// The opposite of [`save`](Self::save).
+    /// Copies the first `rows` rows of `from` to an open frame: the reverse of [`save`](Self::save).
     pub(crate) fn restore(&mut self, frame: usize, rows: usize, from: &Frame) {
         for component in 0..self.layout.n_components() {
             for i in 0..rows {
@@ -109,9 +110,9 @@ impl Ring {
         self.full.is_some()
     }
 
-    /// Takes the full frame, leaving `empty` in its place.
+    /// Takes the full frame, and puts `empty` in its place.
     ///
-    /// Gives `empty` back if no frame is full.
+    /// Returns `empty` as the error if no frame is full.
     pub(crate) fn take_full(&mut self, empty: Frame) -> Result<Frame, Frame> {
         match self.full.take() {
             Some(frame) => Ok(std::mem::replace(&mut self.open[frame], empty)),
@@ -119,7 +120,7 @@ impl Ring {
         }
     }
 
-    /// Numbers the rows in the ring: frame by frame, the full frame's first.
+    /// Numbers the rows in the ring: first the rows of the full frame, then frame by frame.
     pub(crate) fn rows(&self) -> Rows<'_> {
         let mut end = if self.full.is_some() { self.layout.rows() } else { 0 };
         let mut ends = vec![end];
@@ -130,7 +131,7 @@ impl Ring {
         Rows { ring: self, ends }
     }
 
-    /// Discards all rows and starts again, as if emptied so many times. Returns how many rows they were.
+    /// Discards all rows and starts again, as if the ring was emptied `times` times. Returns the number of discarded rows.
     pub(crate) fn clear(&mut self, times: u64) -> usize {
         let rows = self.dealer.resident() + if self.full.take().is_some() { self.layout.rows() } else { 0 };
         let emptied = self.dealer.position().emptied + times;
@@ -138,7 +139,7 @@ impl Ring {
         rows
     }
 
-    /// Ends dealing: the rows still in the ring, to be served in random order.
+    /// Ends dealing. Returns the rows that are still in the ring, to be served in random order.
     pub(crate) fn into_leftover(self) -> Leftover {
         debug_assert!(self.full.is_none(), "the full frame is taken before the ring ends");
         Leftover { places: self.dealer.shuffle_leftover(), served: 0, dealer: self.dealer, open: self.open }
@@ -149,12 +150,13 @@ fn save(open: &[Frame], dealer: &Dealer, frame: usize, rows: usize, into: &mut F
     into.gather(rows, |component| move |i| open[frame].row(component, dealer.place(frame, i as u32).slot as usize));
 }
 
-/// Where the plan puts a component's rows.
+/// The slots that the plan has for a component's rows.
 struct Planned<'a> {
     open: &'a mut [Frame],
     places: &'a [Place],
-    /// Where the component's block starts in a frame, and how wide its rows are.
+    /// Where the component's block starts in a frame, in bytes.
     offset: usize,
+    /// The size of a row, in bytes.
     width: usize,
 }
 
@@ -167,10 +169,10 @@ impl Slots for Planned<'_> {
     }
 }
 
-/// The rows in a ring, numbered.
+/// The numbered rows in a ring.
 pub(crate) struct Rows<'a> {
     ring: &'a Ring,
-    /// Where the numbers of the full frame's rows end, then where the numbers of each open frame's rows end.
+    /// The end of the numbers of the full frame's rows, then the end of the numbers of each open frame's rows.
     ends: Vec<usize>,
 }
 
@@ -179,7 +181,7 @@ impl Rows<'_> {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The `n`-th row, of less than `len()`.
+    /// The row with the number `n`, which is less than `len()`.
     pub(crate) fn row(&self, n: usize, component: usize) -> &[u8] {
         let part = self.ends.partition_point(|&end| end <= n);
         let (frame, slot) = match (part.checked_sub(1), self.ring.full) {
@@ -200,41 +202,41 @@ pub(crate) struct Leftover {
 }
 
 impl Leftover {
-    /// How many rows the next minibatch will have: fewer than `batch` at the very end, then none.
+    /// The number of rows of the next `batch` rows that are left: fewer than `batch` at the end, then 0.
     pub(crate) fn next_rows(&self, batch: usize) -> usize {
         batch.min(self.len())
     }
 
-    /// Fills `frame` with the next `rows` rows; there must be as many.
+    /// Fills `frame` with the next `rows` rows. So many rows must be left.
     pub(crate) fn fill(&mut self, frame: &mut Frame, rows: usize) {
         let (open, places) = (&self.open, &self.places[self.served..]);
         frame.gather(rows, |component| move |i| open[places[i].frame as usize].row(component, places[i].slot as usize));
         self.served += rows;
     }
 
-    /// How many rows each open frame held at the close.
+    /// The number of rows that each open frame held when dealing ended.
     pub(crate) fn filled(&self) -> Vec<u32> {
         self.dealer.filled()
     }
 
-    /// As [`Ring::save`], for the rows there were at the close.
+    /// As [`Ring::save`], for the rows that the frame held when dealing ended.
     pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
         save(&self.open, &self.dealer, frame, rows, into);
     }
 
-    /// Discards the rows not served yet. Returns how many they were.
+    /// Discards the rows that are not served yet. Returns their number.
     pub(crate) fn clear(&mut self) -> usize {
         let rows = self.len();
         self.served = self.places.len();
         rows
     }
 
-    /// How many rows have not been served yet.
+    /// The number of rows that are not served yet.
     pub(crate) fn len(&self) -> usize {
         self.places.len() - self.served
     }
 
-    /// The `n`-th of them.
+    /// The `n`-th row that is not served yet, counted from 0.
     pub(crate) fn row(&self, n: usize, component: usize) -> &[u8] {
         let place = self.places[self.served + n];
         self.open[place.frame as usize].row(component, place.slot as usize)

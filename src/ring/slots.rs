@@ -4,23 +4,23 @@ use rand::Rng;
 
 use crate::ring::random::{below, shuffle};
 
-/// Frames with fewer slots are filled in random order, larger ones along stripes.
+/// Frames with fewer slots are filled in random order. Other frames are filled along stripes.
 pub(crate) const STRIPED: usize = 128;
 
-/// Most stripes of a frame.
+/// The most stripes of a frame.
 const STRIPES: usize = 32;
 
-/// Fewest slots of a stripe, and fewest groups.
+/// The fewest slots of a stripe. Also the fewest groups of a stripe, if a group has several rows.
 const STRIPE: usize = 8;
 
-/// Where a row goes.
+/// The place that a row goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) frame: u32,
     pub(crate) slot: u32,
 }
 
-/// The orders in which the open frames are being filled.
+/// For each open frame, the order in which its slots are filled.
 #[derive(Debug)]
 pub(crate) struct Slots {
     per_frame: usize,
@@ -29,15 +29,15 @@ pub(crate) struct Slots {
 
 #[derive(Debug)]
 enum Order {
-    /// For each frame, its slots in order.
+    /// The slots of each frame in the order of filling, frame after frame.
     Random(Vec<u8>),
-    /// The slots in order, along the stripes, the same for all frames; and for each frame the slot that counts as the
-    /// first, at the start of a group.
+    /// `slots` has the slots in the order of filling, along the stripes. It is the same for all frames. `firsts` has for each frame
+    /// the slot that counts as slot 0, a multiple of `group`.
     Striped { slots: Vec<u32>, group: usize, firsts: Vec<u32> },
 }
 
 impl Slots {
-    /// For `frames` frames of `per_frame` slots.
+    /// Makes the orders for `frames` frames of `per_frame` slots.
     pub(crate) fn new(frames: usize, per_frame: usize) -> Self {
         let order = if per_frame < STRIPED {
             Order::Random((0..frames).flat_map(|_| 0..per_frame as u8).collect())
@@ -62,7 +62,7 @@ impl Slots {
         }
     }
 
-    /// Appends the next place of each frame, where `filled` rows are in it.
+    /// Appends the next place of each frame. `filled` says how many rows each frame has.
     pub(crate) fn next(&self, filled: &[u32], places: &mut Vec<Place>) {
         let frames = (0..).zip(filled);
         match &self.order {
@@ -85,7 +85,7 @@ impl Slots {
         }
     }
 
-    /// A slot of a frame in which `first` counts as the first.
+    /// The slot that a slot becomes in a frame whose slot `first` counts as slot 0.
     #[inline]
     fn rotated(&self, slot: u32, first: u32) -> u32 {
         let room = self.per_frame as u32 - first;
@@ -93,10 +93,10 @@ impl Slots {
     }
 }
 
-/// How many rows go to one stripe before the next has its turn.
+/// The number of rows that go to one stripe before the next stripe has its turn: a group.
 ///
-/// Groups make for fewer places of memory that are written in turn. Where they have several rows, the rows that a frame
-/// takes in sequence are far apart, and a stripe has many groups.
+/// Larger groups mean that the writer writes to fewer places of memory in turn. A group has several rows only if each stripe has
+/// many groups and there are many frames: then the rows that a frame takes are far apart in the sequence.
 fn group(frames: usize, slots: usize) -> usize {
     let group = match frames {
         ..16 => 1,
@@ -107,16 +107,17 @@ fn group(frames: usize, slots: usize) -> usize {
     group.min(power_of_two(slots / (STRIPES * STRIPE)))
 }
 
-/// The slots of a frame in the order in which it is filled.
+/// The slots of a frame, in the order in which they are filled.
 fn along_stripes(slots: usize, group: usize) -> Vec<u32> {
     let stripes = power_of_two(slots / STRIPE).min(STRIPES);
-    // Rows that come in whole groups for every stripe. The few others go to one stripe after the other.
+    // The first `grouped` rows give every stripe whole groups. The few rows after them go to the stripes one by one.
     let grouped = slots - slots % (stripes * group);
     let turn = |i: usize| if i < grouped { i / group } else { i - grouped };
     let mut next = vec![0; stripes];
     let mut start = 0;
     for stripe in 0..stripes {
-        // Neighbours have their turns far apart: a part that spans several stripes is mixed as well as one stripe.
+        // Neighbouring stripes have turns that are far apart. So a part of the frame that spans several stripes is mixed as well as
+        // one stripe.
         let turn = stripe.reverse_bits() >> (usize::BITS - stripes.ilog2());
         next[turn] = start;
         start += (slots / stripes + usize::from(turn < slots % stripes)) as u32;
@@ -129,7 +130,7 @@ fn along_stripes(slots: usize, group: usize) -> Vec<u32> {
     (0..slots).map(take).collect()
 }
 
-/// The largest power of two that is not above `n`, but at least 1.
+/// The largest power of two that is at most `n`. Returns 1 if `n` is 0.
 fn power_of_two(n: usize) -> usize {
     1 << n.max(1).ilog2()
 }

@@ -10,8 +10,9 @@ use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_ro
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///
-/// Making one copies nothing, whatever the layout (but see [`Batch::from_dyn`]). An [`ArcArray2`] or
-/// [`Batch::from_owner`] lends memory that the caller keeps: the store drops its share once the rows are in a frame.
+/// Making a batch copies no values, with one exception: [`Batch::from_dyn`] and an [`Array3`] copy them if the layout does not
+/// allow the axes to be merged. An [`ArcArray2`] or [`Batch::from_owner`] lends memory that you keep. The store drops its share
+/// of that memory once the rows are in a frame.
 ///
 /// ```
 /// use activation_store::Batch;
@@ -26,7 +27,7 @@ use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_ro
 /// ```
 pub struct Batch {
     pub(crate) rows: AnyRows,
-    /// Whether it was made from a `Vec`, which is one row.
+    /// Whether the batch was made from a `Vec`, which is one row.
     pub(crate) from_vec: bool,
 }
 
@@ -35,10 +36,10 @@ impl Batch {
         Batch { rows: Plain::wrap(rows), from_vec: false }
     }
 
-    /// Rows of `features` values each, one after the other.
+    /// Makes a batch from rows of `features` values each, one row after the other.
     ///
     /// # Errors
-    /// [`ShapeError::Ragged`] if the values do not divide into rows.
+    /// [`ShapeError::Ragged`] if `features` does not divide the number of values.
     pub fn from_vec<T: Element>(values: Vec<T>, features: usize) -> Result<Self, ShapeError> {
         let rows = count_rows(values.len(), features)?;
         let array = Array2::from_shape_vec((rows, features), values)
@@ -46,9 +47,9 @@ impl Batch {
         Ok(Batch::new(Rows::Owned(array)))
     }
 
-    /// An array whose last axis is the features. The axes before it become rows.
+    /// Makes a batch from an array whose last axis is the features. The axes before the last become rows.
     ///
-    /// Copies the values if the layout does not allow these axes to be merged.
+    /// Copies the values if the layout does not allow the axes to be merged.
     ///
     /// # Errors
     /// [`ShapeError::NoAxes`] for an array of rank 0.
@@ -61,14 +62,15 @@ impl Batch {
         Ok(Batch::new(Rows::Owned(array)))
     }
 
-    /// Rows in memory that another owner keeps (a pinned buffer, a tensor of another library), without a copy.
+    /// Makes a batch from memory that another owner keeps (a pinned buffer, a tensor of another library), without a copy.
     ///
-    /// The writer reads and drops the owner on its own thread. The owner must go on showing at least the values it shows now.
-    /// If it shows fewer, or panics, the store is poisoned. The owner may call anything of the store that does not wait for
-    /// the writer. It must not call `empty`, `get` or `extend_blocking`, nor wait for a handle or a flush.
+    /// The writer reads and drops the owner on the writer's thread. The owner must keep showing at least the values that it
+    /// shows now. If the owner shows fewer values, or panics, the store is poisoned. The owner may call methods of the store
+    /// that do not wait for the writer. The owner must not call `empty`, `get` or `extend_blocking`, and must not wait for a
+    /// handle or a flush.
     ///
     /// # Errors
-    /// [`ShapeError::Ragged`] if the values do not divide into rows.
+    /// [`ShapeError::Ragged`] if `features` does not divide the number of values.
     pub fn from_owner<T, O>(owner: O, features: usize) -> Result<Self, ShapeError>
     where
         T: Element,
@@ -78,7 +80,7 @@ impl Batch {
         Ok(Batch::lent(owner, rows, features))
     }
 
-    /// As [`from_owner`](Self::from_owner), of as many values as `rows` and `features` say.
+    /// As [`from_owner`](Self::from_owner), for an owner that shows at least `rows` × `features` values.
     pub(crate) fn lent<T, O>(owner: O, rows: usize, features: usize) -> Self
     where
         T: Element,
@@ -87,13 +89,13 @@ impl Batch {
         Batch::new(Rows::Foreign { owner: Arc::new(owner), rows, features })
     }
 
-    /// How many rows.
+    /// The number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         with_rows!(&self.rows, rows => rows.dim().0)
     }
 
-    /// Features of a row.
+    /// The number of features of each row.
     #[must_use]
     pub fn features(&self) -> usize {
         with_rows!(&self.rows, rows => rows.dim().1)
@@ -111,7 +113,7 @@ impl Batch {
         }
     }
 
-    /// The values, `[rows, features]`, if they are of type `T`.
+    /// The values, `[rows, features]`. `None` if they are not of type `T`.
     ///
     /// # Panics
     /// Panics if the owner of a batch made by [`from_owner`](Batch::from_owner) now shows fewer values than it did.
@@ -120,7 +122,7 @@ impl Batch {
         T::unwrap(&self.rows).map(Rows::view)
     }
 
-    /// Two batches over the same memory, for two stores. Copies nothing; the memory is released with the second.
+    /// Makes two batches over the same memory, for two stores. Copies nothing. The memory is released when both batches are dropped.
     ///
     /// ```
     /// use activation_store::Batch;
@@ -142,7 +144,10 @@ impl Batch {
 
     /// Copies the values as `f32`, `[rows, features]`, for stores that keep rows in another form.
     ///
-    /// Integers are rounded to the nearest `f32`.
+    /// Rounds integers to the nearest `f32`.
+    ///
+    /// # Panics
+    /// Panics if the owner of a batch made by [`from_owner`](Batch::from_owner) now shows fewer values than it did.
     #[must_use]
     pub fn to_f32(&self) -> Array2<f32> {
         with_rows!(&self.rows, rows => rows.view().mapv(Plain::nearest_f32))
@@ -170,21 +175,23 @@ impl<T: Element> From<ArcArray2<T>> for Batch {
     }
 }
 
-/// One row.
+/// Makes a batch of one row.
 impl<T: Element> From<Array1<T>> for Batch {
     fn from(row: Array1<T>) -> Self {
         Batch::new(Rows::Owned(row.insert_axis(ndarray::Axis(0))))
     }
 }
 
-/// One row.
+/// Makes a batch of one row.
 impl<T: Element> From<Vec<T>> for Batch {
     fn from(row: Vec<T>) -> Self {
         Batch { from_vec: true, ..Array1::from(row).into() }
     }
 }
 
-/// `[batch, position, features]`: the first two axes become rows.
+/// Makes a batch from `[batch, position, features]`: the first two axes become rows.
+///
+/// Copies the values if the layout does not allow these two axes to be merged.
 impl<T: Element> From<Array3<T>> for Batch {
     fn from(array: Array3<T>) -> Self {
         let (batch, positions, features) = array.dim();
@@ -199,7 +206,7 @@ impl fmt::Debug for Batch {
     }
 }
 
-/// A batch that was not taken: the reason, and the batch itself.
+/// A batch that the store refused: the reason, and the batch itself.
 ///
 /// ```
 /// use activation_store::{RingStore, WriteError};
@@ -212,14 +219,14 @@ impl fmt::Debug for Batch {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Refused {
-    /// Why.
+    /// The reason.
     pub error: WriteError,
-    /// The batch, as it was given.
+    /// The batch, as you gave it.
     pub batch: Batch,
 }
 
 impl Refused {
-    /// The batch, as it was given.
+    /// The batch, as you gave it.
     #[must_use]
     pub fn into_batch(self) -> Batch {
         self.batch
@@ -232,7 +239,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Reads as the error that it carries.
+/// Displays as the error that it carries, and has the same source.
 impl std::error::Error for Refused {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.error.source()
@@ -251,25 +258,25 @@ impl From<Refused> for WriteError {
     }
 }
 
-/// Lets `?` turn a batch's error into a store's. [`Refused::batch`] is empty then.
+/// Lets `?` turn a [`ShapeError`] into a [`Refused`], whose [`Refused::batch`] is empty.
 impl From<ShapeError> for Refused {
     fn from(error: ShapeError) -> Self {
         Refused { error: error.into(), batch: Array2::<f32>::zeros((0, 0)).into() }
     }
 }
 
-/// A pass that was not taken, or not as a whole: the reason, and the batches.
+/// A pass that the store refused: the reason, and the batches that the store did not take.
 #[non_exhaustive]
 pub struct RefusedPass {
-    /// Why.
+    /// The reason.
     pub error: WriteError,
-    /// The batches that were not taken, in the order in which they were given. All of them, unless the store's
-    /// `extend_pass` is the trait's default.
+    /// The batches that the store did not take, in the order in which you gave them. These are all batches of the pass, unless
+    /// the store uses the trait's default `extend_pass`.
     pub batches: Vec<Batch>,
 }
 
 impl RefusedPass {
-    /// A refusal, for stores of your own.
+    /// Makes a refusal, for a store of your own.
     #[must_use]
     pub fn new(error: WriteError, batches: Vec<Batch>) -> Self {
         RefusedPass { error, batches }
@@ -282,7 +289,7 @@ impl fmt::Display for RefusedPass {
     }
 }
 
-/// Reads as the error that it carries.
+/// Displays as the error that it carries, and has the same source.
 impl std::error::Error for RefusedPass {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.error.source()

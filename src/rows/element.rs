@@ -9,9 +9,9 @@ use ndarray::{ArcArray2, Array2, ArrayView2};
 
 /// The element type of a component.
 ///
-/// Floating-point rows are converted to the component's type on the way in, to the nearest value: NaN stays NaN, and what
-/// is too large for the type becomes infinite (from 65,520 on in `f16`, which massive activations reach). Integer rows
-/// (token ids, positions) are kept as they are.
+/// The store converts floating-point rows to the nearest value of the component's type when they come in. NaN stays NaN. A value
+/// that is too large for the type becomes infinite: in `f16` from 65,520 on, which massive activations reach. The store
+/// keeps integer rows (token ids, positions) as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum DType {
@@ -31,7 +31,7 @@ pub enum DType {
 impl DType {
     const ALL: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::U32, DType::I64];
 
-    /// Bytes an element takes.
+    /// The size of one element, in bytes.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -41,7 +41,7 @@ impl DType {
         }
     }
 
-    /// Whether the type holds activations (as opposed to token ids or positions).
+    /// Whether the type is a floating-point type, for activations, and not an integer type, for token ids or positions.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
@@ -76,11 +76,11 @@ impl FromStr for DType {
     }
 }
 
-/// No element type has that name.
+/// The error for a name that no element type has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown dtype {name:?}; use one of f32, f16, bf16, u32, i64")]
 pub struct UnknownDType {
-    /// The name given.
+    /// The name that was given.
     pub name: String,
 }
 
@@ -98,7 +98,7 @@ pub(crate) mod sealed {
         /// Wraps typed rows into the type-erased form.
         fn wrap(rows: super::Rows<Self>) -> super::AnyRows;
 
-        /// The typed rows, if they are of this type.
+        /// The typed rows. `None` if they are of another type.
         fn unwrap(rows: &super::AnyRows) -> Option<&super::Rows<Self>>;
 
         /// The nearest `f32`.
@@ -135,7 +135,7 @@ element! {
     i64 => I64, |value| value as f32;
 }
 
-/// Rows of any of the types. `pub`, yet unreachable: the sealed trait behind `Element` names these.
+/// Rows of any element type. The type is `pub` because the sealed trait of `Element` names it, but callers cannot reach it.
 #[derive(Debug)]
 pub enum AnyRows {
     F32(Rows<f32>),

@@ -1,4 +1,4 @@
-//! What [`get`](crate::ActivationStore::get) can be asked for.
+//! The index that [`get`](crate::ActivationStore::get) takes.
 
 use std::ops::{Range, RangeFrom, RangeFull, RangeTo};
 
@@ -6,11 +6,11 @@ use ndarray::{ArrayD, Dimension, IxDyn, Slice, SliceInfo, SliceInfoElem};
 
 use crate::error::IndexError;
 
-/// Rows, components and features to get: up to three indices or ranges.
+/// The rows, components and features to get: up to three indices or ranges, in this order.
 ///
-/// Made from a row, a (row, component) or (row, component, feature) tuple, a range of rows (`2..6`, `2..`, `..6`, `..`), or anything that
-/// [`ndarray::s!`] can say, with steps and negative indices. An index takes its axis away, a range keeps it; axes that
-/// are left out are taken whole.
+/// Made from a row, a (row, component) or (row, component, feature) tuple, a range of rows (`2..6`, `2..`, `..6`, `..`), or a
+/// slice of [`ndarray::s!`], with steps and negative indices. An index removes its axis from the result. A range keeps its
+/// axis. An axis that you leave out is taken whole.
 ///
 /// ```
 /// use activation_store::{ActivationStore, TensorStore};
@@ -71,7 +71,8 @@ fn between(start: usize, end: Option<usize>) -> Index {
     Index { axes: vec![Slice { start: signed(start), end: end.map(signed), step: 1 }.into()] }
 }
 
-/// A position, which is past the end of any axis if it has no signed counterpart: those below zero count from the end.
+/// Makes an index of a position. A position that does not fit an `isize` becomes one past the end of every axis, because negative
+/// numbers count from the end.
 fn number(position: usize) -> SliceInfoElem {
     SliceInfoElem::Index(signed(position))
 }
@@ -100,14 +101,15 @@ impl From<&[SliceInfoElem]> for Index {
 }
 
 impl Index {
-    /// Reads the values at the index from a store of `rows` rows, whose components have `features` features each.
+    /// Reads the values at the index from a store of `rows` rows. `features` has the number of features of each component.
     ///
-    /// `read(row, component, out)` writes a row's values to `out`, which has room for exactly its features. A store needs
-    /// nothing else to implement `get`.
+    /// `read(row, component, out)` writes the values of a row to `out`, which has exactly as many places as the component has
+    /// features. A store needs nothing else to implement `get`. The result has the shape `[row, component, feature]`, without the
+    /// axes that an index removed.
     ///
     /// # Errors
-    /// [`IndexError`] for an index past its axis, more than three axes, or components of different widths; and
-    /// whatever `read` returns.
+    /// [`IndexError`] if an index is past the end of its axis, the index has more than three axes or a new axis, a step is 0, or
+    /// the chosen components differ in their number of features. Also each error that `read` returns.
     pub fn select(
         &self,
         rows: usize,
@@ -122,7 +124,7 @@ impl Index {
         let components = axis(1, "component", features.len())?;
         let mut chosen = components.positions.iter().copied();
         let first = chosen.next();
-        // Where no component is chosen, the first stands for all.
+        // If no component is chosen, the first one gives the width.
         let width = features.get(first.unwrap_or(0)).copied().unwrap_or(0);
         if let (Some(first), Some(other)) = (first, chosen.find(|&component| features[component] != width)) {
             return Err(IndexError::Unequal { first, first_features: width, other, other_features: features[other] });
@@ -133,7 +135,7 @@ impl Index {
         let whole_rows = features.iter().copied().eq(0..width);
         let mut line = vec![0.0; width];
         let mut values = vec![0.0; picked_rows.positions.len() * components.positions.len() * features.len()];
-        // No features, no chunks; `chunks` wants a length nevertheless.
+        // Without features there are no chunks, but `chunks_exact_mut` panics if the length is 0.
         let mut chunks = values.chunks_exact_mut(features.len().max(1));
         for &row in &picked_rows.positions {
             for (&component, out) in components.positions.iter().zip(&mut chunks) {
@@ -151,7 +153,7 @@ impl Index {
     }
 }
 
-/// Positions picked along an axis, and whether the axis stays.
+/// The positions picked along an axis, and whether the result keeps the axis.
 struct Picked {
     positions: Vec<usize>,
     keeps_axis: bool,
@@ -179,7 +181,7 @@ impl Picked {
     }
 }
 
-/// The positions of a range with a step; with a negative step, in reverse, as in `ndarray`.
+/// The positions of a range with a step. A negative step gives them in reverse, as in `ndarray`.
 fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>, IndexError> {
     let bound = |index: isize| {
         let from_end = if index < 0 { index.checked_add_unsigned(len) } else { Some(index) };

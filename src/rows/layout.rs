@@ -7,21 +7,21 @@ use crate::error::{BuildError, ComponentName, IndexError, UnknownComponent, Writ
 use crate::rows::batch::Batch;
 use crate::rows::element::DType;
 
-/// Blocks start on a cache line, which is also the widest vector register.
+/// Every block starts at a multiple of this: the size of a cache line, and of the widest vector register.
 pub(crate) const ALIGN: usize = 64;
 
-/// One component as configured: its name, how wide its rows are and what they hold.
+/// One component of a store: its name, and the width and element type of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
-    /// Its name, unique in the store.
+    /// The name, which is unique in the store.
     pub name: Arc<str>,
-    /// Features of a row.
+    /// The number of features of each row.
     pub features: usize,
-    /// Element type of a row.
+    /// The element type of the rows.
     pub dtype: DType,
 }
 
-/// The memory of `rows` rows of every component: one block `[rows, features]` after the other.
+/// Describes the memory of `rows` rows of every component: a block `[rows, features]` for each component, one after the other.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     components: Vec<Component>,
@@ -74,12 +74,12 @@ impl Layout {
         self.components.len()
     }
 
-    /// Features of each component.
+    /// The number of features of each component.
     pub(crate) fn widths(&self) -> Vec<usize> {
         self.components.iter().map(|component| component.features).collect()
     }
 
-    /// Features of every component, if all have as many.
+    /// The number of features of every component. An error if they differ.
     pub(crate) fn one_width(&self) -> Result<usize, IndexError> {
         let width = self.components[0].features;
         match self.components.iter().position(|component| component.features != width) {
@@ -91,17 +91,17 @@ impl Layout {
         }
     }
 
-    /// Rows of every component.
+    /// The number of rows of every component.
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Bytes in all.
+    /// The size of all blocks, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Where the component's block starts.
+    /// Where the component's block starts, in bytes.
     pub(crate) fn offset(&self, component: usize) -> usize {
         self.offsets[component]
     }
@@ -124,7 +124,7 @@ impl Layout {
         key.find(&self.components).ok_or_else(|| self.unknown(format!("{key:?}")))
     }
 
-    /// Whether `batch` can be stored as `component`.
+    /// Checks that `batch` can be stored as `component`.
     pub(crate) fn check(&self, batch: &Batch, component: usize) -> Result<(), WriteError> {
         let expected = &self.components[component];
         if batch.features() != expected.features && (batch.rows() > 0 || batch.features() > 0) {
@@ -146,9 +146,9 @@ impl Layout {
     }
 }
 
-/// A component's number or its name. Sealed: implemented for `usize`, `&str`, `&String`, `&Arc<str>` and `&Component`.
+/// The number or the name of a component. Sealed: implemented for `usize`, `&str`, `&String`, `&Arc<str>` and `&Component`.
 pub trait ComponentKey: Copy + fmt::Debug + sealed::Sealed {
-    /// The component's number, if there is one.
+    /// The component's number. `None` if the store has no such component.
     #[doc(hidden)]
     fn find(self, components: &[Component]) -> Option<usize>;
 }

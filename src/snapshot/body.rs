@@ -1,4 +1,4 @@
-//! What a snapshot says, as it is written. `docs/resume.md` describes every field.
+//! The content of a snapshot, in the form in which it is written. `docs/resume.md` describes every field.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -10,19 +10,19 @@ use crate::rows::element::DType;
 use crate::rows::layout::Component;
 use crate::snapshot::journal::{Journal, LaneJournal, Segment};
 
-/// What the file says it is.
+/// The name of the format, which the file contains.
 pub(crate) const FORMAT: &str = "activation-store snapshot";
 
-/// The version of the format that is written, and the only one that is read.
+/// The version of the format. The crate writes and reads only this version.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// The versions, which are read before the rest is.
+/// The versions. They are read before the rest of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versions {
     pub(crate) format: String,
     pub(crate) format_version: u32,
     pub(crate) dealing_version: u32,
-    /// Of the crate, for people.
+    /// The version of the crate, for people to read.
     pub(crate) crate_version: String,
 }
 
@@ -41,21 +41,21 @@ impl Versions {
 pub(crate) struct Body {
     #[serde(flatten)]
     pub(crate) versions: Versions,
-    /// Minibatches that consumers had taken: k.
+    /// The number of minibatches that consumers had taken: K.
     pub(crate) minibatches: u64,
     pub(crate) config: ConfigBody,
     pub(crate) position: PositionBody,
-    /// Under `round_robin`, the lane that has the next turn.
+    /// The lane that has the next turn, under `round_robin`.
     pub(crate) turn: Option<TurnBody>,
-    /// The lanes that are open or have rows in the log.
+    /// The lanes that were open, or have rows in the log.
     pub(crate) lanes: Vec<LaneBody>,
-    /// Lanes that have ended and had a name.
+    /// The lanes that had ended and have a name.
     pub(crate) ended_lanes: Vec<EndedLane>,
-    /// Lanes opened so far: the number of the next.
+    /// The number of lanes opened so far, which is also the number of the next lane.
     pub(crate) lanes_opened: u64,
     pub(crate) log: LogBody,
     pub(crate) stats: StatsBody,
-    /// The rows, in a full snapshot.
+    /// Where the rows are. `None` in a light snapshot.
     pub(crate) saved: Option<SavedBody>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Body {
 pub(crate) struct ConfigBody {
     pub(crate) components: Vec<ComponentBody>,
     pub(crate) batch_size: usize,
-    /// Rows of the window: whole frames.
+    /// The rows of the window, a multiple of the rows of a frame.
     pub(crate) window: usize,
     pub(crate) ready_frames: usize,
     pub(crate) queue_rows: usize,
@@ -75,7 +75,7 @@ pub(crate) struct ConfigBody {
 }
 
 impl ConfigBody {
-    /// What a store that goes on must have in common with the one before: names and values.
+    /// The settings that a resumed store must have in common with the saved store: names and values.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         let component = |c: &ComponentBody| format!("{:?}: {} × {}", c.name, c.features, c.dtype);
         vec![
@@ -118,15 +118,15 @@ impl ComponentBody {
 pub(crate) struct PositionBody {
     /// How often the ring was emptied.
     pub(crate) emptied: u64,
-    /// Rows dealt since.
+    /// The rows dealt since the ring was last emptied.
     pub(crate) dealt: u64,
-    /// The number of the first minibatch since.
+    /// The number of the first minibatch since the ring was last emptied.
     pub(crate) first_minibatch: u64,
     /// The number of the next minibatch to be served.
     pub(crate) next_minibatch: u64,
     /// The number of the first minibatch of the frame that completes next.
     pub(crate) completing_minibatch: u64,
-    /// No more rows come, and everything is served.
+    /// No more rows come and the ring is empty: all rows are served or, in a full snapshot, in ready frames.
     pub(crate) ended: bool,
 }
 
@@ -138,7 +138,7 @@ pub(crate) struct TurnBody {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LaneBody {
-    /// Its number.
+    /// The number of the lane.
     pub(crate) lane: u64,
     #[serde(flatten)]
     pub(crate) journal: LaneJournal,
@@ -152,9 +152,9 @@ pub(crate) struct EndedLane {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogBody {
-    /// Rows dealt before the first segment, since the ring was last emptied.
+    /// The rows dealt between the last emptying of the ring and the first segment.
     pub(crate) from: u64,
-    /// `[lane, first row, rows]`.
+    /// Each segment as `[lane, first row, rows]`.
     pub(crate) segments: Vec<[u64; 3]>,
 }
 
@@ -168,7 +168,7 @@ impl LogBody {
 pub(crate) struct StatsBody {
     pub(crate) components: Vec<ComponentStatsBody>,
     pub(crate) served_rows: u64,
-    /// Rows that the store holds with all their components, and that are not served.
+    /// The rows that the store holds with all their components, and has not served.
     pub(crate) whole_rows: u64,
     pub(crate) waited_for_consumers: Duration,
     pub(crate) waited_for_producers: Duration,
@@ -187,18 +187,18 @@ pub(crate) struct ComponentStatsBody {
 /// The rows of a full snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SavedBody {
-    /// In the order in which their rows are in the files.
+    /// The frames, in the order in which the files have their rows.
     pub(crate) frames: Vec<SavedFrame>,
-    /// One for each component.
+    /// One file for each component.
     pub(crate) files: Vec<SavedFile>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SavedFrame {
-    /// Unserved rows of a full frame, in order, and the number of their first minibatch.
+    /// The unserved rows of a full frame, in order, and the number of their first minibatch.
     Ready { first_minibatch: u64, rows: usize },
-    /// Rows of an open frame, in the order in which they were dealt to it.
+    /// The rows of an open frame, in the order in which they were dealt to it.
     Open { frame: usize, rows: usize },
 }
 
@@ -214,11 +214,11 @@ impl SavedFrame {
 pub(crate) struct SavedFile {
     pub(crate) component: usize,
     pub(crate) file: String,
-    /// Where its rows start.
+    /// Where the rows start in the file, in bytes.
     pub(crate) offset: u64,
-    /// Of its rows.
+    /// The size of the rows, in bytes.
     pub(crate) bytes: u64,
-    /// Of its rows.
+    /// The checksum of the rows.
     pub(crate) xxh3: String,
 }
 
@@ -227,12 +227,12 @@ impl Body {
         self.saved.is_some()
     }
 
-    /// The number of the first row of a lane that the store needs, or has not got.
+    /// The number of the first row of a lane that the resumed store must get.
     pub(crate) fn needed(&self, lane: &LaneJournal) -> u64 {
         if self.is_full() { lane.end } else { lane.start }
     }
 
-    /// Whether a lane goes on, or stays ended. One that had ended goes on if its rows are dealt again.
+    /// Whether a lane goes on in the resumed store. A lane that had ended goes on if some of its rows are dealt again.
     pub(crate) fn goes_on(&self, lane: &LaneJournal) -> bool {
         !lane.ended || self.needed(lane) < lane.end
     }
@@ -253,7 +253,7 @@ impl Body {
         }
     }
 
-    /// What is wrong with it, if its parts contradict each other.
+    /// Says which parts of the body contradict each other. `None` if no parts do.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         let Body { position, log, lanes, config, .. } = self;
         let mut ends: BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.journal.start)).collect();

@@ -1,4 +1,4 @@
-//! Snapshots on disk: a folder `snapshot-K` for each, with the state and, in the full form, one file of rows for each component.
+//! Snapshots on disk. Each has a folder `snapshot-K` with the state and, in the full form, one file of rows for each component.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ fn folder_name(minibatches: u64) -> String {
     format!("{PREFIX}{minibatches}")
 }
 
-/// The snapshots in a folder, oldest first: k, and where each is.
+/// Lists the snapshots in a folder, oldest first: k, and the path of each.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
     let k = |path: &Path| {
         let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
@@ -30,7 +30,7 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, D
     };
     let all = disk.list(dir).doing("list", dir)?;
     let mut snapshots: Vec<(u64, PathBuf)> = all.into_iter().filter_map(|path| Some((k(&path)?, path))).collect();
-    // One that was to be replaced comes after the one that has taken its place, and counts if none has.
+    // Of two with one k, the second was being replaced by the first.
     snapshots.sort();
     snapshots.dedup_by_key(|(k, _)| *k);
     Ok(snapshots)
@@ -60,7 +60,7 @@ struct RowsFile {
 }
 
 impl FullWriter {
-    /// Begins the snapshot of a state with so many rows.
+    /// Begins the snapshot of a state with `rows` rows.
     pub(crate) fn begin(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -92,7 +92,7 @@ impl FullWriter {
         Ok(())
     }
 
-    /// Makes everything durable, and gives the snapshot its name.
+    /// Makes all files durable, and gives the snapshot its name.
     pub(crate) fn finish(mut self) -> Result<PathBuf, DiskError> {
         let mut files = Vec::new();
         for (component, RowsFile { path, mut file, offset, bytes, checksum }) in self.files.into_iter().enumerate() {
@@ -106,7 +106,7 @@ impl FullWriter {
     }
 }
 
-/// Reads the newest snapshot in `dir`, or the snapshot that `dir` is.
+/// Reads the state of the newest snapshot in `dir`. If `dir` itself is a snapshot, reads that snapshot. Also returns the path.
 pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), ResumeError> {
     let inside = disk.list(dir).doing("list", dir)?;
     let path = if inside.contains(&dir.join(STATE)) {
@@ -125,7 +125,7 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), R
     }
 }
 
-/// The error of a snapshot that cannot be used. Offers the one before it.
+/// Makes the error for a snapshot that cannot be used. The error offers the snapshot before it, if there is one.
 fn refused(disk: &dyn Disk, path: &Path, reason: RefusedSnapshot) -> ResumeError {
     let dir = path.parent().unwrap_or(path);
     let others = list(disk, dir).unwrap_or_default();
@@ -133,7 +133,7 @@ fn refused(disk: &dyn Disk, path: &Path, reason: RefusedSnapshot) -> ResumeError
     ResumeError::Refused { what: path.display().to_string(), reason, earlier: earlier.map(|at| others[at].1.clone()) }
 }
 
-/// Reads the rows of a full snapshot, frame by frame, as they were written.
+/// Reads the rows of a full snapshot, frame by frame, in the order in which they were written.
 pub(crate) struct RowsReader<'a> {
     disk: &'a dyn Disk,
     path: &'a Path,
@@ -164,7 +164,7 @@ impl<'a> RowsReader<'a> {
         Ok(reader)
     }
 
-    /// Fills the first rows of `into`.
+    /// Fills the first rows of `into`, as many as `frame` says.
     pub(crate) fn read(&mut self, frame: SavedFrame, into: &mut Frame) -> Result<(), ResumeError> {
         if frame.rows() > into.layout().rows() {
             return Err(self.damaged("its list of frames", "a frame has more rows than there is room for"));
@@ -180,7 +180,7 @@ impl<'a> RowsReader<'a> {
         Ok(())
     }
 
-    /// Compares the checksums, once everything is read.
+    /// Compares the checksums. Call this once all frames are read.
     pub(crate) fn finish(self) -> Result<(), ResumeError> {
         for ((_, checksum), saved) in self.files.iter().zip(&self.saved.files) {
             let found = checksum.finish();
@@ -197,13 +197,12 @@ impl<'a> RowsReader<'a> {
     }
 }
 
-/// Removes all but the newest `keep` snapshots, and what other processes have left unfinished. Returns the k of each snapshot that it has
-/// removed.
+/// Removes all but the newest `keep` snapshots, and unfinished snapshots of other processes. Returns the k of each removed snapshot.
 pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
     let mut all = list(disk, dir)?;
     all.truncate(all.len().saturating_sub(keep));
     for (_, path) in &all {
-        // First without its name, so that a half removed one is not taken for whole.
+        // Takes the name away first, so that no reader takes a partly removed snapshot for a whole one.
         let gone = path.with_file_name(unfinished(&format!("{PREFIX}gone")));
         disk.rename(path, &gone).doing("rename", path)?;
         disk.remove(&gone).doing("remove", &gone)?;

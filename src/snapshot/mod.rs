@@ -1,7 +1,8 @@
-//! The state of a store between two minibatches, in memory and on disk.
+//! Snapshots: the state of a store between two minibatches, in memory and on disk.
 //!
-//! A running store keeps a journal of what it deals. A snapshot comes out of it, goes to a directory of its own, and comes back
-//! checked, or not at all. The store that is built from it deals on where the first one stood.
+//! A running store keeps a journal of the rows that it deals. A snapshot is made from the journal, and is written to a directory of
+//! its own. Reading checks the snapshot, and returns it or an error. A store that is built from the snapshot continues where the
+//! first store stood.
 
 pub(crate) mod body;
 pub(crate) mod files;

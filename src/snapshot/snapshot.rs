@@ -1,4 +1,4 @@
-//! A snapshot in memory: what users see of it, and its bytes.
+//! A snapshot in memory: the public type, and its form as bytes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,15 +10,16 @@ use crate::error::{LaneId, RefusedSnapshot, ResumeError};
 use crate::ring::deal::DEALING_VERSION;
 use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, Versions};
 
-/// What a snapshot holds.
+/// What a snapshot contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Form {
-    /// What was dealt, as lanes and row numbers: some bytes for each batch in the window. To resume, you send the rows of
-    /// about one window again.
+    /// The lanes and numbers of the dealt rows: some bytes for each batch in the window. To resume, you send the rows of about one
+    /// window again.
     #[default]
     Light,
-    /// The rows, too: as many bytes as the ring holds. To resume, you send again only a pass that was cut.
+    /// The rows, too: as many bytes as the ring holds. To resume, you send again only the rows that were not dealt yet: the rows
+    /// in the queue, and a whole pass if only a part of it was dealt.
     Full,
 }
 
@@ -26,7 +27,7 @@ pub enum Form {
 ///
 /// Made by [`Minibatches::state`](crate::Minibatches::state), or read from a directory that
 /// [`Minibatches::snapshot`](crate::Minibatches::snapshot) has written. [`RingStoreBuilder::resume_from`] and
-/// [`resume`](crate::RingStoreBuilder::resume) go on from it.
+/// [`resume`](crate::RingStoreBuilder::resume) build a store that goes on from the snapshot.
 ///
 /// [`RingStoreBuilder::resume_from`]: crate::RingStoreBuilder::resume_from
 #[derive(Clone, PartialEq)]
@@ -40,13 +41,13 @@ pub struct Snapshot {
 pub struct ResumeAt {
     /// The lane.
     pub lane: LaneId,
-    /// How many passes you need not send again. Start with the next one.
+    /// The number of passes that you need not send again. Start with the next pass.
     pub passes: u64,
-    /// How many rows of each component you need not send again. On a lane that writes passes, a pass starts there.
+    /// The number of rows of each component that you need not send again. If the lane writes passes, a pass starts at this row.
     pub row: u64,
-    /// What you [attached](crate::Pass::attach) to the last pass that you need not send again.
+    /// The value that you [attached](crate::Pass::attach) to the last pass that you need not send again.
     pub value: Option<Box<[u8]>>,
-    /// The lane had ended before this row: it takes rows up to here, and ends. `None` if it was open.
+    /// The row at which the lane had ended. The lane takes the rows before it, and ends. `None` if the lane was open.
     pub ends_at: Option<u64>,
 }
 
@@ -55,19 +56,19 @@ impl Snapshot {
         Snapshot { body: Arc::new(body) }
     }
 
-    /// Minibatches that consumers had taken.
+    /// The number of minibatches that consumers had taken.
     #[must_use]
     pub fn minibatches(&self) -> u64 {
         self.body.minibatches
     }
 
-    /// Whether it has rows.
+    /// Whether the snapshot is light or full.
     #[must_use]
     pub fn form(&self) -> Form {
         if self.body.is_full() { Form::Full } else { Form::Light }
     }
 
-    /// Where each lane goes on, in the order of opening. Lanes that stay ended are left out.
+    /// Says where each lane goes on, in the order in which the lanes were opened. Leaves out lanes that stay ended.
     #[must_use]
     pub fn resume_at(&self) -> Vec<ResumeAt> {
         let at = self.body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
@@ -83,22 +84,22 @@ impl Snapshot {
         at.collect()
     }
 
-    /// Its bytes, for a checkpoint of your own: two lines of JSON, the second of them a checksum of the first.
+    /// Writes the snapshot as bytes, for a checkpoint of your own: two lines of JSON. The second line has a checksum of the first.
     ///
-    /// The rows of a full snapshot are not among them.
+    /// The bytes do not contain the rows of a full snapshot.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // JSON has a form for strings, numbers and lists.
+        // JSON can express strings, numbers and lists, so this never fails.
         let mut text = serde_json::to_string(&*self.body).unwrap_or_default();
         let checksum = checksum(text.as_bytes());
         text.push_str(&format!("\n{{\"xxh3\":\"{checksum}\"}}\n"));
         text.into_bytes()
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) has made.
+    /// Reads the bytes that [`to_bytes`](Self::to_bytes) has written.
     ///
     /// # Errors
-    /// [`ResumeError::Refused`] if the bytes are damaged, foreign, or of another version.
+    /// [`ResumeError::Refused`] if the bytes are damaged, are not a snapshot, or have another version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ResumeError> {
         Snapshot::parse(bytes).map_err(|reason| ResumeError::Refused {
             what: "the snapshot".to_owned(),

@@ -7,10 +7,10 @@ use crate::error::{DiskError, ResumeError};
 use crate::snapshot::files::{list, prune, read};
 use crate::snapshot::snapshot::Snapshot;
 
-/// The snapshots in a folder: [`Minibatches::snapshot`](crate::Minibatches::snapshot) writes them there.
+/// The snapshots in a folder, as [`Minibatches::snapshot`](crate::Minibatches::snapshot) writes them.
 ///
-/// A checkpoint of a training run is a pair: the trainer's own file for minibatch k, written first, and the snapshot for k.
-/// The last two pairs should stay, for the newest snapshot may have been damaged after it was written:
+/// A checkpoint of a training run is a pair: the trainer's own file for minibatch k, and the snapshot for k. Write the trainer's
+/// file first. Keep the last two pairs, because the newest snapshot may have been damaged after it was written:
 ///
 /// ```
 /// # fn example(snapshots: &activation_store::Snapshots, checkpoint: impl Fn(u64) -> String) -> Result<(), Box<dyn std::error::Error>> {
@@ -25,31 +25,35 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Those in `dir`.
+    /// Names the folder `dir`. Reads nothing.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Snapshots { dir: dir.into() }
     }
 
-    /// All that are complete, oldest first: k, the minibatches taken, and where the snapshot is.
+    /// Lists all complete snapshots, oldest first: k, the number of minibatches taken, and the snapshot's folder.
     ///
     /// # Errors
     /// [`DiskError`] if the folder cannot be listed.
+    ///
+    /// # Blocking
+    /// Blocks this thread while it reads the disk, as every method here does except `new` and `dir`.
     pub fn list(&self) -> Result<Vec<(u64, PathBuf)>, DiskError> {
         list(&*files(), &self.dir)
     }
 
-    /// Reads the newest, or the one that the folder itself is: its state, not its rows.
+    /// Reads the state of the newest snapshot, without its rows. If the folder itself is a snapshot, reads that snapshot.
     ///
     /// # Errors
-    /// [`ResumeError`]: there is none, or it cannot be used.
+    /// [`ResumeError::NoSnapshot`] if there is none, [`ResumeError::Refused`] if the snapshot cannot be used,
+    /// [`ResumeError::Disk`] if the disk fails.
     pub fn newest(&self) -> Result<Snapshot, ResumeError> {
         Ok(read(&*files(), &self.dir)?.0)
     }
 
-    /// Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
+    /// Removes all but the newest `keep` snapshots. Returns the k of each removed snapshot.
     ///
     /// # Errors
-    /// [`DiskError`] if one cannot be removed.
+    /// [`DiskError`] if the folder cannot be listed, or a snapshot cannot be removed. Older snapshots may have been removed by then.
     pub fn prune(&self, keep: usize) -> Result<Vec<u64>, DiskError> {
         prune(&*files(), &self.dir, keep)
     }

@@ -9,7 +9,7 @@ use crate::pipeline::state::{Shared, State};
 use crate::rows::index::Index;
 
 impl Shared {
-    /// Resolves `reply` when everything handed over before has been settled.
+    /// Resolves `reply` when all rows handed over before are settled: dealt, set aside or discarded.
     pub(crate) fn flush(&self, reply: FlushReply) {
         self.change(|state, afterwards| {
             let unsettled = state.admission.unsettled(!state.status.is_open());
@@ -21,12 +21,12 @@ impl Shared {
         });
     }
 
-    /// Discards everything that was handed over before. Blocks until the writer has done it.
+    /// Discards everything that was handed over before. Blocks until the writer has done this.
     pub(crate) fn empty(&self) {
         let (reply, emptied) = bounded(1);
         self.change(|state, afterwards| {
             if state.ended || state.status.discards() {
-                // Nothing is left but ready minibatches.
+                // Only ready minibatches are left.
                 let rows = state.discard_ready(afterwards);
                 state.ledger.drop_rows(rows, |dropped| &mut dropped.emptied);
                 afterwards.empties.push(reply);
@@ -55,7 +55,7 @@ impl Shared {
 }
 
 impl State {
-    /// The outcome of a flush that has nothing to wait for.
+    /// The outcome of a flush that need not wait.
     pub(super) fn flushed(&self) -> Result<(), WriteError> {
         if self.status.discards() { self.status.check() } else { Ok(()) }
     }

@@ -18,15 +18,15 @@ pub(crate) enum Next {
     End,
 }
 
-/// What the store knows of a consumer.
+/// What the store knows about a consumer.
 #[derive(Debug, Default)]
 pub(crate) struct ConsumerState {
     id: u64,
-    /// It found no minibatch, and counts as waiting since.
+    /// Whether the consumer counts as waiting: it found no minibatch when it last looked.
     pub(crate) waiting: bool,
-    /// It has got the error that the store was closed with.
+    /// Whether the consumer has got the error that the store was closed with.
     told_failure: bool,
-    /// It was made after the store was aborted.
+    /// Whether the consumer was made after the store was aborted.
     late: bool,
 }
 
@@ -38,7 +38,7 @@ impl Shared {
         ConsumerState { id: state.next_consumer, late: state.status.is_aborted(), ..ConsumerState::default() }
     }
 
-    /// Counts a consumer out. Without any, no row could ever be served: the store closes.
+    /// Removes a consumer. Removing the last one closes the store, because no row could be served any more.
     pub(crate) fn remove_consumer(&self, consumer: &mut ConsumerState) {
         self.change(|state, afterwards| {
             afterwards.dropped.extend(state.stop_waiting(consumer));
@@ -49,9 +49,9 @@ impl Shared {
         });
     }
 
-    /// Takes the oldest minibatch out. If there is none, wakes `waker`, if given, when that may have changed.
+    /// Takes out the oldest minibatch. If there is none, keeps `waker`, if given, and wakes it when one may be ready.
     pub(crate) fn next(self: &Arc<Self>, consumer: &mut ConsumerState, waker: Option<Waker>) -> Next {
-        // Dropped without the mutex.
+        // Wakers to be dropped without the mutex.
         let mut dropped = [None, None];
         let next = {
             let mut state = self.lock();
@@ -72,7 +72,7 @@ impl Shared {
         next
     }
 
-    /// The consumer waits no longer.
+    /// Notes that the consumer waits no longer.
     pub(crate) fn stop_waiting(&self, consumer: &mut ConsumerState) {
         if consumer.waiting {
             let dropped = self.lock().stop_waiting(consumer);
@@ -115,7 +115,7 @@ impl State {
         }
     }
 
-    /// The consumer waits. Returns the waker that it had before, to be dropped without the mutex.
+    /// Notes that the consumer waits. Returns its earlier waker, to be dropped without the mutex.
     fn wait(&mut self, consumer: &mut ConsumerState, waker: Waker) -> Option<Waker> {
         self.count_waits();
         self.waits.consumer_waits(&mut consumer.waiting, true);
@@ -126,7 +126,7 @@ impl State {
         None
     }
 
-    /// The consumer waits no longer. Returns its waker, to be dropped without the mutex.
+    /// Notes that the consumer waits no longer. Returns its waker, to be dropped without the mutex.
     fn stop_waiting(&mut self, consumer: &mut ConsumerState) -> Option<Waker> {
         self.count_waits();
         self.waits.consumer_waits(&mut consumer.waiting, false);

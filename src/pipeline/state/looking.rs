@@ -5,7 +5,7 @@ use crate::pipeline::state::Shared;
 use crate::pipeline::stats::{ComponentStats, Stats};
 
 impl Shared {
-    /// Says why a producer may wait for ever, if it may.
+    /// Logs why a producer may wait forever, if there is a reason.
     pub(crate) fn notice_waiting_producer(&self) {
         let state = self.lock();
         let asked = state.minibatches_served > 0 || state.waits.any_consumer();
@@ -20,7 +20,7 @@ impl Shared {
         }
     }
 
-    /// Says why a consumer may wait for ever, if it may.
+    /// Logs why a consumer may wait forever, if there is a reason.
     pub(crate) fn notice_waiting_consumer(&self) {
         let state = self.lock();
         let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
@@ -37,7 +37,7 @@ impl Shared {
         } else if lanes <= 1 {
             tracing::warn!(
                 "a consumer has waited 10 s for a minibatch: no producer() is open, and the store is not closed. It ends with \
-                 close(), or when every handle that can write is dropped; monitor() looks and holds nothing open"
+                 close(), or when every handle that can write is dropped; a monitor() does not keep it open"
             );
         }
     }
@@ -46,7 +46,7 @@ impl Shared {
         !self.lock().status.is_open()
     }
 
-    /// Rows in the ring with all their components.
+    /// The number of rows in the ring with all their components.
     pub(crate) fn len(&self) -> usize {
         self.lock().whole_rows()
     }

@@ -11,7 +11,7 @@ use crate::pipeline::state::Shared;
 use crate::snapshot::journal::PassEntry;
 
 impl Shared {
-    /// Opens a lane.
+    /// Opens a lane, and returns its number.
     pub(crate) fn open_lane(&self, name: Option<Arc<str>>) -> Result<u64, WriteError> {
         let mut state = self.lock();
         state.status.check()?;
@@ -23,7 +23,7 @@ impl Shared {
         Ok(id)
     }
 
-    /// A lane of a resumed store is sent again from its first row on.
+    /// Notes that a lane of a resumed store is sent again from its first row on.
     pub(crate) fn send_again(&self, lane: u64) -> Result<(), WriteError> {
         let mut state = self.lock();
         state.status.check()?;
@@ -32,7 +32,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends a lane: it takes no more rows.
+    /// Ends a lane: the lane takes no more rows.
     pub(crate) fn close_lane(&self, lane: u64) {
         self.change(|state, afterwards| {
             if state.admission.close_lane(lane, &mut afterwards.wakers) {
@@ -41,7 +41,7 @@ impl Shared {
         });
     }
 
-    /// Checks rows, counts them, and sends them to the writer. Gives them back where they are refused.
+    /// Checks rows, counts them, and sends them to the writer. Returns refused rows with the error.
     pub(crate) fn hand_over(
         &self,
         lane: u64,
@@ -51,7 +51,7 @@ impl Shared {
         self.send(lane, rows, |admission, demand| admission.admit(lane, demand, no_room))
     }
 
-    /// As [`hand_over`](Self::hand_over), for rows that room is reserved for.
+    /// As [`hand_over`](Self::hand_over), for rows whose room in the queue is reserved.
     pub(crate) fn hand_over_reserved(
         &self,
         lane: u64,
@@ -89,7 +89,7 @@ impl Shared {
         if let HandedOver::Pass(_, value) = &mut rows {
             state.journal.pass(lane, PassEntry { first_row, rows: demand.rows as u64, value: value.take() });
         }
-        // The writer receives for as long as the status is open.
+        // The writer receives messages as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
         let mut afterwards = Afterwards::default();
         state.admission.count_in(lane, demand, &mut afterwards.wakers);
@@ -98,7 +98,7 @@ impl Shared {
         Ok(handle)
     }
 
-    /// No handle is left that can write, or make a consumer.
+    /// Closes the store, because no handle is left that can write or make a consumer.
     pub(crate) fn remove_producers(&self) {
         self.change(|state, afterwards| {
             let by = if state.consumers > 0 { ClosedBy::Close } else { ClosedBy::NoConsumers };

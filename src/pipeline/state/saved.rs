@@ -19,7 +19,7 @@ use crate::snapshot::journal::LaneJournal;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
 impl Shared {
-    /// A light snapshot.
+    /// Takes a light snapshot.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
         check_policy(&self.config, Form::Light)?;
         let state = self.lock();
@@ -61,7 +61,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Saves a store whose writer has ended: nothing is left but ready frames.
+    /// Saves a store whose writer has ended: only ready frames are left.
     fn save_ready(&self, request: SnapshotRequest) {
         let (body, ready) = {
             let mut state = self.lock();
@@ -86,7 +86,7 @@ impl State {
         self.waits.for_consumers = body.stats.waited_for_consumers;
         self.waits.for_producers = body.stats.waited_for_producers;
         if body.position.ended {
-            // The writer finds nothing to do.
+            // The ring is empty and takes no more rows, so the writer has nothing to do.
             self.status.close(ClosedBy::Close);
             self.ended = true;
         }
@@ -96,11 +96,11 @@ impl State {
         if self.status.discards() { self.status.check().map_err(SnapshotError::Ended) } else { Ok(()) }
     }
 
-    /// What a snapshot says, apart from the rows: the state between two minibatches.
+    /// The content of a snapshot without the rows: the state between two minibatches.
     pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
         let (next_minibatch, first_minibatch) = self.frames.ordinals();
         let served = self.ended && self.frames.ready() == 0;
-        // The full form has the ready frames.
+        // The full form contains the ready frames.
         let ended = served || self.ended && form == Form::Full;
         let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
         let lane = |(&lane, journal): (&u64, &LaneJournal)| LaneBody { lane, journal: journal.clone() };

@@ -12,7 +12,7 @@ use crate::pipeline::worker::Panics;
 use crate::pipeline::writer::{Phase, Writer};
 
 impl Writer {
-    /// Discards what has been dealt again so far: the lane has ended without the row that comes next.
+    /// Discards the rows dealt again so far, because the lane has ended without the row that must be dealt next.
     pub(super) fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
         let name = state.journal.lanes.get(&lane).and_then(|lane| lane.name.clone());
         let error = RowsMissing { lane: LaneId { number: lane, name }, row };
@@ -29,7 +29,7 @@ impl Writer {
         self.lanes.end_all();
     }
 
-    /// Discards everything: the store was aborted, or has no consumer left. The state has counted it.
+    /// Discards everything, because the store was aborted or has no consumer left. The state has already counted the rows.
     pub(super) fn discard(&mut self) {
         let error = self.shared.lock().status.check().err();
         let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
@@ -41,7 +41,7 @@ impl Writer {
         }
     }
 
-    /// Drops what has been handed over, each batch on its own, and tells the callers why.
+    /// Drops all batches that were handed over, one by one, and answers their callers with `error`.
     pub(super) fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
         self.ring = Phase::Discarded;
         self.saving = None;
@@ -54,7 +54,7 @@ impl Writer {
             panics.catch(|| drop(batch));
             panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
         };
-        // All batches of a pass are dropped before its caller is told.
+        // All batches of a pass are dropped before its caller gets the answer.
         let mut replies = Vec::new();
         for (batch, reply) in lanes.drain() {
             refuse(Some(batch), None);
@@ -75,7 +75,7 @@ impl Writer {
         finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
     }
 
-    /// Nothing more becomes ready. `false` if there is something to do first.
+    /// Notes that nothing more becomes ready. Returns `false` if a snapshot must be taken first.
     pub(super) fn end(&self) -> bool {
         let Stats { minibatches_served, waited_for_consumers, waited_for_producers, .. } = self.shared.stats();
         let mut panics = Panics::default();

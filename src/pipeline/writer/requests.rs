@@ -11,13 +11,13 @@ use crate::rows::index::Index;
 use crate::rows::layout::Layout;
 
 impl Writer {
-    /// Does what was asked for. What was handed over before the request is in the queue by now.
+    /// Fulfils the requests. All rows that were handed over before a request are in the queue by now.
     pub(super) fn fulfil(&mut self) {
         self.receive();
         if !self.requests.empties.is_empty() {
             self.empty(self.requests.empties.len() as u64);
             for reply in self.requests.empties.drain(..) {
-                // The caller waits.
+                // The caller blocks until this answer comes.
                 let _ = reply.send(());
             }
         }
@@ -30,7 +30,7 @@ impl Writer {
         }
     }
 
-    /// Discards everything that has been handed over. Its writes have succeeded: they came before.
+    /// Discards all rows that were handed over. Their writes succeed, because they came before the request.
     fn empty(&mut self, times: u64) {
         while self.save_next(true) {}
         self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
@@ -39,11 +39,11 @@ impl Writer {
             Phase::Serving(leftover) => leftover.clear(),
             Phase::Discarded => 0,
         };
-        // While rows are dealt again, the ring does not hold what counts.
+        // While rows are dealt again, the ring does not hold the rows that the counts say.
         let rows = self.ledger.settle_debt().unwrap_or(rows);
         let shared = self.shared.clone();
         let reported = shared.change(|state, afterwards| {
-            // An abort in the meantime has counted everything already, and refuses these writes.
+            // If the store was aborted meanwhile, the abort has counted everything, and these writes fail.
             if state.status.discards() {
                 return false;
             }
@@ -59,13 +59,13 @@ impl Writer {
         }
     }
 
-    /// Reads whole rows, in the order: ready minibatches, then open frames.
+    /// Answers all `get` requests. Row numbers count the rows of the ready frames first, then the rows of the open frames.
     fn get_all(&mut self, gets: Vec<(Index, GetReply)>) {
         let ready = self.shared.lock().borrow_ready();
         let answers: Vec<_> = gets.into_iter().map(|(index, reply)| (self.get(&ready, &index), reply)).collect();
         self.shared.change(|state, afterwards| state.return_ready(ready, afterwards));
         for (answer, reply) in answers {
-            // The caller waits.
+            // The caller blocks until this answer comes.
             let _ = reply.send(answer);
         }
     }
@@ -78,7 +78,7 @@ impl Writer {
         match &self.ring {
             Phase::Dealing(ring) => {
                 let rows = ring.rows();
-                // What is dealt again is not there before all of it is.
+                // Rows that are dealt again do not count before all of them are dealt.
                 let whole = if self.lanes.deals_again() { 0 } else { rows.len() };
                 self.get_from(ready, index, whole, |n, component| rows.row(n, component))
             }

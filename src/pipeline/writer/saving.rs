@@ -12,7 +12,7 @@ use crate::snapshot::files::RowsReader;
 use crate::snapshot::snapshot::Form;
 
 impl Writer {
-    /// Goes on where the store of a snapshot stood, without the rows of a full one.
+    /// Goes on where the saved store stood. Does not restore the rows of a full snapshot.
     pub(crate) fn resume(&mut self, body: &Body) {
         let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
         self.lanes.resume(&lanes, segments(body), turn(body));
@@ -74,12 +74,12 @@ impl Writer {
             Phase::Serving(leftover) => (leftover.filled(), None),
             Phase::Discarded => (Vec::new(), None),
         };
-        // Rows left at the close are served again from the open frames.
+        // The snapshot saves leftover rows in their open frames. The resumed store serves them from there.
         let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
         body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
         let mut copied = None;
         if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
-            // It is as good as ready.
+            // The full frame counts as ready.
             match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
                 Ok(mut copy) => {
                     ring.save_full(full, &mut copy);
@@ -99,7 +99,8 @@ impl Writer {
         shared.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
 
-    /// Saves the next open frame if the disk has time for it, or waits until it has. Returns `false` once none is left.
+    /// Saves the next open frame if a buffer is free. With `wait`, waits until one is free. Returns `false` if no frame is left to
+    /// save.
     pub(super) fn save_next(&mut self, wait: bool) -> bool {
         let Some(saving) = &self.saving else { return false };
         match saving.next() {
@@ -109,7 +110,7 @@ impl Writer {
         self.saving.is_some()
     }
 
-    /// Saves an open frame, unless that has been done.
+    /// Saves an open frame, unless it is saved already. With `wait`, waits until a buffer is free.
     pub(super) fn save(&mut self, frame: usize, wait: bool) {
         let Some(saving) = &mut self.saving else { return };
         let rows = saving.left(frame);

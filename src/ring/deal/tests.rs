@@ -238,7 +238,7 @@ proptest! {
 /// Each frame is as likely as any other for each row of a run, whatever the row before it got.
 #[test]
 #[cfg_attr(miri, ignore = "statistics take long")]
-fn every_order_within_a_run_is_as_likely() {
+fn all_orders_within_a_run_are_equally_likely() {
     const FRAMES: usize = 8;
     const RUNS: usize = 8000;
     let mut dealer = Dealer::new(FRAMES, 1000, 5);
@@ -265,7 +265,7 @@ fn every_order_within_a_run_is_as_likely() {
 }
 
 #[test]
-fn another_seed_and_another_time_deal_otherwise() {
+fn another_seed_or_emptying_gives_other_places() {
     let places = |seed, emptied| {
         let mut dealer = Dealer::new(8, 8, seed);
         dealer.go_to(Position { emptied, dealt: 0 });

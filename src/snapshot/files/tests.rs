@@ -184,7 +184,7 @@ fn a_flipped_bit_is_found_anywhere() {
 
 #[test]
 #[cfg_attr(miri, ignore = "parses JSON many times")]
-fn what_is_no_snapshot_is_refused_and_why() {
+fn a_damaged_or_foreign_snapshot_is_refused_with_the_reason() {
     let dir = tempdir().unwrap();
     let resume = || RingStore::builder().resume(dir.path()).unwrap_err().to_string();
     assert!(resume().contains("has no complete snapshot"), "{}", resume());

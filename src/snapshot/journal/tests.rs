@@ -89,7 +89,7 @@ fn emptying_forgets_rows_and_keeps_positions() {
 }
 
 #[test]
-fn an_ended_lane_is_kept_while_its_rows_are() {
+fn an_ended_lane_is_kept_while_its_rows_are_kept() {
     let mut journal = Journal::default();
     journal.open(0, None);
     journal.open(1, Some("replica".into()));
