@@ -293,6 +293,25 @@ fn a_closed_store_starts_no_producer() {
 
 /// Lanes take turns in the order of the calls, however the threads run.
 #[test]
+fn a_producer_that_cannot_be_started_ends_no_stream() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let (go_on, told) = mpsc::channel::<()>();
+        let running = store.spawn_producer("a name\0", move |lane| {
+            told.recv().unwrap();
+            lane.extend_pass_blocking(pass(0, 10))
+        });
+        let refused = store.spawn_producer("a name\0", |_| Ok::<(), RefusedPass>(())).unwrap_err();
+        assert!(matches!(&refused, SpawnError::Store(WriteError::LaneName { .. })), "{refused}");
+        assert!(!store.is_closed());
+        go_on.send(()).unwrap();
+        running.unwrap().join().unwrap();
+        assert_exactly(0..10, &drain(&mut minibatches));
+    });
+}
+
+#[test]
 fn groups_repeat_under_round_robin() {
     let run = || {
         let store = builder().merge(activation_store::Merge::RoundRobin).seed(3).build().unwrap();

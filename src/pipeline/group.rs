@@ -70,11 +70,15 @@ struct EndsStream {
     shared: Arc<Shared>,
     /// Whether the other producers go on when one fails.
     goes_on: AtomicBool,
+    /// Whether the group never had a producer, and ends nothing.
+    unused: AtomicBool,
 }
 
 impl Drop for EndsStream {
     fn drop(&mut self) {
-        self.shared.close(None);
+        if !*self.unused.get_mut() {
+            self.shared.close(None);
+        }
     }
 }
 
@@ -92,7 +96,8 @@ pub struct ProducerError {
 
 impl ProducerGroup {
     pub(crate) fn new(own_lane: Arc<Producer>) -> Self {
-        let ends = EndsStream { shared: own_lane.shared().clone(), goes_on: AtomicBool::new(false) };
+        let (goes_on, unused) = (AtomicBool::new(false), AtomicBool::new(false));
+        let ends = EndsStream { shared: own_lane.shared().clone(), goes_on, unused };
         let gate = Arc::new(Semaphore::new(0));
         if own_lane.shared().config.merge != Merge::RoundRobin {
             gate.close();
@@ -114,16 +119,13 @@ impl ProducerGroup {
     /// # Errors
     /// [`SpawnError::Store`] if the store takes no more rows, or has an open lane of that name. [`SpawnError::Thread`] if the
     /// operating system cannot start a thread.
-    ///
-    /// # Panics
-    /// Panics if the name contains a null byte, which a thread cannot have in its name.
     pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
     where
         F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let running = self.open(name)?;
-        let thread = thread::Builder::new().name(running.name.clone());
+        let thread = running.thread();
         let handle = thread.spawn(move || running.run(produce)).map_err(SpawnError::Thread)?;
         Ok(ProducerHandle { handle })
     }
@@ -190,6 +192,17 @@ impl ProducerGroup {
     /// Takes no more producers. The stream ends when all producers of the group have returned. Dropping the group does the same.
     pub fn close(self) {}
 
+    /// Runs the only producer of the group, as [`spawn`](Self::spawn) does. The stream goes on if the producer cannot be started.
+    pub(crate) fn spawn_only<F, E>(self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
+    where
+        F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let spawned = self.spawn(name, produce);
+        self.ends.unused.store(spawned.is_err(), Ordering::SeqCst);
+        spawned
+    }
+
     fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
         let name: String = name.into();
         let lane = Some(self.own_lane.open_another(Some(name.as_str().into())).map_err(SpawnError::Store)?);
@@ -212,6 +225,11 @@ struct Running {
 }
 
 impl Running {
+    /// Its thread, which has its name, but for what a thread's name cannot contain.
+    fn thread(&self) -> thread::Builder {
+        thread::Builder::new().name(self.name.replace('\0', " "))
+    }
+
     fn run<E: Into<Box<dyn Error + Send + Sync>>>(
         mut self,
         produce: impl FnOnce(Producer) -> Result<(), E>,
@@ -316,16 +334,13 @@ impl<'scope> ProducerScope<'scope, '_> {
     ///
     /// # Errors
     /// As [`ProducerGroup::spawn`].
-    ///
-    /// # Panics
-    /// As [`ProducerGroup::spawn`].
     pub fn spawn<F, E>(&self, name: impl Into<String>, produce: F) -> Result<(), SpawnError>
     where
         F: FnOnce(Producer) -> Result<(), E> + Send + 'scope,
         E: Into<Box<dyn Error + Send + Sync>> + 'scope,
     {
         let running = self.group.open(name)?;
-        let thread = thread::Builder::new().name(running.name.clone());
+        let thread = running.thread();
         thread.spawn_scoped(self.threads, move || running.run(produce)).map(drop).map_err(SpawnError::Thread)
     }
 }

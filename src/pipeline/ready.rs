@@ -203,6 +203,11 @@ impl Frames {
         self.pinned = true;
     }
 
+    /// Whether lending is stopped.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
     /// Allows lending again.
     pub(crate) fn unpin(&mut self) {
         self.pinned = false;

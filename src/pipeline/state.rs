@@ -218,7 +218,7 @@ impl Shared {
 
     fn end(&self, state: &mut State, by: ClosedBy, afterwards: &mut Afterwards) {
         // Consumers have taken every row, so the store has ended well, and stays closed as before.
-        if by == ClosedBy::NoConsumers && state.ended && state.frames.ready() == 0 {
+        if by == ClosedBy::NoConsumers && state.ended && state.frames.ready_rows() == 0 {
             return;
         }
         if state.close(by, afterwards) {
@@ -350,13 +350,16 @@ impl State {
         self.frames.borrow_ready()
     }
 
-    /// Puts the borrowed ready frames back, or discards them if the store has been told to discard everything.
+    /// Puts the borrowed ready frames back, or discards them if their rows were discarded meanwhile.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
         self.count_waits();
         self.frames.unpin();
+        let discarded = self.frames.ready_rows() == 0;
         self.frames.return_ready(ready);
-        if self.status.discards() {
+        if discarded {
             self.frames.discard_ready(&mut afterwards.parts);
+        }
+        if self.status.discards() {
             self.frames.dissolve(&mut afterwards.frames);
         }
         self.wake_consumers(afterwards);

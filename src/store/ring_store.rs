@@ -331,13 +331,14 @@ impl RingStore {
     /// ```
     ///
     /// # Errors
-    /// [`SpawnError`] if the store takes no more rows, or the operating system has no thread.
+    /// [`SpawnError`] if the store takes no more rows or has an open lane of that name, or if the operating system cannot start a thread.
+    /// The stream goes on then.
     pub fn spawn_producer<F, E>(&self, name: impl Into<String>, produce: F) -> Result<ProducerHandle, SpawnError>
     where
         F: FnOnce(Producer) -> Result<(), E> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.producers().spawn(name, produce)
+        self.producers().spawn_only(name, produce)
     }
 
     /// Runs `spawn`, which starts producers, then `drain`, which is the training loop; returns when both have ended.

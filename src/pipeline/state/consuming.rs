@@ -106,7 +106,7 @@ impl State {
             return Next::Minibatch(lent);
         }
         match self.status.failure() {
-            _ if !self.ended => Next::Nothing,
+            _ if !self.ended || self.frames.is_pinned() => Next::Nothing,
             Some(failure) if !consumer.told_failure => {
                 consumer.told_failure = true;
                 Next::Error(ReadError::Failed(failure.clone()))

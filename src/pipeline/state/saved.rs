@@ -50,11 +50,11 @@ impl Shared {
             return Err(SnapshotError::InProgress);
         }
         state.saving = Arc::downgrade(&request.busy);
+        state.frames.pin();
         if state.ended {
             drop(state);
             self.save_ready(request);
         } else {
-            state.frames.pin();
             state.requests.snapshots.push(request);
             self.announce(&mut state);
         }
@@ -99,7 +99,7 @@ impl State {
     /// The content of a snapshot without the rows: the state between two minibatches.
     pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
         let (next_minibatch, first_minibatch) = self.frames.ordinals();
-        let served = self.ended && self.frames.ready() == 0;
+        let served = self.ended && self.frames.ready_rows() == 0;
         // The full form contains the ready frames.
         let ended = served || self.ended && form == Form::Full;
         let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
