@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use activation_store::{ClosedBy, IndexError, ReadError, RingStore, RingStoreBuilder, WriteError};
-use common::{LIMIT, assert_adds_up, assert_exactly, drain, finish, ids, rows, watchdog};
+use common::{LIMIT, assert_adds_up, assert_exactly, drain, finish, ids, rounds, rows, watchdog};
 use futures::StreamExt;
 use futures::executor::block_on;
 
@@ -331,7 +331,7 @@ fn consumers_gone_producers_get_closed_not_a_hang() {
 #[test]
 fn nothing_is_served_once_abort_has_returned() {
     watchdog(|| {
-        for round in 0..2000 {
+        for round in rounds() {
             let store = builder().build().unwrap();
             let mut minibatches = store.minibatches();
             drop(store.extend(rows(0..100, 2), 0).unwrap());

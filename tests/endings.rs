@@ -16,7 +16,7 @@ use activation_store::{
     Batch, ClosedBy, Merge, Minibatch, Minibatches, Permit, Producer, ReadError, Refused, RingStore, RingStoreBuilder,
     WriteError,
 };
-use common::{LIMIT, assert_adds_up, assert_exactly, ids, rows, watchdog};
+use common::{LIMIT, assert_adds_up, assert_exactly, ids, rounds, rows, watchdog};
 use futures::StreamExt;
 use futures::executor::{LocalPool, block_on};
 use futures::task::LocalSpawnExt;
@@ -528,7 +528,7 @@ fn an_abort_that_races_with_the_end_of_a_lane_is_never_an_error() {
     watchdog(|| {
         let (hand, ends) = mpsc::channel::<Producer>();
         let ending = thread::spawn(move || ends.into_iter().for_each(drop));
-        for round in 0..12_000 {
+        for round in rounds() {
             let store = builder().batch_size(4).window(4).build().unwrap();
             let mut minibatches = store.minibatches();
             let lane = store.producer().unwrap();

@@ -10,13 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use activation_store::{Minibatch, Minibatches, RingStore, Stats};
 use ndarray::Array2;
 
-/// Far longer than any test takes; only a test that hangs waits for it.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// Far longer than any test takes, also under a sanitizer on a busy machine; only a test that hangs waits for it.
+pub(crate) const LIMIT: Duration = Duration::from_secs(150);
+
+/// Rounds of a race: as many as fit into two seconds, and at least a hundred.
+pub(crate) fn rounds() -> impl Iterator<Item = usize> {
+    let start = Instant::now();
+    (0..).take_while(move |&round| round < 100 || start.elapsed() < Duration::from_secs(2))
+}
 
 /// Runs `body` on a thread of its own, and fails if it does not finish.
 pub(crate) fn watchdog<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
