@@ -64,6 +64,9 @@ class Snapshots:
     def prune(self, keep: int) -> builtins.list[int]:
         """Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
 
+        Also removes snapshots that another process has not finished: it was killed. So only one process may save into a
+        folder at a time.
+
         Raises:
             OSError: If one cannot be removed.
         """

@@ -52,6 +52,8 @@ impl Snapshots {
 
     /// Removes all but the newest `keep` snapshots. Returns the k of each removed snapshot.
     ///
+    /// Also removes snapshots that another process has not finished: it was killed. So only one process may save into a folder at a time.
+    ///
     /// # Errors
     /// [`DiskError`] if the folder cannot be listed, or a snapshot cannot be removed. Older snapshots may have been removed by then.
     pub fn prune(&self, keep: usize) -> Result<Vec<u64>, DiskError> {
