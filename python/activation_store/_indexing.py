@@ -21,6 +21,11 @@ Numbers below zero count from the end.
 def get(gather: Gather, length: int, components: Components, index: Any) -> Any:
     """What `tensor[index]` gives for a `[row, component, feature]` tensor, fetching only the rows it touches."""
     first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+    if isinstance(first, str | bytes):
+        names = ", ".join(f"{number} ({component.name!r})" for number, component in enumerate(components))
+        raise TypeError(
+            f"the index {first!r} is no number of a row; [rows, component] gives a component's rows, by its number: {names}"
+        )
     if isinstance(first, slice):
         rows = fetch(gather, np.arange(*first.indices(length)), components)
         return rows[(slice(None), *rest)] if rest else rows

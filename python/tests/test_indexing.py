@@ -57,6 +57,12 @@ def test_an_index_of_rows_that_are_not_there_is_an_error(index):
         filled()[index]
 
 
+@pytest.mark.parametrize("index", ["1", ("1", 0), b"1"], ids=repr)
+def test_a_name_is_no_index_of_rows(index):
+    with pytest.raises(TypeError, match=r"no number of a row; .*: 0 \('0'\), 1 \('1'\), 2 \('2'\)$"):
+        filled()[index]
+
+
 def test_the_error_names_the_row():
     with pytest.raises(IndexError, match=r"^row index -21 is out of range: there are 20$"):
         filled()[[3, -21]]
