@@ -127,6 +127,7 @@ class Recorder:
         Raises:
             ValueError: If a component is missing, is given twice, or has another number of rows.
             StoreClosedError: If the recorder is closed.
+            OSError: If the disk has failed: the first error. The recorder takes nothing after it.
             TypeError, IndexError: As `RingStore.extend_pass`.
         """
         rows = incoming_pass(batches, mask, copy=copy)
@@ -175,8 +176,11 @@ class Tee:
         >>> sum(len(batch) for batch in store), len(Recording("both"))
         (40, 40)
 
-    Give it to `capture` in place of a store. A pass that the store refuses is not recorded. When the store or the recorder is closed,
-    the capture stops. If the disk fails, training goes on, and the recorder raises the error at `flush` and `close`.
+    Give it to `capture` in place of a store. If the store or the recorder cannot take a pass, neither takes it. When the store or the
+    recorder is closed, the capture stops. If the disk has failed, the next pass is refused with the error, as `flush` and `close` raise it.
+    To go on without recording, give `capture` the store alone.
+
+    A Tee is for one thread. Several threads need a lane of the store (`store.producer()`) and a recorder each.
     """
 
     def __init__(self, store: RingStore[Any] | Producer, recorder: Recorder) -> None:
@@ -208,6 +212,7 @@ class Tee:
 
         Raises:
             ValueError, TypeError, IndexError, TimeoutError, StoreFullError, StoreClosedError: As `RingStore.extend_pass`.
+            OSError: If the recorder's disk has failed. The store does not have the pass.
         """
         rows = incoming_pass(batches, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))

@@ -39,6 +39,7 @@ impl IntoPython for WriteError {
             WriteError::Closed(_) => python::StoreClosedError::new_err(message),
             WriteError::Component(_) => PyIndexError::new_err(message),
             WriteError::Elements { .. } => PyTypeError::new_err(message),
+            WriteError::Disk(error) => error.kind(message),
             WriteError::Poisoned { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use activation_store::{
-    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, WriteHandle,
+    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, WriteError, WriteHandle,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -136,6 +136,12 @@ impl Recorder {
 }
 
 impl Recorder {
+    /// Raises if it takes no more passes.
+    fn check_open(&self) -> PyResult<()> {
+        let failure = lock(self.recorder.get()?).as_ref().map(activation_store::Recorder::failure).ok_or_else(ended)?;
+        failure.map_or(Ok(()), |error| Err(WriteError::from(error)).or_raise())
+    }
+
     fn record(&self, py: Python<'_>, pass: Vec<(usize, Batch)>) -> PyResult<WriteHandle> {
         let recorder = self.recorder.get()?;
         let recorded = py.detach(|| lock(recorder).as_ref().map(|recorder| recorder.extend_pass(pass)));
@@ -201,9 +207,11 @@ impl TeeLane {
         notice: Option<Notice<'_>>,
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
+        self.recorder.get().check_open()?;
         let mut shares = Vec::new();
         let outcome = self.lane.get().hand_in(py, pass_, if_full, timeout, notice, value, Some(&mut shares))?;
-        drop(self.recorder.get().record(py, shares)?); // a shard that cannot be written is told at `flush` and `close`
+        // The ring has the pass by now. If the disk has failed meanwhile, the next pass is refused, and `flush` and `close` raise.
+        drop(self.recorder.get().record(py, shares));
         Ok(outcome)
     }
 

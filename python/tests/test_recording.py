@@ -1,6 +1,7 @@
 """Recording to disk and replaying: exact, complete, resumable, readable by others."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,22 @@ def test_a_tee_gives_the_same_rows_to_both(tmp_path):
     assert sorted(trained[:, 0]) == recording.get("a", range(50))[:, 0].tolist() == list(range(0, 100, 2))
     with pytest.raises(StoreClosedError):
         tee.extend_pass({"a": numbered(10, 4)})
+
+
+def test_a_tee_gives_the_store_nothing_that_the_disk_cannot_take(tmp_path):
+    store = RingStore({"a": 4}, batch_size=16, window=64, output="numpy")
+    recorder = Recorder(tmp_path / "tee", {"a": 4})
+    tee = Tee(store, recorder)
+    tee.extend_pass({"a": numbered(10, 4)}).result()
+    recorder.extend_pass({"a": numbered(10, 4)}).result()
+    shutil.rmtree(tmp_path / "tee")
+    with pytest.raises(OSError, match="tee"):
+        recorder.flush()
+    with pytest.raises(OSError, match="tee"):
+        tee.extend_pass({"a": numbered(10, 4)})
+    store.extend_pass({"a": numbered(7, 4, 100)})
+    store.close()
+    assert sum(len(batch) for batch in store) == 17
 
 
 def test_a_replaying_store_goes_on_from_its_snapshot(tmp_path):

@@ -83,6 +83,12 @@ impl Recorder {
         self.progress.safe()
     }
 
+    /// The first error of the disk, if there was one, without waiting. The recorder takes nothing after it: resume the lane.
+    #[must_use]
+    pub fn failure(&self) -> Option<DiskError> {
+        self.progress.outcome().err()
+    }
+
     /// The components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
