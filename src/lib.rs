@@ -1,5 +1,6 @@
 // Where the README's links lead in these pages: of two definitions of a link, the first holds.
 //! [docs/architecture.md]: _documentation::architecture
+//! [docs/jupyter.md]: _documentation::jupyter
 //! [docs/performance.md]: _documentation::performance
 //! [docs/promises.md]: _documentation::promises
 //! [docs/python.md]: _documentation::python
