@@ -41,7 +41,7 @@ fn while_snapshots_are_taken<T>(saving: &Minibatches, meanwhile: impl FnOnce() -
 #[test]
 fn a_snapshot_ends_no_loop_before_its_last_minibatch() {
     watchdog(|| {
-        for _ in 0..10 {
+        for _ in 0..5 {
             let store = filled();
             let (mut draining, saving) = (store.minibatches(), store.minibatches());
             close(&store);
@@ -56,7 +56,7 @@ fn a_snapshot_ends_no_loop_before_its_last_minibatch() {
 #[test]
 fn a_snapshot_brings_no_row_back_that_was_discarded() {
     watchdog(|| {
-        for _ in 0..10 {
+        for _ in 0..5 {
             let store = filled();
             let mut minibatches = store.minibatches();
             close(&store);
