@@ -70,8 +70,8 @@ impl Replay {
         self.feed(store)
     }
 
-    /// Builds a ring store that goes on from a light snapshot on disk of a store that the same replay filled. It serves the minibatches that
-    /// the first store would have served next, bit for bit. `dir` is the folder of the snapshots, or one snapshot.
+    /// Builds a ring store that goes on from a light snapshot of a store that the same replay filled. It serves the minibatches that the
+    /// first store would have served next, bit for bit. `dir` is the folder of the snapshots, or one snapshot.
     ///
     /// The replay must have the same recording, components, seed and rank. It may have more epochs if the first store has not ended.
     ///
