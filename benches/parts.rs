@@ -1,5 +1,5 @@
-//! The parts on their own, for everyday work: `cargo bench --features bench --bench parts`.
-#![allow(missing_docs)] // What `criterion_group` defines has none.
+//! Measures single parts of the store, for everyday work: `cargo bench --features bench --bench parts`.
+#![allow(missing_docs)] // The items that `criterion_group` defines have none.
 
 use std::hint::black_box;
 
@@ -42,7 +42,7 @@ fn dealing(criterion: &mut Criterion) {
     }
 }
 
-/// Handing over batches, until the writer has answered them all.
+/// Measures handing over batches, until the writer has answered them all.
 fn queueing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("queue");
     let store = RingStore::builder().component("a", 64).batch_size(64).window(4096).build().expect("it is possible");

@@ -1,8 +1,8 @@
-//! How fast a recorder writes, against plain writes of the same files: `cargo bench --bench recording`.
+//! Compares the speed of a recorder with plain writes of the same files: `cargo bench --bench recording`.
 //!
 //! The plain writes go to the same disk, one file after the other, with the same checksum and the same syncs. Both write the same
-//! batches, which are in memory, and take turns. Prints the medians of GB/s and their ratio. Makes its folder in `target`, or in the
-//! folder that `RECORDING_BENCH_DIR` names.
+//! batches from memory, in turns. Prints the medians of GB/s and their ratio. Makes its folder in `target`, or in the folder that
+//! `RECORDING_BENCH_DIR` names.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::{self, File};
@@ -42,7 +42,7 @@ impl Case {
 
     fn passes(&self, bytes: usize) -> usize {
         let passes = bytes / (self.rows * self.widths.iter().sum::<usize>() * 4);
-        // Whole shards.
+        // The passes fill whole shards.
         passes.next_multiple_of(self.shard_rows / self.rows)
     }
 
@@ -58,7 +58,7 @@ impl Case {
         recorder.finish().unwrap();
     }
 
-    /// The same shards: file by file, each synced.
+    /// Writes the same shards file by file, and syncs each file.
     fn write_plainly(&self, dir: &Path, batches: &[ArcArray2<f32>], passes: usize) {
         let per_shard = self.shard_rows / self.rows;
         for shard in 0..passes / per_shard {
@@ -126,7 +126,7 @@ fn main() {
         ];
         let mut rates = [const { Vec::new() }; 3];
         for round in 0..rounds {
-            // Every order once: what was written before slows down what comes next.
+            // Six rounds go through all six orders, because earlier writes slow down later ones.
             for turn in 0..3 {
                 let way = (round / 2 + if round % 2 == 0 { turn } else { 3 - turn }) % 3;
                 rates[way].push(timed(ways[way]));

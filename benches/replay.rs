@@ -1,11 +1,11 @@
-//! How fast a recording is replayed: `cargo bench --bench replay [-- --quick | -- mixing]`.
+//! Measures how fast a recording is replayed: `cargo bench --bench replay [-- --quick | -- mixing]`.
 //!
-//! From the disk, against plain reads of the same files, one after the other. From the page cache, through a ring, against a live
-//! pipeline: the same ring, filled from memory. What is compared takes turns. Makes its folder in `target`, or in the folder that
-//! `RECORDING_BENCH_DIR` names. Reads from the disk need Linux, which can be told to forget a file.
+//! Compares a replay from the disk with plain reads of the same files, one after the other. Compares a replay from the page cache
+//! through a ring with a live pipeline, which fills the same ring from memory. The two sides take turns. Makes its folder in
+//! `target`, or in the folder that `RECORDING_BENCH_DIR` names. Reads from the disk need Linux, which can drop a file from its cache.
 //!
-//! Then how well a replay mixes, for shards of several sizes: how many rows of a minibatch share a row's sequence, shard or data set, on
-//! average over the rows.
+//! Then measures how well a replay mixes, for shards of several sizes. Counts, for each row of a minibatch, the rows that come from the
+//! same sequence, shard or data set, and prints the mean.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ impl Case {
         recorder.finish().unwrap();
     }
 
-    /// A window of 131,072 rows of d=768, or as many bytes.
+    /// Configures a window with as many bytes as 131,072 rows of d=768.
     fn ring(&self) -> RingStoreBuilder {
         RingStore::builder().batch_size(4096).window((1 << 17) * 768 / self.width)
     }
@@ -66,7 +66,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     folders.iter().map(|folder| folder.join("0.safetensors")).collect()
 }
 
-/// Makes the operating system forget what the files hold.
+/// Makes the operating system drop the files from its cache.
 fn forget(files: &[PathBuf]) {
     #[cfg(target_os = "linux")]
     for file in files {
@@ -113,11 +113,11 @@ fn live(case: &Case, batch: &ArcArray2<f32>, rows: usize) {
     capture.join().unwrap();
 }
 
-/// Rows of the window, of a minibatch, and of all data, for the table on mixing.
+/// Rows of the window, of a minibatch and of all data, for the table on mixing.
 const WINDOW: usize = 1 << 16;
 const BATCH: usize = 4096;
 const ALL: usize = 1 << 22;
-/// Rows of a sequence of tokens, and of a data set: 16 of them come one after the other.
+/// Rows of a sequence of tokens, and of a data set. There are 16 data sets, one after the other.
 const SEQUENCE: usize = 512;
 const DATA_SET: usize = 1 << 18;
 
@@ -125,10 +125,11 @@ fn numbered() -> RingStoreBuilder {
     RingStore::builder().batch_size(BATCH).window(WINDOW)
 }
 
-/// How many rows of a minibatch share a row's stretch of so many rows, for each of `stretches`: the mean over the rows.
+/// Divides the rows into stretches. Counts, for each row, the rows of its minibatch that come from the same stretch. Returns the mean
+/// over the rows for each length in `stretches`.
 fn shared<const N: usize>(store: &RingStore, stretches: [usize; N]) -> [f64; N] {
     let (mut sums, mut minibatches) = ([0.0; N], 0);
-    // The first and the last window are not mixed as the others are.
+    // The first and the last window are mixed in another way than the others.
     let steady = WINDOW / BATCH..(ALL - WINDOW) / BATCH;
     for (index, minibatch) in store.minibatches().blocking().enumerate() {
         let minibatch = minibatch.unwrap();
@@ -181,7 +182,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Times two ways in turns, the second one first in every other round. Returns the median rates, and the median of their ratios.
+/// Times two ways in turns. In every other round the second way goes first. Returns the median rates, and the median of their ratios.
 fn compare(rounds: usize, work: f64, first: &dyn Fn(), second: &dyn Fn(), prepare: &dyn Fn()) -> [f64; 3] {
     let timed = |way: &dyn Fn()| {
         prepare();

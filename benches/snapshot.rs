@@ -1,7 +1,7 @@
-//! What a snapshot costs while the pipeline runs: `cargo bench --bench snapshot`.
+//! Measures what a snapshot costs while the pipeline runs: `cargo bench --bench snapshot`.
 //!
-//! A producer writes passes and a consumer takes minibatches, both as fast as they can, for a while without a snapshot and then while one
-//! is written. Prints the longest call of each side, the rows per second, and the memory that a snapshot takes.
+//! A producer writes passes and a consumer takes minibatches, both as fast as they can. They run first without a snapshot, then while
+//! one is written. Prints the longest call of each side, the rows per second, and the memory that a snapshot takes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,7 +41,7 @@ fn resident() -> usize {
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let gibibyte = if quick { 1 << 26 } else { 1 << 30 };
-    // Half of a window is in the open frames.
+    // The open frames hold half a window.
     let window = 2 * gibibyte / (WIDTH * 4) / BATCH * BATCH;
     let rounds = if quick { 1 } else { 5 };
     let dir = tempfile::Builder::new().prefix("snapshot-bench-").tempdir_in("target").unwrap();
@@ -87,7 +87,7 @@ fn main() {
             );
             rate
         };
-        // Every page of the ring has been written to by then.
+        // After this loop, every page of the ring has been written to.
         while taken.load(Ordering::Relaxed) < 2 * window as u64 {
             thread::yield_now();
         }

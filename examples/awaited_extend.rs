@@ -1,4 +1,4 @@
-//! Awaiting `extend`: the handle is a future of what was written, and awaiting it keeps memory bounded.
+//! Awaits the handles of `extend`, so that memory stays bounded. A handle is a future, and it yields what was written.
 //!
 //! Run with `cargo run --example awaited_extend`.
 
@@ -15,12 +15,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let capture = async move {
         for i in 0..ROWS / BATCH {
-            // `extend` returns at once; the model could run on here. Awaiting the handle waits while the ring is full.
+            // `extend` returns at once, so the model could run on here. The `await` waits while the ring is full.
             let handle = store.extend(Array2::from_elem((BATCH, 64), i as f32), "mlp")?;
             let written = handle.await?;
             assert_eq!(written.first_row, (i * BATCH) as u64);
         }
-        // `store` is dropped here: the stream ends once it is drained.
+        // `store` is dropped here. The stream ends when the consumer has taken everything.
         Ok::<_, activation_store::WriteError>(())
     };
 

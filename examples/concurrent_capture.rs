@@ -1,4 +1,4 @@
-//! Several model replicas capture at once, each on a lane of its own, so that their rows never mix.
+//! Captures from several replicas of a model at once. Each replica has a lane of its own, so rows of different tokens are never paired.
 //!
 //! Run with `cargo run --example concurrent_capture`.
 
@@ -11,7 +11,7 @@ const REPLICAS: u32 = 4;
 const PASSES: u32 = 50;
 const TOKENS: usize = 100;
 
-/// Stands in for a forward pass: gives each hook its activations. The hooks run at different times, as layers do.
+/// Takes the place of a forward pass. Gives each hook its activations. The hooks run at different times, as layers do.
 fn forward(
     replica: u32,
     pass: u32,
@@ -24,7 +24,7 @@ fn forward(
 
 fn capture(producer: &Producer, replica: u32) -> Result<(), WriteError> {
     for number in 0..PASSES {
-        // If `forward` fails, the pass is dropped, and no part of it is in the store.
+        // If `forward` fails, the pass is dropped, and the store has no part of it.
         let mut pass = producer.begin_pass();
         pass.put("replica", Array2::from_elem((TOKENS, 1), replica))?;
         forward(replica, number, |layer, activations| pass.put(layer, activations))?;
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for replica in 0..REPLICAS {
         replicas.spawn(format!("replica {replica}"), move |lane| capture(&lane, replica))?;
     }
-    // No other replica comes: the loop below ends with the last. If one fails, the loop gets its error after the last row.
+    // There are no more replicas, so the loop below ends with the last one. If one fails, the loop gets the error after the last row.
     replicas.close();
 
     let mut per_replica = [0; REPLICAS as usize];

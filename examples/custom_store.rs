@@ -1,4 +1,4 @@
-//! A store of one's own behind the trait: it keeps only sums, and a hook that takes any store writes to it.
+//! Implements the trait for a store of your own, which keeps only sums. A hook that takes any store writes to it.
 //!
 //! Run with `cargo run --example custom_store`.
 
@@ -11,7 +11,7 @@ use ndarray::{Array1, ArrayD, Axis};
 const FEATURES: usize = 16;
 const DATA: TestData = TestData { n_batches: 8, batch_size: 16, n_components: 2, input_features: FEATURES };
 
-/// Per component, how many rows there were and their sum.
+/// For each component, the number of rows and their sum.
 struct MeanStore(Mutex<Vec<(usize, Array1<f32>)>>);
 
 impl MeanStore {
@@ -46,7 +46,7 @@ impl ActivationStore for MeanStore {
         self.sums().iter().map(|(rows, _)| *rows).collect()
     }
 
-    /// One row: the mean.
+    /// Returns the mean as the only row.
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
         let sums = self.sums();
         index.select(1, &vec![FEATURES; sums.len()], |_, component, out| {
@@ -57,7 +57,7 @@ impl ActivationStore for MeanStore {
     }
 }
 
-/// What a model would call: it does not know which store it writes to.
+/// Takes the place of a hook in a model. It does not know which store it writes to.
 fn hook(store: &dyn ActivationStore) -> Result<(), WriteError> {
     store.fill_with_test_data(DATA)
 }

@@ -1,7 +1,7 @@
 //! Draws the figures of `cargo bench --bench roofline` as a chart.
 //!
-//! `cargo run --example plot_roofline [target/roofline.json [docs/performance.svg]]`, where `target` is
-//! `CARGO_TARGET_DIR` if that is set.
+//! Run with `cargo run --example plot_roofline [target/roofline.json [docs/performance.svg]]`. If `CARGO_TARGET_DIR` is set, it takes
+//! the place of `target`.
 
 use std::error::Error;
 use std::fs;
@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
-/// Points of a bar and of a pair of them.
+/// The height of a bar and of a pair of bars, in points.
 const BAR: i32 = 15;
 const PAIR: i32 = 2 * BAR + 16;
 const DROPPED: RGBColor = RGBColor(59, 111, 182);
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A configuration whose minibatches were dropped, or read.
+/// The bar of a configuration, whose minibatches were either dropped or read.
 struct Bar {
     name: String,
     read: bool,
@@ -55,13 +55,13 @@ impl Bar {
         })
     }
 
-    /// Where its line ends.
+    /// Returns where the line of the bar ends.
     fn most(&self) -> f64 {
         self.spread.map_or(self.ratio, |[_, most]| most.max(self.ratio))
     }
 }
 
-/// Two bars for each configuration: minibatches dropped, and read.
+/// Draws two bars for each configuration: one for minibatches that are dropped, one for minibatches that are read.
 fn chart(rows: &[Value]) -> Result<String, Box<dyn Error>> {
     let bars = rows.iter().map(Bar::new).collect::<Result<Vec<_>, _>>()?;
     let most = bars.iter().map(Bar::most).fold(1.5, f64::max).ceil();
@@ -69,7 +69,7 @@ fn chart(rows: &[Value]) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {
         let canvas = SVGBackend::with_string(&mut svg, (760, height as u32 + 100)).into_drawing_area();
-        // What goes wrong borrows the canvas.
+        // The error borrows the canvas, so it becomes text.
         draw(&canvas, &bars, most, height).map_err(|error| error.to_string())?;
         canvas.present().map_err(|error| error.to_string())?;
     }

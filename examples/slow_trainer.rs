@@ -1,7 +1,7 @@
-//! An async training loop that is slower than capture: backpressure makes capture wait, and the counters show it.
+//! Runs an async training loop that is slower than the capture. Backpressure makes the capture wait, and the counters show it.
 //!
-//! Ctrl-C ends the capture after its pass. The loop trains on what is there, and the program prints its summary. A second
-//! Ctrl-C ends the program.
+//! Ctrl-C ends the capture after its pass. The loop trains on the rows that were captured, and the program prints its summary. A
+//! second Ctrl-C ends the program.
 //!
 //! Run with `cargo run --example slow_trainer`.
 
@@ -15,7 +15,7 @@ use ndarray::Array2;
 const PASSES: usize = 200;
 const ROWS: usize = 64;
 
-/// Waits for room before each forward pass, so that the model does not run ahead of the trainer either.
+/// Waits for room before each forward pass, so the model does not run ahead of the trainer.
 async fn capture(lane: Producer) -> Result<(), WriteError> {
     for _ in 0..PASSES {
         let room = lane.reserve_pass(ROWS).await?;
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let builder = RingStore::builder().component("attn", 64).component("mlp", 128);
     let store = builder.batch_size(ROWS).window(16 * ROWS).queue_rows(4 * ROWS).build()?;
     let mut minibatches = store.minibatches();
-    // The loop below ends with the task. If the task fails, the loop gets its error after the last row.
+    // The loop below ends when the task ends. If the task fails, the loop gets the error after the last row.
     tokio::spawn(store.producers().task("capture", capture)?);
 
     let mut ctrl_c = pin!(tokio::signal::ctrl_c());

@@ -1,4 +1,4 @@
-//! Every error, each naming the value that was wrong and what would work.
+//! Every error of the crate. Each message names the wrong value and what would work.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::rows::element::DType;
 
 /// Returned when a store has no room for more rows.
 ///
-/// The message can be replaced, as the original library's could.
+/// You can replace the message, as in the original library.
 ///
 /// ```
 /// use activation_store::StoreFullError;
@@ -24,7 +24,7 @@ use crate::rows::element::DType;
 pub struct StoreFullError {
     /// The message.
     pub message: Cow<'static, str>,
-    /// What there was no room for, if the store says.
+    /// What the store had no room for, if the store says so.
     pub no_room: Option<NoRoom>,
 }
 
@@ -38,12 +38,12 @@ pub struct NoRoom {
     pub rows: usize,
     /// The rows that the store, or its queue, holds already.
     pub held: usize,
-    /// The rows that it may hold.
+    /// The rows that the store, or its queue, may hold.
     pub bound: usize,
 }
 
 impl StoreFullError {
-    /// An error with a message of its own.
+    /// Creates an error with your message.
     #[must_use]
     pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
         StoreFullError { message: message.into(), no_room: None }
@@ -81,13 +81,13 @@ pub enum ClosedBy {
     Close,
     /// `abort()` was called.
     Abort,
-    /// No [`Minibatches`](crate::Minibatches) is left, so that no row could ever be served.
+    /// No [`Minibatches`](crate::Minibatches) is left, so no row can be served.
     NoConsumers,
-    /// This producer's lane was closed; the store itself may be open.
+    /// The lane of this producer was closed. The store may still be open.
     Lane,
 }
 
-/// The source of [`WriteError::Closed`], so that a chain of errors shows it whatever wraps the error.
+/// The source of [`WriteError::Closed`]. A chain of errors shows it even if a wrapper hides the [`WriteError`].
 impl std::error::Error for ClosedBy {}
 
 impl fmt::Display for ClosedBy {
@@ -101,7 +101,7 @@ impl fmt::Display for ClosedBy {
     }
 }
 
-/// Why rows were not stored.
+/// Returned when rows are not stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -113,53 +113,53 @@ pub enum WriteError {
     Features {
         /// The component, by number and name.
         component: ComponentName,
-        /// Its features.
+        /// Features of a row of the component.
         expected: usize,
-        /// The batch's features.
+        /// Features of a row of the batch.
         got: usize,
-        /// Whether the batch was made from a `Vec`, which is one row.
+        /// Whether the batch was made from a `Vec`. A `Vec` is one row.
         from_vec: bool,
     },
-    /// The batch's elements cannot be converted to the component's.
+    /// The element type of the batch cannot be converted to the element type of the component.
     #[error(
         "component {component} holds {expected}, and {got} rows cannot be converted to that without loss of meaning"
     )]
     Elements {
         /// The component, by number and name.
         component: ComponentName,
-        /// Its element type.
+        /// The element type of the component.
         expected: DType,
-        /// The batch's element type.
+        /// The element type of the batch.
         got: DType,
     },
-    /// `append` was given something other than one row.
+    /// `append` got a batch that is not one row.
     #[error("append takes one row, but got {rows}; use extend for a batch")]
     NotOneRow {
-        /// The rows it was given.
+        /// Rows of the batch.
         rows: usize,
     },
-    /// There is no such component.
+    /// The store has no such component.
     #[error(transparent)]
     Component(#[from] UnknownComponent),
-    /// There is no room.
+    /// The store has no room for the rows.
     #[error(transparent)]
     Full(#[from] StoreFullError),
-    /// The store, or this lane of it, takes no more rows.
+    /// The store or the lane takes no more rows.
     #[error("{0}")]
     Closed(#[source] ClosedBy),
-    /// A lane of that name is open.
+    /// A lane with that name is open already.
     #[error("a lane named {name:?} is open already: names are unique, so that a resumed store knows its lanes by them")]
     LaneName {
         /// The name.
         name: Arc<str>,
     },
-    /// A lane was to be sent again from its first row, after rows had been sent.
+    /// [`send_again`](crate::Producer::send_again) was called after the lane had taken rows.
     #[error("the lane has taken rows already, up to row {rows}: call send_again before the first write")]
     LaneStarted {
-        /// The next row.
+        /// The number of the next row of the lane.
         rows: u64,
     },
-    /// A component would run too far ahead of another.
+    /// The batch would bring its component too far ahead of another component.
     #[error(
         "component {ahead} is {by} rows ahead of component {missing} in this lane, and this batch would pass max_skew ({max_skew}): \
          write component {missing} too, or raise max_skew (its default is queue_rows)"
@@ -169,38 +169,38 @@ pub enum WriteError {
         ahead: ComponentName,
         /// The component whose rows are missing.
         missing: ComponentName,
-        /// How many rows it is behind.
+        /// How many rows `ahead` is ahead of `missing` without the batch.
         by: u64,
-        /// The bound.
+        /// How many rows a component may be ahead.
         max_skew: usize,
     },
-    /// A pass lacks a component.
+    /// The pass lacks a component.
     #[error("the pass has no rows of component {missing}; a pass has every component of the store exactly once")]
     PassLacks {
-        /// The component.
+        /// The component that is missing.
         missing: ComponentName,
     },
-    /// A pass has a component twice.
+    /// The pass has a component twice.
     #[error("the pass has component {doubled} twice; a pass has every component of the store exactly once")]
     PassDoubles {
-        /// The component.
+        /// The component that is there twice.
         doubled: ComponentName,
     },
-    /// The components of a pass differ in their number of rows.
+    /// The components of the pass differ in their number of rows.
     #[error(
         "the pass has {rows} rows of component {component}, but {first_rows} of component {first}; a pass has equally many of each"
     )]
     PassRows {
-        /// A component.
+        /// The first component of the pass.
         first: ComponentName,
-        /// Its rows.
+        /// Rows of `first`.
         first_rows: usize,
-        /// A component that differs from it.
+        /// A component that has another number of rows.
         component: ComponentName,
-        /// Its rows.
+        /// Rows of `component`.
         rows: usize,
     },
-    /// A pass was handed over on a lane whose components are uneven, so its rows would not be aligned.
+    /// The lane has more rows of one component than of another, so the rows of a pass would not be aligned.
     #[error(
         "component {ahead} is {by} rows ahead of component {missing} in this lane, so a whole pass would be misaligned: \
          write the missing rows of component {missing} first, or use another lane (producer())"
@@ -210,12 +210,12 @@ pub enum WriteError {
         ahead: ComponentName,
         /// The component with the fewest.
         missing: ComponentName,
-        /// How many rows they differ by.
+        /// How many rows `ahead` is ahead of `missing`.
         by: u64,
     },
-    /// Rows lost their counterparts: their lane ended before the same rows of another component came. They were dropped.
+    /// A lane ended before the same rows of another component came. The store dropped the rows that were there.
     ///
-    /// Reported by [`RingStore::flush`](crate::RingStore::flush), and counted in [`Stats`](crate::Stats).
+    /// [`RingStore::flush`](crate::RingStore::flush) reports this error, and [`Stats`](crate::Stats) counts the rows.
     #[error(
         "a lane ended while {rows} rows of component {present} had no counterpart in component {missing}: they were dropped"
     )]
@@ -224,24 +224,24 @@ pub enum WriteError {
         present: ComponentName,
         /// The component that lacks them.
         missing: ComponentName,
-        /// How many rows.
+        /// How many rows were dropped.
         rows: u64,
     },
-    /// A permit was used for what it does not hold room for.
+    /// A permit for one component was used for a pass, or a permit for a pass was used for one component.
     #[error("this permit holds room for {holds}; call {call}, or reserve the other kind")]
     Permit {
-        /// What it holds room for.
+        /// What the permit holds room for.
         holds: &'static str,
-        /// The method that uses it.
+        /// The method that uses the permit.
         call: &'static str,
     },
     /// The values do not have the shape of a batch.
     #[error(transparent)]
     Shape(#[from] ShapeError),
-    /// The rows could not be written to disk. A recorder takes no more after that.
+    /// The rows could not be written to the disk. The recorder takes no more rows after this error.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The writer panicked; the store is unusable.
+    /// The store's writer panicked. You cannot use the store any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.
@@ -276,21 +276,21 @@ fn one_row_hint(expected: usize, got: usize, from_vec: bool) -> String {
     String::new()
 }
 
-/// Why no minibatch came.
+/// Returned when a consumer gets an error and no minibatch.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// None was ready in time.
+    /// No minibatch was ready within the time limit.
     #[error("no minibatch was ready within {0:?}")]
     Timeout(std::time::Duration),
-    /// The store was closed with an error ([`RingStore::close_with`](crate::RingStore::close_with)). Each consumer gets it
-    /// once, after the last minibatch.
+    /// The store was closed with an error: by [`RingStore::close_with`](crate::RingStore::close_with), or because a producer
+    /// failed. Each consumer gets the error once, after the last minibatch.
     #[error(transparent)]
     Failed(Arc<dyn std::error::Error + Send + Sync>),
     /// The store was aborted before this consumer was made.
     #[error("the store was aborted before this consumer was made; build another store")]
     Aborted,
-    /// The writer panicked; the store is unusable.
+    /// The store's writer panicked. You cannot use the store any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.
@@ -299,7 +299,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether the wait ran out of time.
+    /// Whether no minibatch was ready within the time limit.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self, ReadError::Timeout(_))
@@ -312,14 +312,14 @@ impl ReadError {
     }
 }
 
-/// A store that cannot be built as configured.
+/// Returned when a store cannot be built as configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// A size that must be at least one is zero.
+    /// A setting is 0, and it must be at least 1.
     #[error("{what} is 0; it must be at least 1")]
     Zero {
-        /// Which setting.
+        /// The setting.
         what: Cow<'static, str>,
     },
     /// The store has no component.
@@ -341,7 +341,7 @@ pub enum BuildError {
         /// The minibatch, in rows.
         batch_size: usize,
     },
-    /// The memory given holds no window.
+    /// The memory is too small for a window of one minibatch.
     #[error(
         "memory is {memory} bytes, but a window of one minibatch of {batch_size} rows needs {needed}, ready frames included; \
          use at least that, a smaller batch_size or fewer ready_frames"
@@ -351,44 +351,44 @@ pub enum BuildError {
         memory: usize,
         /// The minibatch, in rows.
         batch_size: usize,
-        /// The least that holds a window, in bytes.
+        /// The least memory that holds such a window, in bytes.
         needed: usize,
     },
-    /// The configured sizes do not fit an address space.
+    /// The configured sizes are larger than the address space.
     #[error("{what} overflows: {rows} rows of {row_bytes} bytes; use fewer rows or features")]
     Overflow {
-        /// What was being sized.
+        /// What the memory is for.
         what: &'static str,
-        /// Rows.
+        /// The configured rows.
         rows: usize,
-        /// Bytes of one row over all components (saturated).
+        /// Bytes of one row of all components, or the largest number if there are more.
         row_bytes: usize,
     },
-    /// A count does not fit its type.
+    /// A setting is above its limit.
     #[error("{what} is {value}; it must be at most {limit}")]
     TooMany {
-        /// Which setting.
+        /// The setting.
         what: &'static str,
-        /// Its value.
+        /// The value of the setting.
         value: usize,
-        /// The most it can be.
+        /// The largest value that the setting can have.
         limit: usize,
     },
-    /// The memory cannot be allocated.
+    /// The operating system does not provide the memory.
     #[error(
         "{bytes} bytes for {what} ({rows} rows of {row_bytes} bytes) cannot be allocated; use fewer rows or features, or a smaller dtype"
     )]
     Allocation {
         /// What the memory is for.
         what: &'static str,
-        /// How much.
+        /// How many bytes.
         bytes: usize,
         /// For how many rows.
         rows: usize,
-        /// Bytes of one row over all components.
+        /// Bytes of one row of all components.
         row_bytes: usize,
     },
-    /// The memory is not available now.
+    /// The store needs more than nine tenths of the memory that is available now.
     #[error(
         "a window of {window} rows needs {} of memory in all, and nine tenths of what is available now is {}; {}. \
          allow_overcommit(true) builds it all the same",
@@ -399,7 +399,7 @@ pub enum BuildError {
     Memory {
         /// The window, in rows.
         window: usize,
-        /// Bytes that the store needs: for the window, the ready frames and one more.
+        /// Bytes that the store needs: for the window, the ready frames and one more frame.
         needed: usize,
         /// Nine tenths of the bytes that are available now.
         available: usize,
@@ -412,15 +412,15 @@ pub enum BuildError {
         /// The operating system's reason.
         reason: String,
     },
-    /// The store to read from is unusable: its writer panicked.
+    /// The store's writer panicked, or the recorder's thread has ended. You cannot use the store or the recorder any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
-        /// The panic's message.
+        /// The panic's message, or what has ended.
         cause: Arc<str>,
     },
 }
 
-/// A number of bytes, in the largest unit of which there is one.
+/// Writes a number of bytes in the largest unit in which it is at least 1.
 pub(crate) fn readable(bytes: usize) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = units.into_iter().find(|&(shift, _)| bytes >> shift > 0);
@@ -437,11 +437,11 @@ fn what_fits(largest_window: usize) -> Cow<'static, str> {
     }
 }
 
-/// Values whose shape cannot be a batch of rows.
+/// Returned when values do not have the shape of a batch of rows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {
-    /// A number has no rows.
+    /// The array is a single number: it has no axes, so no rows.
     #[error("a batch needs at least one axis, the features; got a single number")]
     NoAxes,
     /// The values do not divide into rows.
@@ -454,21 +454,21 @@ pub enum ShapeError {
     },
 }
 
-/// There is no such component.
+/// Returned when a store has no such component.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no component {asked}; this store has {known}")]
 pub struct UnknownComponent {
-    /// What was asked for.
+    /// The number or name that was asked for.
     pub asked: String,
-    /// The components there are.
+    /// The components that the store has.
     pub known: String,
 }
 
-/// Why a component of a minibatch cannot be viewed as asked.
+/// Returned when a component of a minibatch cannot be viewed as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ViewError {
-    /// There is no such component.
+    /// The minibatch has no such component.
     #[error(transparent)]
     Component(#[from] UnknownComponent),
     /// The component holds another element type.
@@ -476,26 +476,26 @@ pub enum ViewError {
     Elements {
         /// The component, by number and name.
         component: ComponentName,
-        /// What it holds.
+        /// The element type of the component.
         dtype: DType,
-        /// What was asked for.
+        /// The element type that was asked for.
         asked: DType,
     },
-    /// Components that differ in width or element type cannot be stacked.
+    /// The components differ in width or element type, so they cannot be stacked.
     #[error("components {first} ({first_shape}) and {other} ({other_shape}) cannot be stacked; view them one by one")]
     Unequal {
         /// One component.
         first: ComponentName,
-        /// Its width and element type.
+        /// The width and element type of `first`.
         first_shape: String,
-        /// A component that differs from it.
+        /// A component that differs from `first`.
         other: ComponentName,
-        /// Its width and element type.
+        /// The width and element type of `other`.
         other_shape: String,
     },
 }
 
-/// Why [`get`](crate::ActivationStore::get) has nothing at that index.
+/// Returned when [`get`](crate::ActivationStore::get) cannot return the values at an index.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
@@ -509,19 +509,19 @@ pub enum IndexError {
         /// The length of the axis.
         len: usize,
     },
-    /// A range with a step of zero.
+    /// The step of a range is 0.
     #[error("the step of the {axis} range is 0; use 1 for every {axis}, or a negative step for the reverse order")]
     ZeroStep {
         /// `"row"`, `"component"` or `"feature"`.
         axis: &'static str,
     },
-    /// More axes than a store has.
+    /// The index has more axes than a store.
     #[error("{axes} indices given; a store has three axes: row, component, feature")]
     TooManyAxes {
         /// How many were given.
         axes: usize,
     },
-    /// An index that adds an axis.
+    /// The index adds an axis.
     #[error("a store cannot be indexed with a new axis; insert it in the result")]
     NewAxis,
     /// The selected components differ in width.
@@ -529,11 +529,11 @@ pub enum IndexError {
     Unequal {
         /// One component.
         first: usize,
-        /// Its features.
+        /// Features of a row of `first`.
         first_features: usize,
-        /// A component that differs from it.
+        /// A component that differs from `first`.
         other: usize,
-        /// Its features.
+        /// Features of a row of `other`.
         other_features: usize,
     },
     /// The component holds integers, which `get` does not convert.
@@ -543,19 +543,19 @@ pub enum IndexError {
     Integers {
         /// The component.
         component: usize,
-        /// What it holds.
+        /// The element type of the component.
         dtype: DType,
     },
-    /// The rows are on disk, and cannot be read.
+    /// The rows are on disk, and a file cannot be read.
     #[error("{reason}")]
     Unreadable {
-        /// What is wrong with which file.
+        /// Which file it is, and what is wrong with it.
         reason: String,
     },
-    /// The store has ended; what it still holds can only be drained.
+    /// The store has ended. You can only drain the minibatches that are left.
     #[error("the store has ended; its remaining minibatches can only be drained")]
     Ended,
-    /// The writer panicked; the store is unusable.
+    /// The store's writer panicked. You cannot use the store any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.
@@ -563,12 +563,12 @@ pub enum IndexError {
     },
 }
 
-/// A component's number and name, for messages.
+/// The number and name of a component, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ComponentName {
-    /// Its number.
+    /// The number of the component, from 0.
     pub index: usize,
-    /// Its name.
+    /// The name of the component.
     pub name: Arc<str>,
 }
 
@@ -578,12 +578,12 @@ impl fmt::Display for ComponentName {
     }
 }
 
-/// A lane, as a person knows it: by its name, else by the order of opening.
+/// Names a lane in messages: by its name, or by its number if it has no name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LaneId {
-    /// 0 for the store's own lane, then in the order in which lanes were opened.
+    /// 0 for the store's own lane. Other lanes are numbered from 1 in the order in which they were opened.
     pub number: u64,
-    /// Its name, if it has one.
+    /// The name of the lane, if it has one.
     pub name: Option<Arc<str>>,
 }
 
@@ -597,54 +597,54 @@ impl fmt::Display for LaneId {
     }
 }
 
-/// A snapshot that could not be taken. The store goes on; earlier snapshots stay.
+/// Returned when a snapshot cannot be taken. The store goes on, and earlier snapshots stay.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The store's policy leaves nothing to go on from.
+    /// A store with this [`WhenFull`](crate::WhenFull) cannot be resumed from such a snapshot.
     #[error("{policy}: {advice}")]
     Policy {
-        /// Why.
+        /// Why the store cannot be resumed.
         policy: &'static str,
         /// What would work.
         advice: &'static str,
     },
-    /// The store was aborted, or its writer panicked: it holds nothing that could be saved.
+    /// The store was aborted, or its writer panicked. It holds nothing to save.
     #[error("the store holds nothing to save: {0}")]
     Ended(#[source] WriteError),
-    /// A full snapshot of a store that still deals again what its own snapshot says.
+    /// The store was resumed and has not yet dealt all earlier rows again. Until then it takes no full snapshot.
     #[error(
         "the resumed store is dealing earlier rows again ({left} to go): wait until it has, or take a light snapshot"
     )]
     DealsAgain {
-        /// Rows that have not been dealt again.
+        /// How many rows the store still has to deal again.
         left: u64,
     },
-    /// A full snapshot is being written already.
+    /// Another full snapshot is being written.
     #[error("another full snapshot is being written: wait for its handle first")]
     InProgress,
     /// There is no memory for the copies of frames.
     #[error(transparent)]
     Memory(BuildError),
-    /// The operating system has no thread to write it.
+    /// The operating system has no thread to write the snapshot.
     #[error("the operating system has no thread to write the snapshot: {reason}")]
     Thread {
-        /// What it said.
+        /// The operating system's reason.
         reason: String,
     },
-    /// It could not be written.
+    /// The snapshot could not be written.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
 
-/// A store that cannot be resumed.
+/// Returned when a store cannot be resumed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResumeError {
-    /// There is no complete snapshot.
+    /// The folder has no complete snapshot.
     #[error("{} has no complete snapshot: it should have a folder snapshot-K in it, or be one", dir.display())]
     NoSnapshot {
-        /// Where it was looked for.
+        /// The folder.
         dir: PathBuf,
     },
     /// The snapshot cannot be used.
@@ -652,71 +652,71 @@ pub enum ResumeError {
     Refused {
         /// The snapshot's folder, or the bytes.
         what: String,
-        /// Why.
+        /// Why the snapshot cannot be used.
         reason: RefusedSnapshot,
-        /// The newest snapshot before it in the same folder. It has not been checked.
+        /// The next older snapshot in the same folder, if there is one. Its contents have not been checked.
         earlier: Option<PathBuf>,
     },
-    /// A setting differs from the snapshot's.
+    /// A setting of the builder differs from the snapshot.
     #[error(
         "{setting} is {given}, but the snapshot was taken with {saved}: leave it out, so that the snapshot's holds, or start anew with \
          build()"
     )]
     Mismatch {
-        /// Which setting.
+        /// The setting.
         setting: &'static str,
-        /// What the builder says.
+        /// The value in the builder.
         given: String,
-        /// What the snapshot says.
+        /// The value in the snapshot.
         saved: String,
     },
     /// The snapshot has a value that this release does not know.
     #[error("the snapshot's {what} is {value:?}, which this release does not know: use the release that wrote it")]
     Unknown {
-        /// Which setting.
+        /// The setting.
         what: &'static str,
-        /// Its value.
+        /// The value of the setting.
         value: String,
     },
-    /// A full snapshot was given without its files.
+    /// The snapshot is full, and only [`resume`](crate::RingStoreBuilder::resume) can read its files.
     #[error("a full snapshot has its rows in files: resume it with resume(dir)")]
     NeedsFiles,
-    /// It could not be read.
+    /// The snapshot could not be read.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The store cannot be built here.
+    /// The store cannot be built.
     #[error(transparent)]
     Build(#[from] BuildError),
 }
 
-/// Why a snapshot cannot be used.
+/// Tells why a snapshot cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RefusedSnapshot {
-    /// It was damaged after it was written.
+    /// The snapshot was damaged after it was written.
     #[error("it is damaged: {reason}")]
     Damaged {
         /// What is wrong.
         reason: String,
     },
-    /// It is something else.
+    /// The file, or the bytes, are something else than a snapshot.
     #[error("it is not a snapshot of an activation store: {reason}")]
     Foreign {
-        /// What it is, or lacks.
+        /// What was found, or what is missing.
         reason: String,
     },
-    /// It has another version.
+    /// The snapshot has another version than this release can resume.
     #[error(
         "its {what} is {found}, and this release knows {known}: use the release that wrote it (activation-store {release})"
     )]
     Version {
-        /// Of the format, or of dealing ([`DEALING_VERSION`](crate::DEALING_VERSION)).
+        /// Which version: of the format, or of dealing ([`DEALING_VERSION`](crate::DEALING_VERSION)).
         what: &'static str,
-        /// Its version.
+        /// The version of the snapshot.
         found: u32,
         /// The version that can be resumed.
         known: u32,
-        /// The release that wrote it.
+        /// The release that wrote the snapshot.
         release: String,
     },
 }
@@ -727,8 +727,8 @@ fn offer(earlier: Option<&Path>) -> String {
     })
 }
 
-/// A resumed store was not sent the rows that its snapshot needs. Reaches the consumers as [`ReadError::Failed`], after the last
-/// minibatch that could be served.
+/// Reported when a resumed store does not get the rows that its snapshot needs. Consumers get it as [`ReadError::Failed`], after the
+/// last minibatch that can be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the resumed store was not sent row {row} of {lane}, which it must deal again before it can go on: send each lane from where \
@@ -741,16 +741,16 @@ pub struct RowsMissing {
     pub row: u64,
 }
 
-/// Something that could not be done with a file or a folder.
+/// Returned when an operation on a file or a folder fails.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot {operation} {}: {error}{}", path.display(), advice(error.kind()))]
 #[non_exhaustive]
 pub struct DiskError {
-    /// What was tried: "write", say.
+    /// The operation, for example `"write"`.
     pub operation: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the operating system said.
+    /// The error of the operating system.
     #[source]
     pub error: Arc<io::Error>,
 }
@@ -768,14 +768,14 @@ fn advice(kind: io::ErrorKind) -> &'static str {
     }
 }
 
-/// What is wrong with a recording.
+/// Returned when a recording cannot be written, read or replayed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordingError {
     /// A file could not be read or written.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A file does not hold what was written.
+    /// A file does not hold what the recorder wrote.
     #[error("{} is damaged: {reason}; `Recording::salvage` opens the whole shards (Python: `salvage=True`)", path.display())]
     Damaged {
         /// The file.
@@ -783,7 +783,7 @@ pub enum RecordingError {
         /// What is wrong.
         reason: String,
     },
-    /// What a finished lane says of itself is damaged, or not true.
+    /// The file that says how much a finished lane holds is damaged, or it does not agree with the shards.
     #[error("{} is damaged: {reason}; verify the lane, then remove this file, or record the lane again", path.display())]
     DamagedEnd {
         /// The file.
@@ -791,7 +791,7 @@ pub enum RecordingError {
         /// What is wrong.
         reason: String,
     },
-    /// A shard is missing: between others of its lane, or at the end of a finished lane.
+    /// A shard is missing between other shards of its lane, or at the end of a finished lane.
     #[error("shard {number} of lane {lane:?} is missing in {}: bring its folder back; `Recording::salvage` opens the others (Python: `salvage=True`)", dir.display())]
     Missing {
         /// The recording.
@@ -801,15 +801,15 @@ pub enum RecordingError {
         /// The shard's number on the lane.
         number: u64,
     },
-    /// The shards of a recording differ in their components, or from those that were asked for.
+    /// A shard has other components than the other shards of the recording, or than the recorder that resumes its lane.
     #[error("{} holds other components than {expected}: use another folder, or the same components", path.display())]
     Components {
         /// The shard.
         path: PathBuf,
-        /// What was expected.
+        /// The components that were expected.
         expected: String,
     },
-    /// There is no whole shard.
+    /// The folder has no whole shard.
     #[error("{} holds no whole shard: record into it first", dir.display())]
     Empty {
         /// The folder.
@@ -823,29 +823,29 @@ pub enum RecordingError {
         /// The lane.
         lane: String,
     },
-    /// A setting that cannot be.
+    /// A setting has a value that cannot be used.
     #[error("{what} is {value}; it must be {expected}")]
     Setting {
         /// The setting.
         what: &'static str,
-        /// Its value.
+        /// The value of the setting.
         value: String,
         /// What would work.
         expected: String,
     },
-    /// The components cannot be.
+    /// A recorder or a store cannot be built as configured, or the recorder's thread has ended.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// A row or a component that is not there.
+    /// The recording has no such row.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// A component that is not there.
+    /// The recording has no such component.
     #[error(transparent)]
     Component(#[from] UnknownComponent),
-    /// A snapshot of a ring that a replay filled cannot be used.
+    /// The ring store that a replay fills cannot be resumed.
     #[error(transparent)]
     Resume(#[from] ResumeError),
-    /// A ring did not take the rows of a replay.
+    /// A store did not take the rows of the recording.
     #[error(transparent)]
     Write(#[from] WriteError),
 }

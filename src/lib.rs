@@ -1,4 +1,4 @@
-// Where the README's links lead in these pages: of two definitions of a link, the first holds.
+// These definitions lead the README's links to these pages. Of two definitions of a link, the first one counts.
 //! [docs/architecture.md]: _documentation::architecture
 //! [docs/jupyter.md]: _documentation::jupyter
 //! [docs/performance.md]: _documentation::performance
@@ -12,7 +12,7 @@
 //! [a store of your own]: _documentation::custom_store
 //! [the whole program]: #try-it
 //! [its own program]: _documentation::python
-// These pages cannot link to a picture, but they can hold it: it comes last, and an empty one is where it was.
+// These pages cannot link to a picture, but they can contain it. The picture comes last, and an empty one takes its old place.
 //! [picture]: data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20width='0'%20height='0'/%3E
 #![doc = include_str!("../README.md")]
 //!
@@ -22,8 +22,10 @@
 //!
 //! # Where to start
 //!
-//! [`RingStore`] is the pipeline, [`TensorStore`] the store of fixed size, [`ActivationStore`] what both are.
-//! [`Batch`] is what goes in, [`WriteHandle`] what comes back, [`Minibatches`] what is drained.
+//! - [`RingStore`] is the pipeline. [`TensorStore`] has a fixed size. Both implement [`ActivationStore`].
+//! - You write a [`Batch`] and get a [`WriteHandle`]. You read [`Minibatches`].
+//! - A [`Recorder`] writes rows to disk. A [`Recording`] reads them, and a [`Replay`] gives them to a ring store again.
+//!
 //! [The architecture](_documentation::architecture) and [the promises](_documentation::promises) have their own pages.
 
 #[cfg(feature = "bench")]
@@ -39,7 +41,7 @@ mod rows;
 mod snapshot;
 mod store;
 
-/// The versions of the crates whose types this one takes and gives.
+/// The crates whose types are in the API of this crate, in the versions that this crate uses.
 pub use {half, ndarray};
 
 pub use crate::{
@@ -90,7 +92,7 @@ pub use crate::{
     },
 };
 
-/// Longer texts and examples, for reading; nothing here is part of the API.
+/// Holds longer texts and examples. Nothing here is part of the API.
 pub mod _documentation {
     /// [performance.md]: performance
     /// [promises.md]: promises
@@ -101,7 +103,7 @@ pub mod _documentation {
     /// [resume.md]: resume
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
-    // These pages cannot link to a picture, but they can hold it: it comes last, and an empty one is where it was.
+    // These pages cannot link to a picture, but they can contain it. The picture comes last, and an empty one takes its old place.
     /// [chart]: data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20width='0'%20height='0'/%3E
     #[doc = include_str!("../docs/performance.md")]
     ///

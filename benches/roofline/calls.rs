@@ -1,4 +1,4 @@
-//! What single calls cost: `extend`, `append`, and `try_extend` on a full queue.
+//! Measures what single calls cost: `extend`, `append`, and `try_extend` on a full queue.
 
 use std::hint::black_box;
 use std::thread;
@@ -79,7 +79,7 @@ fn extend(store: &RingStore, rows: usize, effort: Effort) -> Vec<f64> {
     (0..effort.calls).map(|_| call()).collect()
 }
 
-/// Rows per second, until they are all in the ring.
+/// Returns the rows per second, until all rows are in the ring.
 fn append(store: &RingStore, effort: Effort) -> Vec<f64> {
     let rows = Array2::<f32>::ones((BATCH, 64));
     let round = || {
@@ -109,11 +109,11 @@ fn assign(effort: Effort) -> Vec<f64> {
     (0..effort.rounds).map(|_| round()).collect()
 }
 
-/// Microseconds.
+/// Returns how many microseconds a refused `try_extend` takes.
 fn refuse(effort: Effort) -> f64 {
     let store = case(768).store();
     let _minibatches = store.minibatches();
-    // The writer stops once a frame is full that no consumer takes. Refused ten times: then it takes nothing more.
+    // The writer stops when a frame is full and no consumer takes it. After ten refusals in a row, the store takes nothing more.
     let mut refused = 0;
     while refused < 10 {
         match store.try_extend(Array2::<f32>::ones((16, 768)), 0) {

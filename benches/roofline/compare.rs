@@ -1,4 +1,4 @@
-//! One configuration against another, in turns: their rows per second, whatever else the machine does meanwhile.
+//! Compares two configurations in turns by their rows per second. So other work of the machine slows down both.
 
 use activation_store::{DType, Minibatches};
 
@@ -11,7 +11,7 @@ const FEATURES: usize = 768;
 pub(crate) fn measure(effort: Effort) -> Vec<Number> {
     let case = |name| Case::new(name, FEATURES);
     let pairs = [
-        // The same bytes for one row of two components as for two rows of one.
+        // One row of two components has the same bytes as two rows of one component.
         ("two components to one, bytes/s", Case { components: 2, ..case("") }, case(""), 2.0, 0.9),
         ("four lanes to one, rows/s", Case { producers: 4, ..case("") }, case(""), 1.0, 0.9),
         ("bf16 from f32 to f32, rows/s", Case { dtype: DType::BF16, ..case("") }, case(""), 1.0, 1.0),
@@ -37,11 +37,11 @@ pub(crate) fn measure(effort: Effort) -> Vec<Number> {
     numbers
 }
 
-/// The rows per second of `case` to those of `other`, once for each round.
+/// Returns the rows per second of `case` divided by the rows per second of `other`, once for each round.
 fn ratios(case: &Case, other: &Case, read: bool, effort: Effort) -> Vec<f64> {
     let sources = sources(FEATURES);
     let batches = effort.bytes / (BATCH * FEATURES * size_of::<f32>());
-    // The other pipeline stands still meanwhile: its ring and its queue are full.
+    // The other pipeline stands still during this time, because its ring and its queue are full.
     let time = |minibatches: &mut Minibatches| {
         consume(minibatches, 8, read);
         consume(minibatches, batches, read).as_secs_f64()

@@ -1,8 +1,8 @@
-//! The floor of any design that copies rows in and copies them out: two plain memcpys of the same bytes.
+//! Measures the floor of every design that copies rows in and out: two plain memcpys of the same bytes.
 //!
-//! One thread copies batches from a pool of sources sequentially into one half of a ring, the other copies sequentially
-//! out of the other half into reused minibatches, with `copy_from_slice`; then the halves swap. Nothing is shuffled, and
-//! no thread waits for another within a half.
+//! One thread copies batches from a pool of sources sequentially into one half of a ring. Another thread copies sequentially from the
+//! other half into reused minibatches. Both use `copy_from_slice`. Then the halves swap. Nothing is shuffled, and no thread waits for
+//! the other within a half.
 
 use std::hint::black_box;
 use std::mem;
@@ -17,14 +17,14 @@ pub(crate) struct Floor<'a> {
 }
 
 impl<'a> Floor<'a> {
-    /// A ring of about `window_bytes`, whose pages all exist.
+    /// Makes a ring of about `window_bytes`, and writes to all of its pages.
     pub(crate) fn new(sources: &'a [Vec<f32>], window_bytes: usize) -> Self {
         let batch = sources[0].len();
         let half = batch * (window_bytes / 2).div_ceil(batch * size_of::<f32>());
         Floor { sources, filling: vec![1.0; half], draining: vec![1.0; half], minibatches: vec![vec![1.0; batch]; 2] }
     }
 
-    /// Moves at least `batches` batches through the ring. Returns how many, and how long it took.
+    /// Moves at least `batches` batches through the ring. Returns how many batches it moved, and how long that took.
     pub(crate) fn run(&mut self, batches: usize) -> (usize, Duration) {
         let half = self.filling.len() / self.sources[0].len();
         let passes = batches.div_ceil(half);

@@ -1,11 +1,10 @@
-//! How fast the store is, measured against what two plain memcpys on two threads can do.
+//! Compares the speed of the store with two plain memcpys on two threads.
 //!
-//! `cargo bench --bench roofline` (under five minutes on two cores; `-- --quick`: under one) prints a table and writes
-//! `target/roofline.json`. What has another argument in its name is measured alone, and nothing is written: `-- d=64`,
-//! `-- calls`.
+//! `cargo bench --bench roofline` prints a table and writes `target/roofline.json`. A run takes under five minutes on two cores, and
+//! under one minute with `-- --quick`. With another argument (`-- d=64`, `-- calls`), a run measures only the parts that have the
+//! argument in their name, and writes nothing.
 //!
-//! Every ratio compares a floor and a pipeline that ran right after one another, several times over; tables give
-//! medians and the spread.
+//! Every ratio compares a floor and a pipeline that ran one right after the other, several times. Tables give medians and the spread.
 
 mod calls;
 mod compare;
@@ -27,15 +26,15 @@ use crate::report::{Number, Report};
 /// How much is measured.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
-    /// How often floor and pipeline take turns.
+    /// How often the floor and the pipeline take turns.
     pub(crate) rounds: usize,
-    /// Bytes that each moves in its turn.
+    /// How many bytes each of them moves in its turn.
     pub(crate) bytes: usize,
     /// How often a single call is timed.
     pub(crate) calls: usize,
 }
 
-/// Figures beside the table, and what they are about.
+/// The name of some figures beside the table, and the function that measures them.
 type Section = (&'static str, fn(Effort) -> Vec<Number>);
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Peak resident memory against the configured bytes, of a process that does nothing else.
+//! Compares the peak resident memory of a process that only runs the store with the configured bytes.
 
 use std::process::Command;
 use std::thread;
@@ -9,7 +9,7 @@ use crate::Effort;
 use crate::pipeline::{BATCH, Case, consume};
 use crate::report::{Must, Number};
 
-/// The argument that makes the program this process.
+/// The argument that makes the program that process.
 pub(crate) const CHILD: &str = "--memory-child";
 
 const FEATURES: usize = 768;
@@ -24,7 +24,7 @@ pub(crate) fn measure(_: Effort) -> Vec<Number> {
         return Vec::new();
     };
     let row_bytes = FEATURES * size_of::<f32>();
-    // Window, two ready minibatches, a queue of two.
+    // The window, two ready minibatches, and a queue of two.
     let configured = case().window_bytes / (BATCH * row_bytes) * (BATCH * row_bytes) + 4 * BATCH * row_bytes;
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     let allowed = (1.05 * megabytes(configured) + 20.0).floor();
@@ -49,7 +49,7 @@ fn peak_of_child() -> Option<usize> {
     String::from_utf8(child.stdout).ok()?.trim().parse().ok()
 }
 
-/// Runs a pipeline whose batches are allocated as a model's would be, and prints this process's peak.
+/// Runs a pipeline that allocates each batch as a model does, and prints the peak of this process.
 pub(crate) fn child() {
     let store = case().store();
     thread::scope(|scope| {

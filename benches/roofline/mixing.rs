@@ -1,6 +1,7 @@
-//! How well minibatches are mixed: how many rows of a minibatch share a row's sequence, on average over the rows.
+//! Measures how well minibatches are mixed. Counts, for each row, the rows of its minibatch that come from the same sequence, and
+//! returns the mean.
 //!
-//! Sequences of 512 rows come one after another. What arrives is counted, through the store, by row number.
+//! Sequences of 512 rows come one after another. The rows hold their numbers, so the consumer can tell the sequence.
 
 use std::collections::HashMap;
 use std::thread;
@@ -25,7 +26,7 @@ pub(crate) fn measure(effort: Effort) -> Vec<Number> {
                 name: format!("rows that share a sequence, window {multiple} x {C} rows"),
                 value: score(builder, effort.calls / 200 + 10),
                 unit: "rows",
-                // What is planned; and some room for chance.
+                // The planned value, and 3 % more for chance.
                 must: Some(Must::BeAtMost((103.0 * planned).round() / 100.0)),
             }
         })
@@ -50,7 +51,7 @@ fn score(builder: RingStoreBuilder, minibatches: usize) -> f64 {
                 }
             }
         });
-        // The first ones come from half a window and more.
+        // The first minibatches come from less than a window.
         let served = consumer.blocking().skip(window / BATCH).take(minibatches);
         let scores = served.map(|minibatch| {
             let minibatch = minibatch.expect("no write fails");
@@ -61,7 +62,7 @@ fn score(builder: RingStoreBuilder, minibatches: usize) -> f64 {
     })
 }
 
-/// How many of `rows`, itself included, share a row's sequence: the mean over them.
+/// Counts, for each row, the rows of the same sequence, itself included. Returns the mean.
 pub(crate) fn shared(rows: impl ExactSizeIterator<Item = i64>) -> f64 {
     let len = rows.len();
     let mut of_sequence: HashMap<i64, usize> = HashMap::new();

@@ -1,4 +1,4 @@
-//! The same scores for other ways of mixing, simulated: row numbers only, and a buffer of [`C`] rows.
+//! Simulates other ways of mixing and gives them the same scores. Only row numbers move, through a buffer of [`C`] rows.
 
 use std::iter::from_fn;
 use std::mem::replace;
@@ -15,9 +15,9 @@ use crate::report::Number;
 pub(crate) fn measure(_: Effort) -> Vec<Number> {
     [
         ("a reservoir", score(reservoir())),
-        // Half of it is served before it is filled again.
+        // The buffer serves half of its rows before it is filled again.
         ("SAELens' mixing buffer", score(refilled(C / 2))),
-        // It is filled again when less than half of it is left.
+        // The buffer is filled again when less than half of its rows are left.
         ("dictionary_learning's buffer", score(refilled(C / 2 - BATCH))),
     ]
     .into_iter()
@@ -30,13 +30,13 @@ pub(crate) fn measure(_: Effort) -> Vec<Number> {
     .collect()
 }
 
-/// The mean over many minibatches, but not the first ones, which come from a buffer that was just filled.
+/// Returns the mean over many minibatches. Leaves out the first ones, because they come from a buffer that was just filled.
 fn score(served: impl Iterator<Item = Vec<i64>>) -> f64 {
     let minibatches = 40 * C / BATCH;
     served.skip(10 * C / BATCH).take(minibatches).map(|rows| shared(rows.into_iter())).sum::<f64>() / minibatches as f64
 }
 
-/// Every row that comes takes the place of one chosen at random, which leaves.
+/// Simulates a reservoir. Every new row takes the place of a random row, which leaves.
 fn reservoir() -> impl Iterator<Item = Vec<i64>> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
     let mut stored: Vec<i64> = (0..C as i64).collect();
@@ -44,9 +44,9 @@ fn reservoir() -> impl Iterator<Item = Vec<i64>> {
     from_fn(move || Some(leaving.by_ref().take(BATCH).collect()))
 }
 
-/// A buffer that is filled and shuffled, serves minibatches until `kept` rows are left, and is filled again.
+/// Simulates a buffer that is filled and shuffled, serves minibatches until `kept` rows are left, and is filled again.
 ///
-/// To draw rows at random without replacement is to shuffle them and take them in order.
+/// To shuffle rows and take them in order is the same as to draw them at random without replacement.
 fn refilled(kept: usize) -> impl Iterator<Item = Vec<i64>> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
     let mut coming = 0_i64..;

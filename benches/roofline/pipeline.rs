@@ -1,4 +1,4 @@
-//! The store through its public API, in turns with the floor.
+//! Measures the store through its public API, in turns with the floor.
 
 use std::hint::black_box;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::floor::Floor;
 
 /// Rows of a batch and of a minibatch.
 pub(crate) const BATCH: usize = 4096;
-/// Batches that the sources are taken from in turn.
+/// How many source batches there are. The producers use them in turn.
 pub(crate) const SOURCES: usize = 8;
 
 /// One configuration of the store.
@@ -23,7 +23,7 @@ pub(crate) struct Case {
     pub(crate) components: usize,
     pub(crate) producers: usize,
     pub(crate) window_bytes: usize,
-    /// The least ratios to the floor, of minibatches dropped and of minibatches read.
+    /// The least ratios to the floor that must be reached: for minibatches dropped, and for minibatches read.
     pub(crate) targets: Option<(f64, f64)>,
 }
 
@@ -47,17 +47,17 @@ impl Case {
         Case { name, features, dtype: DType::F32, components: 1, producers: 1, window_bytes: 512 << 20, targets: None }
     }
 
-    /// Bytes of a row of all components as the producers hand it over.
+    /// Returns the bytes of a row of all components as the producers hand it over.
     fn handed_bytes(&self) -> usize {
         self.components * self.features * size_of::<f32>()
     }
 
-    /// Bytes of a row of all components as the store keeps it.
+    /// Returns the bytes of a row of all components as the store keeps it.
     fn stored_bytes(&self) -> usize {
         self.components * self.features * self.dtype.size()
     }
 
-    /// Rows of the window.
+    /// Returns the rows of the window.
     pub(crate) fn window(&self) -> usize {
         self.window_bytes / self.stored_bytes()
     }
@@ -80,7 +80,7 @@ impl Case {
             .collect();
         let lanes: Vec<Producer> = (0..self.producers).map(|_| store.producer().expect("the store is open")).collect();
         thread::scope(|scope| {
-            // Dropped, also when unwinding, before the scope waits for the producers: closes the store, which ends them.
+            // Dropped before the scope waits for the producers, also in a panic. That closes the store and ends the producers.
             let mut minibatches = store.minibatches();
             for lane in lanes {
                 let sources = &sources;
@@ -95,7 +95,7 @@ impl Case {
 fn produce(lane: &Producer, sources: &[ArcArray2<f32>], components: usize) {
     for source in sources.iter().cycle() {
         for component in 0..components {
-            // Shared memory: the store drops its share, nothing is allocated or copied here.
+            // The store shares this memory and drops its share. Nothing is allocated or copied here.
             if lane.extend_blocking(source.clone(), component).is_err() {
                 return;
             }
@@ -108,7 +108,7 @@ pub(crate) fn sources(features: usize) -> Vec<Vec<f32>> {
     (0..SOURCES).map(|s| source(s).collect()).collect()
 }
 
-/// Measures minibatches dropped, and minibatches read, in turns with the floor.
+/// Measures minibatches dropped and minibatches read, in turns with the floor.
 pub(crate) fn measure(case: &Case, effort: Effort) -> [Measured; 2] {
     let sources = sources(case.features);
     let mut floor = Floor::new(&sources, case.window_bytes);
@@ -126,14 +126,14 @@ pub(crate) fn measure(case: &Case, effort: Effort) -> [Measured; 2] {
         target: case.targets.map(|(dropped, of_read)| if read { of_read } else { dropped }),
     });
     case.with_producers(&sources, |minibatches| {
-        // Until every frame that is served was filled evenly from a whole window.
+        // After this, every frame that is served was filled evenly from a whole window.
         consume(minibatches, 2 * case.window() / BATCH, false);
         floor.run(1);
         for _ in 0..effort.rounds {
             for result in &mut results {
                 let (moved, took) = floor.run(batches * case.components);
                 let floor_rows = (moved * BATCH) as f64 / case.components as f64 / took.as_secs_f64();
-                // What became ready while the floor ran is not the pipeline's speed.
+                // These minibatches became ready while the floor ran, so they do not count.
                 consume(minibatches, 8, result.read);
                 let took = consume(minibatches, batches, result.read);
                 let rows = (batches * BATCH) as f64 / took.as_secs_f64();
@@ -157,7 +157,7 @@ pub(crate) fn consume(minibatches: &mut Minibatches, count: usize, read: bool) -
     start.elapsed()
 }
 
-/// A sum over every element that the compiler can do many at once.
+/// Sums every element, in a form that the compiler can vectorise.
 fn sum(minibatch: &Minibatch) -> u64 {
     let components = 0..minibatch.components().len();
     let bytes = components.map(|component| minibatch.bytes(component).expect("it exists"));

@@ -1,4 +1,4 @@
-//! Prints what was measured, and writes it to `target/roofline.json`.
+//! Prints the measurements, and writes them to `target/roofline.json`.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::pipeline::Measured;
 
-/// A figure beside the table: what, how much, the unit, and the bound it must keep, if any.
+/// A figure beside the table: its name, its value, its unit, and the bound that it must keep, if there is one.
 pub(crate) struct Number {
     pub(crate) name: String,
     pub(crate) value: f64,
@@ -98,7 +98,7 @@ impl Report {
         }
     }
 
-    /// Writes it all, and returns where.
+    /// Writes the report, and returns the path of the file.
     pub(crate) fn write(self) -> std::io::Result<String> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
         std::fs::create_dir_all(&target)?;

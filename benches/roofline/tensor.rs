@@ -1,4 +1,4 @@
-//! A tensor store: shuffling it, and an epoch over it against a sequential memcpy of the same bytes.
+//! Measures a tensor store: how long a shuffle takes, and an epoch compared with a sequential memcpy of the same bytes.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::Effort;
 use crate::pipeline::BATCH;
 use crate::report::{Must, Number, median};
 
-/// Features of a row, and the least ratio to the memcpy.
+/// Features of a row, and the least ratio to the memcpy that must be reached.
 const WIDTHS: [(usize, Option<f64>); 3] = [(64, None), (768, Some(0.7)), (4096, None)];
 
 pub(crate) fn measure(effort: Effort) -> Vec<Number> {
@@ -40,7 +40,7 @@ fn of_width(features: usize, least: Option<f64>, effort: Effort) -> [Number; 3] 
         }
         let sequential = start.elapsed().as_secs_f64();
 
-        // Obtaining memory is not part of an epoch's pace.
+        // The time to obtain memory does not count.
         let epoch = store.epoch(BATCH).expect("there is memory");
         let start = Instant::now();
         epoch.for_each(|minibatch| drop(black_box(minibatch)));

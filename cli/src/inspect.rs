@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
-/// True if every file is there and as long as its rows need.
+/// Prints the description. Returns whether every file is there and has the length that its rows need.
 pub(crate) fn inspect(recording: &Recording, as_json: bool) -> anyhow::Result<bool> {
     let files = recording.check_files();
     let damage = files.as_ref().err().map(ToString::to_string);

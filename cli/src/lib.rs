@@ -1,4 +1,4 @@
-//! Inspects and verifies recordings: the program `activation-store`, also of the Python package.
+//! Inspects and verifies recordings. This is the program `activation-store`, which the Python package has, too.
 
 mod inspect;
 mod verify;
@@ -18,7 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shows components, lanes, rows and sizes, and whether all files are there. Reads no rows.
+    /// Shows components, lanes, rows and sizes, and whether all files are there. Reads no rows. Exits with 1 if a file is missing or
+    /// has a wrong length.
     Inspect {
         /// The folder of the recording.
         dir: PathBuf,
@@ -26,20 +27,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Reads every file and compares its checksum. Exits with 1 and names the first file that is damaged.
+    /// Reads every file and compares its checksum. Exits with 1 if a shard is damaged, and names the first damaged file of each such
+    /// shard.
     Verify {
         /// The folder of the recording.
         dir: PathBuf,
     },
 }
 
-/// Runs the program with its arguments, of which the first is its name. Returns the exit code: 0 if the recording is whole, 1 if
-/// it is not or cannot be read, 2 if the arguments make no sense.
+/// Runs the program and returns its exit code: 0 if the recording is whole, 1 if it is damaged or cannot be read, 2 if the
+/// arguments are wrong. The first argument is the name of the program. Prints to standard output and standard error.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Nothing can be said if the terminal is gone.
+            // If the terminal is gone, the error cannot be printed.
             let _ = error.print();
             return error.exit_code() as u8;
         }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use activation_store::Recording;
 use indicatif::ProgressBar;
 
-/// True if the recording is whole. Names every shard that is not.
+/// Prints the first damaged file of every damaged shard. Returns whether the recording is whole.
 pub(crate) fn verify(recording: &Recording) -> anyhow::Result<bool> {
     let bar = ProgressBar::new(recording.shards() as u64);
     let mut damage = Vec::new();

@@ -1,4 +1,4 @@
-//! Memory for the files of shards, which the next ones use again: new memory costs more time than reading into it.
+//! Memory for the files of shards. Later files use it again, because to get new memory takes longer than to read into it.
 
 use std::io;
 use std::mem;
@@ -9,24 +9,24 @@ use memmap2::MmapMut;
 
 use crate::memory::pages::map;
 
-/// Buffers of so many bytes come from the operating system, on huge pages.
+/// Buffers of this many bytes or more are mapped from the operating system, and large ones use huge pages.
 const MAPPED: usize = 1 << 20;
 
-/// Buffers that are not in use. There are never more than were in use at once.
+/// Keeps the buffers that are not in use. There are never more buffers than were in use at once.
 #[derive(Clone, Default)]
 pub(crate) struct Buffers(Arc<Mutex<Vec<Memory>>>);
 
 impl Buffers {
-    /// A buffer of at least so many bytes. What is in it is left from its last use.
+    /// Takes a buffer of at least `bytes` bytes. It still holds the bytes of its last use.
     ///
     /// # Errors
-    /// If there is not enough memory.
+    /// Returns an error if there is not enough memory.
     pub(crate) fn take(&self, bytes: usize) -> io::Result<Buffer> {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = spare.iter().position(|memory| memory.bytes().len() >= bytes);
         let found = fits.map(|at| spare.swap_remove(at));
         if found.is_none() {
-            // It would only wait for smaller files.
+            // All spare buffers are too small. One of them makes room for the new buffer.
             spare.pop();
         }
         drop(spare);
@@ -37,7 +37,7 @@ impl Buffers {
 
 /// Bytes that start at a multiple of eight.
 enum Memory {
-    /// Where more bytes would be a waste.
+    /// Fewer than [`MAPPED`] bytes. A mapping would waste memory.
     Few(Vec<u64>),
     Pages {
         map: MmapMut,
@@ -69,7 +69,7 @@ impl Memory {
     }
 }
 
-/// Goes back when it is dropped.
+/// A buffer in use. Dropping it gives it back.
 pub(crate) struct Buffer {
     memory: Memory,
     home: Buffers,

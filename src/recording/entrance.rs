@@ -1,4 +1,4 @@
-//! Where passes come into a recorder: as a whole, or component by component.
+//! Takes passes into a recorder, as a whole or component by component.
 
 use crossbeam_channel::Sender;
 
@@ -9,7 +9,7 @@ use crate::recording::sealer::Progress;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::layout::{ComponentKey, Layout};
 
-/// Where passes come in.
+/// Takes passes in.
 pub(crate) struct Entrance {
     pub(crate) sender: Option<Sender<Message>>,
     /// The pass that comes component by component.
@@ -21,7 +21,7 @@ impl Entrance {
         Entrance { sender: Some(sender), gathered: (0..components).map(|_| None).collect() }
     }
 
-    /// Whether a whole pass may come in.
+    /// Checks that a whole pass can come in: there was no error, and no other pass is half gathered.
     pub(crate) fn check(&self, layout: &Layout, progress: &Progress) -> Result<(), WriteError> {
         progress.outcome()?;
         if self.gathered.iter().any(Option::is_some) {
@@ -31,7 +31,7 @@ impl Entrance {
         Ok(())
     }
 
-    /// Adds a batch to the pass that comes component by component, and hands the pass over when it is whole.
+    /// Adds a batch to the pass that comes component by component. Hands the pass over when it is whole.
     pub(crate) fn gather(&mut self, layout: &Layout, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         if let Err(error) = self.check_fits(layout, &batch, component) {
             return Err(Refused { error, batch });
@@ -40,7 +40,7 @@ impl Entrance {
         self.gathered[component] = Some((batch, reply));
         if self.gathered.iter().all(Option::is_some) {
             let (batches, replies) = self.gathered.iter_mut().filter_map(Option::take).unzip();
-            // Replies that come back resolve their handles as closed.
+            // If the message comes back, its replies are dropped and their handles resolve as closed.
             let _ = self.send(Message::Pass(batches, replies));
         }
         Ok(handle)
@@ -68,7 +68,7 @@ impl Entrance {
         }
     }
 
-    /// Hands over a pass that was checked. Refused only if the recorder's thread has ended.
+    /// Hands over a pass that was checked. Refuses it only if the recorder's thread has ended.
     pub(crate) fn hand_over(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
         let order: Vec<usize> = pass.iter().map(|(component, _)| *component).collect();
         let mut pass = pass;
@@ -92,7 +92,7 @@ impl Entrance {
     }
 }
 
-/// Checks a pass. Returns its batches as they were given, each with the number of its component.
+/// Checks a pass. Returns its batches in the given order, each with the number of its component.
 pub(crate) fn check_pass<K: ComponentKey, B: Into<Batch>>(
     layout: &Layout,
     pass: impl IntoIterator<Item = (K, B)>,

@@ -1,4 +1,4 @@
-//! A ring that a replay fills.
+//! A ring store that a replay fills.
 
 use std::path::Path;
 
@@ -12,19 +12,19 @@ use crate::rows::layout::Component;
 use crate::snapshot::snapshot::Snapshot;
 use crate::store::ring_store::RingStore;
 
-/// Rows of a pass. A resumed store wants rows again from the start of a pass.
+/// Rows of a pass. A resumed store needs rows again from the start of a pass.
 const PASS: usize = 4096;
 
 impl Replay {
-    /// Builds a ring store that this replay fills, on a thread. Its components are the recording's, or those chosen; `builder` has the
-    /// other settings.
+    /// Builds a ring store, and fills it from this replay on a thread. The store has the chosen components of the recording. `builder` has
+    /// the other settings.
     ///
-    /// The stream ends after the last epoch, with a partial minibatch if the rows do not divide. Every rank gets the same number of
-    /// minibatches: where that needs it, a rank's last full minibatch is served in two parts. If a shard cannot be read, the
-    /// stream ends with [`ReadError::Failed`](crate::ReadError::Failed) after the rows before it.
+    /// The stream ends after the last epoch. The last minibatch may have fewer rows. Every rank gets the same number of minibatches. If
+    /// a rank would get one minibatch less than others, its last full minibatch is served in two parts. If a shard cannot be read, the
+    /// stream serves the rows before it and ends with [`ReadError::Failed`](crate::ReadError::Failed).
     ///
-    /// Rows are mixed over the ring's window, so it should hold the rows of several shards; see
-    /// [`Plan::shared_rows`](crate::Plan::shared_rows). A window of less than two is warned of.
+    /// The window should hold the rows of several shards, because rows are mixed only within the window. See
+    /// [`Plan::shared_rows`](crate::Plan::shared_rows). The call logs a warning if the window holds less than two shards.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording, RingStore};
@@ -49,9 +49,12 @@ impl Replay {
     /// ```
     ///
     /// # Errors
-    /// [`RecordingError`]: a ring that cannot be built; components in `builder`; or ranks that cannot get equal numbers of
-    /// minibatches, because a minibatch has one row, because `drop_last` would drop them on some ranks only, or because the window
-    /// has fewer than three minibatches or minibatches of fewer than three rows.
+    /// [`RecordingError`] if the store cannot be built, if `builder` has components, or if the ranks cannot get the same number of
+    /// minibatches. If the ranks have different numbers of rows, that can happen in these cases:
+    ///
+    /// - A minibatch has one row.
+    /// - `drop_last` would drop a minibatch on some ranks only.
+    /// - The window has fewer than three frames, or a frame has fewer than three rows.
     pub fn into_ring(self, builder: RingStoreBuilder) -> Result<RingStore, RecordingError> {
         let builder = self.configure(builder)?;
         self.check_ranks(&builder)?;
@@ -67,21 +70,23 @@ impl Replay {
         self.feed(store)
     }
 
-    /// Goes on from a light snapshot of a store that the same replay filled, bit for bit: `dir` is the folder of the snapshots, or one of
-    /// them. The replay must have the same recording, components, seed and rank. It may have more epochs, if the first store has not
-    /// ended.
+    /// Builds a ring store that goes on from a light snapshot of a store that the same replay filled. It serves the minibatches that the
+    /// first store would have served next, bit for bit. `dir` is the folder of the snapshots, or one snapshot.
+    ///
+    /// The replay must have the same recording, components, seed and rank. It may have more epochs if the first store has not ended.
     ///
     /// # Errors
-    /// As [`into_ring`](Self::into_ring); [`RecordingError::Resume`] if there is no snapshot that can be used, or it is of another replay.
+    /// [`RecordingError::Resume`] if no snapshot can be used, or the store cannot be built. [`RecordingError::Setting`] if the snapshot is
+    /// of another replay, or `builder` has components.
     pub fn resume(self, builder: RingStoreBuilder, dir: impl AsRef<Path>) -> Result<RingStore, RecordingError> {
         let store = self.configure(builder)?.resume(dir)?;
         self.feed(store)
     }
 
-    /// As [`resume`](Self::resume), from a snapshot that you keep yourself.
+    /// Builds a ring store that goes on from a light snapshot that you keep yourself. See [`resume`](Self::resume).
     ///
     /// # Errors
-    /// As there.
+    /// Same as [`resume`](Self::resume).
     pub fn resume_from(self, builder: RingStoreBuilder, snapshot: &Snapshot) -> Result<RingStore, RecordingError> {
         let store = self.configure(builder)?.resume_from(snapshot)?;
         self.feed(store)
@@ -98,7 +103,7 @@ impl Replay {
         Ok(self.chosen().fold(builder, with).halves_last(self.has_fewest()))
     }
 
-    /// Checks that all ranks can get as many minibatches.
+    /// Checks that all ranks can get the same number of minibatches.
     fn check_ranks(&self, builder: &RingStoreBuilder) -> Result<(), RecordingError> {
         let (fewest, most) = self.rows_of_ranks();
         let config = builder.clone().check()?;
@@ -114,8 +119,8 @@ impl Replay {
         } else if batch == 1 {
             Err(setting("batch_size", with("1"), "2 or more, so that all ranks get as many minibatches"))
         } else if config.open_frames < 3 || config.layout.rows() < 3 {
-            // The last minibatch can be halved only if it is in the ring at the end. Three frames of three rows, which fill one
-            // after the other, are never all empty at once.
+            // The store can serve the last minibatch in two parts only if it is in the ring at the end. Three frames of three rows, which
+            // fill one after the other, are never all empty at once.
             let expected = "larger, with a batch_size of 3 or more, so that all ranks get as many minibatches";
             Err(setting("window", with(&config.window().to_string()), expected))
         } else {

@@ -1,4 +1,4 @@
-//! What a finished lane says of itself, so that a shard that is missing at its end is missed.
+//! The file that says how much a finished lane holds. It shows whether a shard is missing at the end of the lane.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, prefix};
 
 const SUFFIX: &str = "end.json";
 
-/// How much a finished lane holds.
+/// Says how much a finished lane holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LaneEnd {
     version: u32,
@@ -51,21 +51,21 @@ pub(crate) fn write(disk: &dyn Disk, dir: &Path, end: LaneEnd) -> Result<(), Dis
     });
     let named = written.doing("write", &temporary).and_then(|()| disk.rename(&temporary, &path).doing("write", &path));
     if named.is_err() {
-        // What stays is not taken for the end.
+        // If the file stays, its name keeps it from being read as the end.
         let _ = disk.remove(&temporary);
     }
     named?;
     disk.sync_dir(dir).doing("sync", dir)
 }
 
-/// Removes the end of a lane that goes on.
+/// Removes the end of a lane, because the lane goes on.
 pub(crate) fn remove(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), DiskError> {
     let path = path(dir, lane);
     disk.remove(&path).doing("remove", &path)?;
     disk.sync_dir(dir).doing("sync", dir)
 }
 
-/// The ends of all finished lanes. List them before the shards: a lane may end meanwhile.
+/// Lists the ends of all finished lanes. Call it before you list the shards, because a lane may end in between.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, LaneEnd)>, RecordingError> {
     let mut ends = Vec::new();
     for path in disk.list(dir).doing("list", dir)? {
@@ -90,7 +90,7 @@ fn unusable(path: &Path, reason: String) -> RecordingError {
     RecordingError::DamagedEnd { path: path.to_owned(), reason }
 }
 
-/// Checks that finished lanes have all their shards, which are sorted. A lane that has more went on meanwhile.
+/// Checks that finished lanes have all their shards. `shards` must be sorted. A lane may have more shards, if it went on in between.
 pub(crate) fn check(
     dir: &Path,
     ends: &[(PathBuf, LaneEnd)],

@@ -18,11 +18,11 @@ use crate::rows::batch::Batch;
 use crate::rows::layout::Component;
 
 pub(crate) enum Message {
-    /// The batches of all components, in order.
+    /// A pass: the batches of all components, in the order of the components.
     Pass(Vec<Batch>, Vec<WriteReply>),
     Flush(Sender<Result<Safe, DiskError>>),
     Finish(Sender<Result<Safe, DiskError>>),
-    /// Discards what is in no whole shard yet.
+    /// Discards the shard that is being written.
     Empty(Sender<()>),
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct LaneWriter {
     pub(crate) shard_rows: u64,
     /// The number of the next shard.
     pub(crate) number: u64,
-    /// What was handed over.
+    /// How many passes and rows were written: the numbers of the next pass and row.
     pub(crate) next: Safe,
     /// The shard that is being written.
     pub(crate) shard: Option<ShardWriter>,
@@ -45,7 +45,7 @@ pub(crate) struct LaneWriter {
 }
 
 impl LaneWriter {
-    /// Runs until the recorder is gone, then waits for the thread behind it.
+    /// Runs until the recorder is dropped, then waits for the thread that seals shards.
     pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
         for message in queue {
             match message {
@@ -112,7 +112,7 @@ impl LaneWriter {
         self.progress.outcome().map(|_| written)
     }
 
-    /// Hands the shard over to be made safe. Blocks while two others are not.
+    /// Hands the shard to the sealer, which makes it safe. Blocks while two other shards are not safe yet.
     fn end_shard(&mut self) {
         let Some(shard) = self.shard.take() else { return };
         match shard.end() {
@@ -130,7 +130,7 @@ impl LaneWriter {
     }
 
     fn send(&self, message: Sealed) {
-        // It ends before this thread only if it panics. A reply that is dropped says so.
+        // The sealer ends before this thread only if it panics. The caller then sees that its reply was dropped.
         let _ = self.sealer.send(message);
     }
 
@@ -141,7 +141,7 @@ impl LaneWriter {
         }
     }
 
-    /// Nothing more is written: what came next would have a gap before it.
+    /// Notes an error. The lane writes nothing more, because later rows would have a gap before them.
     fn fail(&mut self, error: &DiskError) {
         self.progress.fail(error.clone());
         self.shard = None;

@@ -1,4 +1,4 @@
-//! Rows of a shard in memory, lent to a store without a copy.
+//! Lends the rows of a shard in memory to a store, without a copy.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -23,7 +23,7 @@ impl<T: Element> AsRef<[T]> for Lent<T> {
     }
 }
 
-/// A batch of some rows of a shard. The shard's memory is freed with the last of its batches.
+/// Makes a batch of some rows of a shard. The memory of the shard is freed with the last of its batches.
 pub(crate) fn lend(shard: &Arc<ShardRows>, rows: Range<usize>, dtype: DType, features: usize) -> Batch {
     match dtype {
         DType::F32 => lend_as::<f32>(shard, rows, features),
@@ -42,7 +42,7 @@ fn lend_as<T: Element>(shard: &Arc<ShardRows>, rows: Range<usize>, features: usi
         let lent = Lent::<T> { shard: shard.clone(), bytes, elements: PhantomData };
         return Batch::lent::<T, _>(lent, rows.len(), features);
     }
-    // Another program's header may end anywhere, and the rows are then not aligned.
+    // The header of another program may end anywhere. Then the rows are not aligned.
     let mut copy = vec![T::zeroed(); values.len() / size_of::<T>()];
     bytemuck::cast_slice_mut(&mut copy).copy_from_slice(values);
     Batch::lent::<T, _>(copy, rows.len(), features)

@@ -1,16 +1,16 @@
-//! A recording in memory.
+//! Loads a recording into memory.
 
 use crate::error::RecordingError;
 use crate::recording::recording::Recording;
 use crate::store::tensor_store::TensorStore;
 
-/// Rows that are read at once.
+/// How many rows are read at once.
 const PIECE: u64 = 1 << 14;
 
 impl Recording {
-    /// Reads all rows into a store in memory, to shuffle and index. Row n of the store is row n of the recording.
+    /// Reads all rows into a store in memory, which you can shuffle and index. Row n of the store is row n of the recording.
     ///
-    /// Compares no checksum: [`verify`](Self::verify) does. `seed` is of the store's shuffling.
+    /// `seed` is the seed of the store. Compares no checksum. [`verify`](Self::verify) does.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording};
@@ -28,7 +28,7 @@ impl Recording {
     /// ```
     ///
     /// # Errors
-    /// [`RecordingError`]: there is not enough memory, or a file cannot be read.
+    /// [`RecordingError`] if there is not enough memory, or a file cannot be read.
     ///
     /// # Blocking
     /// Blocks until all rows are read.

@@ -1,8 +1,8 @@
-//! Rows on disk, to be recorded once and replayed many times.
+//! Rows on disk, which are recorded once and replayed many times.
 //!
-//! Passes come in through a [`recorder::Recorder`], one for each lane. They go out as whole, checksummed
-//! [shards](shard::ShardInfo), which a [`recording::Recording`] verifies and reads and a [`replay::Replay`] gives out in a
-//! seeded order.
+//! Passes come in through a [`recorder::Recorder`], one for each lane. It writes them as whole, checksummed
+//! [shards](shard::ShardInfo). A [`recording::Recording`] verifies and reads the shards. A [`replay::Replay`] gives them out in
+//! a seeded order.
 
 pub(crate) mod buffers;
 pub(crate) mod entrance;

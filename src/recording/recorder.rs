@@ -19,14 +19,17 @@ use crate::rows::layout::{Component, ComponentKey, Layout};
 
 /// Records the passes of one lane into a folder.
 ///
-/// A recorder is one writer. Several recorders (threads, processes, ranks) record into one folder at once, without a lock, if each
-/// has a lane of its own. A shard is whole, checksummed and synced, or it is not taken for one.
+/// A recorder is one writer. Several recorders (in threads, processes or ranks) can record into one folder at once, without a lock.
+/// Each one needs a lane of its own. A shard gets its name only when it is whole, checksummed and synced. A
+/// [`Recording`](crate::Recording) does not read it before.
 ///
-/// Rows come as passes ([`extend_pass`](Self::extend_pass)), or component by component ([`extend`](Self::extend)) as hooks fire.
+/// You write whole passes ([`extend_pass`](Self::extend_pass)), or one component after the other ([`extend`](Self::extend)) as hooks
+/// fire.
 ///
 /// # Memory
-/// 1 MiB for each component, and the batches of at most four passes. The size of a shard does not matter. The page cache of the
-/// operating system is not counted here. It holds the rows that are not on disk yet: at most three shards.
+/// A recorder needs 1 MiB for each component, and holds the batches of at most four passes. The size of a shard does not matter.
+/// This does not count the page cache of the operating system. The page cache holds the rows that are not on disk yet: at most three
+/// shards with [`SyncPolicy::EachShard`](crate::SyncPolicy::EachShard).
 ///
 /// ```
 /// use activation_store::{Recorder, Recording};
@@ -50,7 +53,7 @@ pub struct Recorder {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) lane: String,
-    /// Keeps passes of several threads in one order.
+    /// Brings the passes of several threads into one order.
     entrance: Mutex<Entrance>,
     thread: Option<JoinHandle<()>>,
     resumed: Safe,
@@ -71,39 +74,45 @@ impl Recorder {
         Recorder { layout, disk, dir, lane, entrance, thread: Some(thread), resumed, progress }
     }
 
-    /// What was safe when this recorder began: skip so many passes. Zero for a new lane.
+    /// Returns what was safe when this recorder began. Skip as many passes. Zero for a new lane.
     #[must_use]
     pub fn resumed(&self) -> Safe {
         self.resumed
     }
 
-    /// What is safe now, without waiting.
+    /// Returns what is safe now. Does not wait.
     #[must_use]
     pub fn safe(&self) -> Safe {
         self.progress.safe()
     }
 
-    /// The first error of the disk, if there was one, without waiting. The recorder takes nothing after it: resume the lane.
+    /// Returns the first error of the disk, if there was one, without waiting. The recorder takes nothing after it: resume the lane.
     #[must_use]
     pub fn failure(&self) -> Option<DiskError> {
         self.progress.outcome().err()
     }
 
-    /// The components, in order.
+    /// Returns the components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
         self.layout.components()
     }
 
-    /// Records the rows of all components that one forward pass produced: each exactly once, in any order, equally many.
+    /// Records the rows of all components that one forward pass produced.
     ///
-    /// The handle resolves when the recorder has released the batches. The rows are safe when [`flush`](Self::flush) returns, or when
+    /// `pass` has every component exactly once, in any order. All batches, `[rows, features]`, have the same number of rows. The handle
+    /// resolves when the recorder has released the batches. The rows are safe when [`flush`](Self::flush) returns, or when
     /// [`safe`](Self::safe) counts their pass.
     ///
     /// # Errors
-    /// [`RefusedPass`] gives all batches back: a component that is missing, unknown or doubled, or of other features, elements
-    /// or rows than the pass; a pass that [`extend`](Self::extend) began is not whole; or the recorder cannot write any more,
-    /// with the first [`DiskError`]. A pass that the disk refuses later has the error in its handle, or a later one has.
+    /// [`RefusedPass`] gives all batches back in these cases:
+    ///
+    /// - A component is missing, unknown, there twice, or has another number of rows.
+    /// - The number of features or the element type of a batch is wrong.
+    /// - [`extend`](Self::extend) has begun a pass that is not whole.
+    /// - The recorder cannot write any more. The error is the first [`DiskError`].
+    ///
+    /// If the disk fails later, the handle of this pass or of a later pass has the error.
     ///
     /// # Blocking
     /// Blocks while two passes wait for the disk.
@@ -119,18 +128,20 @@ impl Recorder {
         }
     }
 
-    /// Records rows of one component. When every component has come, they are a pass: the rows of a component that comes twice before
-    /// that are refused, so components stay aligned.
+    /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.
     ///
-    /// The handle resolves as the handle of [`extend_pass`](Self::extend_pass) does, once the pass is whole. A pass that is not whole when
-    /// the recorder is finished is discarded; its handles resolve as [`WriteError::Closed`].
+    /// The handle resolves when the pass is whole and the recorder has released the batches. If the pass is not whole when the recorder
+    /// is finished or dropped, the recorder discards the pass, and its handles fail with [`WriteError::Closed`].
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back: an unknown component; other features, elements or rows than the pass; a component that has
-    /// come; or the recorder cannot write any more.
+    /// [`Refused`] gives the batch back in these cases:
+    ///
+    /// - The component is unknown, or the pass has it already.
+    /// - The number of features or the element type is wrong, or the number of rows differs from the other batches of the pass.
+    /// - The recorder cannot write any more. The error is the first [`DiskError`].
     ///
     /// # Blocking
-    /// As [`extend_pass`](Self::extend_pass).
+    /// If the batch makes the pass whole, blocks while two passes wait for the disk.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let batch = batch.into();
         let found = self.layout.find(component).map_err(WriteError::from);
@@ -142,38 +153,43 @@ impl Recorder {
         }
     }
 
-    /// Records one row of one component; see [`extend`](Self::extend).
+    /// Records one row of one component. See [`extend`](Self::extend).
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`].
+    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
+    ///
+    /// # Blocking
+    /// Same as [`extend`](Self::extend).
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row.into())?, component)
     }
 
-    /// Keeps other threads out until the guard is dropped.
+    /// Locks the entrance. Other threads wait until the guard is dropped.
     pub(crate) fn enter(&self) -> MutexGuard<'_, Entrance> {
         lock(&self.entrance)
     }
 
-    /// Writes what was recorded as a shard, even a small one, and says what is safe.
+    /// Writes and syncs all whole passes, even if their shard is small. Returns what is safe.
     ///
     /// # Errors
-    /// The first [`DiskError`] of this recorder. It writes nothing after one: resume the lane.
+    /// The first [`DiskError`] of this recorder. A recorder writes nothing after an error, so resume the lane with another recorder.
     ///
     /// # Blocking
-    /// Blocks until the disk has it.
+    /// Blocks until the passes are on disk.
     pub fn flush(&self) -> Result<Safe, RecordingError> {
         self.ask(Message::Flush)
     }
 
-    /// Flushes, says beside the shards that the lane is finished, and ends the recorder. A shard that is lost from the end of a
-    /// finished lane is missed by [`Recording::open`](crate::Recording::open). A finished lane can be resumed all the same.
+    /// Flushes, writes a file that says that the lane is finished, and ends the recorder.
+    ///
+    /// [`Recording::open`](crate::Recording::open) reports an error if a shard is missing at the end of a finished lane. You can still
+    /// resume a finished lane.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush).
+    /// Same as [`flush`](Self::flush).
     ///
     /// # Blocking
-    /// As [`flush`](Self::flush).
+    /// Blocks until the passes and the file are on disk.
     pub fn finish(self) -> Result<Safe, RecordingError> {
         self.ask(Message::Finish)
     }
@@ -184,11 +200,11 @@ impl Recorder {
         answer.recv().map_err(|_| ended())?.map_err(RecordingError::from)
     }
 
-    /// Discards the rows that are in no whole shard yet, and never a shard. The next pass takes the number of the first pass that was
-    /// discarded.
+    /// Discards the shard that is being written, and the pass that is not whole. Shards whose rows are all written stay. The next pass
+    /// takes the number of the first discarded pass.
     ///
     /// # Blocking
-    /// Blocks until the passes before it have been written or discarded.
+    /// Blocks until the passes handed over before have been written or discarded.
     pub fn empty(&self) {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();
@@ -202,7 +218,7 @@ fn ended() -> BuildError {
     BuildError::Poisoned { cause: "the recorder's thread has ended".into() }
 }
 
-/// Writes what was recorded, and waits for it. Call [`finish`](Recorder::finish) to see errors.
+/// Writes and syncs all whole passes, and waits for the disk. Call [`finish`](Recorder::finish) to see errors.
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.enter().sender.take();

@@ -20,10 +20,10 @@ use crate::recording::shard::{self, check_components, check_number};
 use crate::rows::element::DType;
 use crate::rows::layout::Layout;
 
-/// Passes that wait for the thread.
+/// How many passes may wait for the thread.
 const QUEUED: usize = 2;
 
-/// Configures a [`Recorder`].
+/// Configures a [`Recorder`]. Made by [`Recorder::builder`].
 #[derive(Debug)]
 pub struct RecorderBuilder {
     components: Vec<(String, usize, Option<DType>)>,
@@ -48,44 +48,44 @@ impl Recorder {
 }
 
 impl RecorderBuilder {
-    /// Adds a component of `features` features, `f32`.
+    /// Adds a component with rows of `features` values of `f32`.
     #[must_use]
     pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
         self.components.push((name.into(), features, None));
         self
     }
 
-    /// Adds a component of its own element type.
+    /// Adds a component with rows of `features` values of `dtype`.
     #[must_use]
     pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
         self.components.push((name.into(), features, Some(dtype)));
         self
     }
 
-    /// The name of the lane: letters, digits, `-` and `_`. Default: `lane`.
+    /// Sets the name of the lane: ASCII letters, digits, `-` and `_`. Default: `lane`.
     #[must_use]
     pub fn lane(mut self, name: impl Into<String>) -> Self {
         self.lane = name.into();
         self
     }
 
-    /// Rows after which a shard is written, at the end of the pass. Default: 16,384.
+    /// Sets the rows of a shard. A shard ends with the pass that brings it to this number of rows. Default: 16,384.
     #[must_use]
     pub fn shard_rows(mut self, rows: usize) -> Self {
         self.shard_rows = rows;
         self
     }
 
-    /// When files are synced. Default: each shard.
+    /// Sets when files are synced. Default: [`SyncPolicy::EachShard`].
     #[must_use]
     pub fn sync(mut self, policy: SyncPolicy) -> Self {
         self.sync = policy;
         self
     }
 
-    /// Adds a field that describes the rows to each shard.
+    /// Adds a field to each shard that describes the rows.
     ///
-    /// Any key will do. Other programs look for `model`, `hooks` (their names, with commas between them), `tokenizer`, `dataset` and
+    /// You can use any key. Other programs look for `model`, `hooks` (their names, with commas between them), `tokenizer`, `dataset` and
     /// `context_length`.
     #[must_use]
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -93,19 +93,22 @@ impl RecorderBuilder {
         self
     }
 
-    /// Begins a lane in a folder, which is made if it is missing.
+    /// Begins a new lane in a folder. Makes the folder if it is missing.
     ///
     /// # Errors
-    /// [`RecordingError`]: settings that cannot be, a folder that cannot be written, or a lane that has shards already.
+    /// [`RecordingError`] if a setting is wrong, the folder cannot be written, or the lane has shards already.
     pub fn create(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
         self.start(files(), dir.as_ref(), false)
     }
 
-    /// Goes on behind the last whole shard of the lane, if there is one. [`Recorder::resumed`] says which pass comes next. Removes
-    /// what a killed recorder of this lane left unfinished, so no other recorder of this lane may run.
+    /// Goes on after the last whole shard of a lane, or begins the lane if it has no shard. [`Recorder::resumed`] says which pass comes
+    /// next.
+    ///
+    /// Removes the unfinished shards of a recorder that was killed. So no other recorder of this lane may run.
     ///
     /// # Errors
-    /// As [`create`](Self::create); a shard that is damaged, missing or of other components; the end of the lane, if it is damaged.
+    /// [`RecordingError`] if a setting is wrong, the folder cannot be written, or a shard or the end of the lane is damaged, missing or has
+    /// other components.
     pub fn resume(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
         self.start(files(), dir.as_ref(), true)
     }
@@ -178,7 +181,7 @@ fn check_lane(lane: &str) -> Result<(), RecordingError> {
     Err(RecordingError::Setting { what: "the lane's name", value: format!("{lane:?}"), expected })
 }
 
-/// Removes what a killed recorder of a lane left.
+/// Removes the unfinished shards that a killed recorder of a lane left.
 fn remove_unfinished(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), RecordingError> {
     let left = format!("{UNFINISHED}{}", shard::prefix(lane));
     for path in disk.list(dir).doing("list", dir)? {

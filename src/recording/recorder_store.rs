@@ -14,8 +14,8 @@ use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::store::activation_store::ActivationStore;
 
-/// The rows in whole shards are those that the store holds: `len` counts them, and `get` reads them from the disk. Other rows count when
-/// their shard is safe.
+/// As a store, a recorder holds the rows in safe shards. `len` counts these rows, and `get` reads them from the disk. Other rows
+/// count when their shard is safe.
 impl ActivationStore for Recorder {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         Recorder::extend(self, batch, component)
@@ -37,7 +37,10 @@ impl ActivationStore for Recorder {
         vec![self.safe().rows as usize; self.components().len()]
     }
 
-    /// Reads and verifies each file that has a selected row: as a whole, and again when the next row lies in another file.
+    /// Reads and verifies the whole file of each selected row. Reads a file once for all rows in sequence that are in it.
+    ///
+    /// # Blocking
+    /// Blocks until the files are read.
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
         let safe = self.safe();
         let shards = self.own_shards().map_err(unreadable)?;
@@ -48,7 +51,7 @@ impl ActivationStore for Recorder {
             let missing = || IndexError::OutOfRange { axis: "row", index: row as isize, len: safe.rows as usize };
             let (path, info) = shards.get(at).ok_or_else(missing)?;
             if read[component].as_ref().is_none_or(|(shard, _)| *shard != at) {
-                // First without the old one, so that there is memory for one only.
+                // The old file is dropped first, so only one is in memory.
                 read[component] = None;
                 let rows =
                     shard::read_rows(&*self.disk, path, info, component, &Buffers::default()).map_err(unreadable)?;

@@ -13,7 +13,7 @@ use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, chec
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
-/// A folder of whole shards, as it was when it was opened.
+/// Reads a folder of whole shards. Shards that are written after [`open`](Self::open) are not part of it.
 #[derive(Clone, Debug)]
 pub struct Recording {
     pub(crate) disk: Arc<dyn Disk>,
@@ -23,7 +23,7 @@ pub struct Recording {
     finished: Arc<[String]>,
 }
 
-/// How much of a lane was recorded.
+/// Says how much of a lane was recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecordedLane {
@@ -33,16 +33,17 @@ pub struct RecordedLane {
     pub passes: u64,
     /// Shards.
     pub shards: u64,
-    /// Whether its recorder [finished](crate::Recorder::finish). If not, it was killed, or is recording still.
+    /// Whether the recorder of the lane has [finished](crate::Recorder::finish). If not, the recorder still records, or it ended
+    /// without `finish`.
     pub finished: bool,
 }
 
 impl Recording {
-    /// Opens a recording. Reads what its shards say, not their rows; see [`verify`](Self::verify).
+    /// Opens a recording. Reads the description of each shard, but not the rows. [`verify`](Self::verify) checks the rows.
     ///
     /// # Errors
-    /// [`RecordingError`]: no whole shard, one missing between others or at the end of a finished lane, one that is damaged or
-    /// has other components.
+    /// [`RecordingError`] if there is no whole shard, if the shards differ in their components, or if the description of a shard or
+    /// the end of a lane is damaged. Also if a shard is missing between other shards, or at the end of a finished lane.
     pub fn open(dir: impl AsRef<Path>) -> Result<Recording, RecordingError> {
         Recording::open_on(files(), dir.as_ref())
     }
@@ -80,10 +81,11 @@ impl Recording {
         Ok(Recording { disk, dir: dir.to_owned(), shards: shards.into(), layout, finished })
     }
 
-    /// Opens the whole shards of a recording that lacks some, and says what is wrong with the others. Reads every file and compares
-    /// its checksum, for only that tells which are whole.
+    /// Opens the whole shards of a damaged recording, and returns what is wrong with the others. Reads every file and compares its
+    /// checksum to find the whole shards.
     ///
-    /// Row numbers do not count the shards that are left out. `progress` is told shards done and shards in all.
+    /// Row numbers do not count the shards that are left out. After each shard, calls `progress` with the number of shards done and the
+    /// number of all shards.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording};
@@ -105,7 +107,7 @@ impl Recording {
     /// ```
     ///
     /// # Errors
-    /// [`RecordingError`]: no whole shard, or shards of other components.
+    /// [`RecordingError`] if there is no whole shard, or if the whole shards differ in their components.
     pub fn salvage(
         dir: impl AsRef<Path>,
         progress: impl FnMut(usize, usize),
@@ -133,7 +135,7 @@ impl Recording {
             }
             progress(number + 1, folders.len());
         }
-        // A lane has all numbers up to the last that is there, or that its end says.
+        // A lane has all numbers up to its last shard that is there, or as many shards as its end says.
         let mut shards: BTreeMap<&str, u64> = ends.iter().map(|(_, end)| (&*end.lane, end.shards)).collect();
         for (lane, number) in whole.keys() {
             let shards = shards.entry(lane).or_default();
@@ -147,10 +149,10 @@ impl Recording {
         Ok((Recording::new(disk, dir, ends, whole.into_values().collect())?, lost))
     }
 
-    /// Checks that every file is there and as long as its rows need. Reads no rows: [`verify`](Self::verify) does.
+    /// Checks that every file is there and has the length that its rows need. Reads no rows. [`verify`](Self::verify) checks the rows.
     ///
     /// # Errors
-    /// [`RecordingError`] names the first file that is missing, or too short or long.
+    /// [`RecordingError`] names the first file that is missing or has a wrong length.
     pub fn check_files(&self) -> Result<(), RecordingError> {
         let check = |(path, info): &(PathBuf, ShardInfo)| {
             (0..info.components.len()).try_for_each(|number| shard::check_length(&*self.disk, path, info, number))
@@ -158,7 +160,8 @@ impl Recording {
         self.shards.iter().try_for_each(check)
     }
 
-    /// Reads every file and compares its checksum. `progress` is told shards done and shards in all.
+    /// Reads every file and compares its checksum. After each shard, calls `progress` with the number of shards done and the number of all
+    /// shards.
     ///
     /// # Errors
     /// [`RecordingError`] names the first file that is damaged or cannot be read.
@@ -171,13 +174,13 @@ impl Recording {
         Ok(())
     }
 
-    /// As [`verify`](Self::verify), of one shard.
+    /// Reads every file of one shard and compares its checksum. Shards are numbered from 0.
     ///
     /// # Errors
-    /// As there.
+    /// [`RecordingError`] names the first file that is damaged or cannot be read.
     ///
     /// # Panics
-    /// Panics if there are no more than `shard` [`shards`](Self::shards).
+    /// Panics if `shard` is not less than [`shards`](Self::shards).
     pub fn verify_shard(&self, shard: usize) -> Result<(), RecordingError> {
         self.verify_with(shard, &Buffers::default())
     }
@@ -187,38 +190,38 @@ impl Recording {
         shard::verify(&*self.disk, path, info, buffers)
     }
 
-    /// What the recorders said of the rows: all fields, of the first lane that has each.
+    /// Returns all fields that describe the rows. If shards differ in a field, the first lane that has the field counts.
     #[must_use]
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let fields = self.shards.iter().rev().flat_map(|(_, info)| &info.metadata);
         fields.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// The folder.
+    /// Returns the folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The components, in order.
+    /// Returns the components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
         self.layout.components()
     }
 
-    /// Rows of each component, of all lanes.
+    /// Returns the rows of each component, of all lanes together.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.shards.iter().map(|(_, info)| info.rows).sum()
     }
 
-    /// How many shards.
+    /// Returns the number of shards.
     #[must_use]
     pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// The lanes, by name.
+    /// Returns the lanes by name.
     #[must_use]
     pub fn lanes(&self) -> BTreeMap<String, RecordedLane> {
         let mut lanes: BTreeMap<String, RecordedLane> = BTreeMap::new();
@@ -232,10 +235,10 @@ impl Recording {
         lanes
     }
 
-    /// Rows of a component, `[rows, features]`, in the component's element type, in the order of `rows`; a row may come twice. Rows are
-    /// numbered over the lanes in the order of their names.
+    /// Reads rows of a component: `[rows, features]`, in the component's element type, in the order of `rows`. You can name a row more than
+    /// once. Rows are numbered from 0, over the lanes in the order of their names.
     ///
-    /// Reads only those rows, and compares no checksum: [`verify`](Self::verify) does.
+    /// Reads only these rows, and compares no checksum. [`verify`](Self::verify) does.
     ///
     /// ```
     /// use activation_store::{Recorder, Recording};
@@ -252,7 +255,7 @@ impl Recording {
     /// ```
     ///
     /// # Errors
-    /// [`RecordingError`]: a row past the end, an unknown component, or a file that cannot be read.
+    /// [`RecordingError`] if a row is past the end, the component is unknown, or a file cannot be read.
     pub fn get(&self, component: impl ComponentKey, rows: &[u64]) -> Result<Batch, RecordingError> {
         let component = self.layout.find(component)?;
         let Component { dtype, features, .. } = self.components()[component];

@@ -1,4 +1,4 @@
-//! The rows of a recording again: shards in a seeded order, the next one read ahead.
+//! Gives out the rows of a recording: the shards in a seeded order, with the next ones read ahead.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,10 +23,10 @@ use crate::recording::shard::{self, ShardRows};
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey};
 
-/// Threads that read.
+/// How many threads read.
 const READERS: usize = 2;
 
-/// How a recording is replayed.
+/// Configures how a recording is replayed. Made by [`Recording::replay`].
 #[derive(Clone, Debug)]
 pub struct Replay {
     recording: Recording,
@@ -39,43 +39,44 @@ pub struct Replay {
     start: Option<Position>,
 }
 
-/// A place in a replay: what comes next.
+/// A place in a replay. It names the row that comes next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Position {
-    /// The epoch, from 0.
+    /// The number of the epoch, from 0.
     pub epoch: u64,
-    /// Rows of this rank that came before it in its epoch.
+    /// How many rows of this rank come before the place in the epoch.
     pub row: u64,
 }
 
-/// Rows of one shard, or of the part of it that is this rank's.
+/// Rows of one shard, or of the part of a shard that belongs to this rank.
 pub struct ReplayedRows {
-    /// Of each chosen component, in the order of choice: all rows of the shard.
+    /// All rows of the shard, for each chosen component in the order of choice.
     columns: Vec<(Component, Arc<ShardRows>)>,
     rows: Range<usize>,
     next: Position,
 }
 
 impl ReplayedRows {
-    /// How many rows.
+    /// Returns how many rows there are.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows.len()
     }
 
-    /// Where to start to get what follows these rows.
+    /// Returns the place behind these rows. Give it to [`Replay::starting_at`] to go on from here.
     #[must_use]
     pub fn next(&self) -> Position {
         self.next
     }
 
-    /// The name and rows of each chosen component, in the order of choice: a pass for `extend_pass`. Copies nothing.
+    /// Returns the name and the rows, `[rows, features]`, of each chosen component in the order of choice. You can give the result to
+    /// `extend_pass`. Copies nothing.
     #[must_use]
     pub fn pass(&self) -> Vec<(&str, Batch)> {
         self.columns.iter().map(|column| (&*column.0.name, lend_rows(column, self.rows.clone()))).collect()
     }
 
-    /// Passes of at most so many rows, with the number of each component in the order of choice.
+    /// Cuts the rows into passes of at most `rows` rows. A component's number is its place in the order of choice.
     pub(crate) fn pieces(self, rows: usize) -> impl Iterator<Item = Vec<(usize, Batch)>> {
         let Range { start, end } = self.rows;
         let piece = move |first: usize| {
@@ -94,7 +95,7 @@ fn lend_rows((component, shard): &(Component, Arc<ShardRows>), rows: Range<usize
 }
 
 impl Recording {
-    /// Gives the rows out again, shards in a seeded order.
+    /// Configures a replay, which gives the rows out again, the shards in a seeded order.
     #[must_use]
     pub fn replay(&self) -> Replay {
         Replay::new(self.clone())
@@ -110,39 +111,40 @@ impl Replay {
     /// Reads only these components.
     ///
     /// # Errors
-    /// [`RecordingError::Component`] for one that is not there.
+    /// [`RecordingError::Component`] if the recording has no such component.
     pub fn components<K: ComponentKey>(mut self, keys: impl IntoIterator<Item = K>) -> Result<Self, RecordingError> {
         let found: Result<Vec<usize>, _> = keys.into_iter().map(|key| self.recording.layout.find(key)).collect();
         self.chosen = found?;
         Ok(self)
     }
 
-    /// The seed of the order of shards, which differs in each epoch. Default: 0.
+    /// Sets the seed of the order of shards. The order differs in each epoch. Default: 0.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// How often each row is given out, each time in another order. Default: 1.
+    /// Sets how many epochs there are. Each epoch gives out each row once, in another order. Default: 1.
     #[must_use]
     pub fn epochs(mut self, epochs: u64) -> Self {
         self.epochs = epochs;
         self
     }
 
-    /// The first epoch, which decides the order. Default: 0. If you make a ring for each epoch, set it to the number of the epoch.
+    /// Sets the number of the first epoch, on which the order depends. Default: 0. If you make a ring for each epoch, set it to the number
+    /// of that epoch.
     #[must_use]
     pub fn first_epoch(mut self, epoch: u64) -> Self {
         self.first_epoch = epoch;
         self
     }
 
-    /// Gives out one of `world_size` parts of each epoch. The parts do not overlap and leave nothing out. The rows of all epochs
-    /// together differ by at most one from rank to rank. All ranks need the same seed.
+    /// Gives out one of `world_size` parts of each epoch. The parts do not overlap, and together they have all rows. The number of rows in
+    /// all epochs together differs by at most one from rank to rank. All ranks need the same seed.
     ///
     /// # Errors
-    /// [`RecordingError::Setting`] if `rank` is not below `world_size`, or there are fewer rows than ranks.
+    /// [`RecordingError::Setting`] if `rank` is not below `world_size`, or if there are fewer rows than ranks.
     pub fn rank(mut self, rank: u64, world_size: u64) -> Result<Self, RecordingError> {
         let rows = self.recording.rows();
         if rank >= world_size {
@@ -157,18 +159,19 @@ impl Replay {
         Ok(self)
     }
 
-    /// Starts where an earlier replay of the same settings was.
+    /// Starts at a place in an earlier replay with the same settings. See [`ReplayedRows::next`].
     #[must_use]
     pub fn starting_at(mut self, position: Position) -> Self {
         self.start = Some(position);
         self
     }
 
-    /// Starts to read. Two threads read ahead, so at most five shards are in memory: one in your hands, two that wait, and two that are
-    /// being read.
+    /// Starts to read, and returns an iterator over the rows. Returns at once.
+    ///
+    /// Two threads read ahead. So at most five shards are in memory: one that you hold, two that wait, and two that are being read.
     ///
     /// # Errors
-    /// [`RecordingError`] if there is no thread to be had. Later errors come from the iterator, which ends with them.
+    /// [`RecordingError`] if the operating system has no thread. The iterator returns later errors, and ends after an error.
     pub fn start(self) -> Result<Replaying, RecordingError> {
         let dir = self.recording.dir().to_owned();
         let buffers = Buffers::default();
@@ -190,10 +193,10 @@ impl Replay {
         Ok(Replaying { readers: (0..READERS).map(read).collect::<Result<_, RecordingError>>()? })
     }
 
-    /// This rank's rows of an epoch, counted in the order of the epoch.
+    /// Returns the rows of this rank in an epoch, counted in the order of the epoch.
     ///
-    /// Ranks take another part in each epoch. Bounds that are rounded down spread the parts that are a row longer evenly, so the
-    /// rows of any number of epochs differ by at most one from rank to rank.
+    /// A rank takes another part in each epoch. Some parts are one row longer. The bounds are rounded down, which spreads these parts
+    /// evenly. So the number of rows in any number of epochs differs by at most one from rank to rank.
     fn own(&self, epoch: u64) -> Range<u64> {
         let part = (u128::from(self.rank) + u128::from(epoch)) % u128::from(self.world_size);
         let rows = u128::from(self.recording.rows());
@@ -205,7 +208,7 @@ impl Replay {
         self.own(epoch).end - self.own(epoch).start
     }
 
-    /// This rank's parts of shards, from the start on.
+    /// Lists the parts of shards that belong to this rank, from the start on.
     fn all_parts(&self) -> impl Iterator<Item = ShardPart> {
         let start = self.start.unwrap_or(Position { epoch: self.first_epoch, row: 0 });
         let skip = move |epoch| if epoch == start.epoch { start.row } else { 0 };
@@ -213,10 +216,10 @@ impl Replay {
             .flat_map(move |epoch| self.parts(epoch, skip(epoch)))
     }
 
-    /// This rank's parts of an epoch.
+    /// Lists the parts of shards that belong to this rank in an epoch.
     fn parts(&self, epoch: u64, skip: u64) -> Vec<ShardPart> {
         let mut order: Vec<usize> = (0..self.recording.shards.len()).collect();
-        // One stream for each epoch, so that starting at an epoch needs none before it.
+        // Each epoch has a random stream of its own. So a replay can start at any epoch.
         let seed = self.seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         order.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
         let own = self.own(epoch);
@@ -248,7 +251,7 @@ impl Replay {
         Ok(ReplayedRows { columns, rows: part.rows.start as usize..part.rows.end as usize, next: part.next })
     }
 
-    // What a ring that this replay fills needs to know.
+    // The ring that this replay fills needs the following.
 
     pub(crate) fn dir(&self) -> &Path {
         self.recording.dir()
@@ -269,9 +272,9 @@ impl Replay {
         self.chosen.iter().map(|&component| &self.recording.components()[component])
     }
 
-    /// The position behind so many rows of this rank, from the start of the first epoch.
+    /// Returns the position behind `rows` rows of this rank, counted from the start of the first epoch.
     pub(crate) fn position(&self, rows: u64) -> Position {
-        // Every rank has all rows once in as many epochs as there are ranks.
+        // In as many epochs as there are ranks, every rank has all rows once.
         let all = self.recording.rows();
         let (mut epoch, mut row) = (self.first_epoch + rows / all * self.world_size, rows % all);
         while row >= self.own_rows(epoch) {
@@ -281,25 +284,25 @@ impl Replay {
         Position { epoch, row }
     }
 
-    /// Rows of a rank in all epochs.
+    /// Returns the rows of a rank in all epochs.
     fn rows_of(&self, rank: u64) -> u64 {
         let replay = Replay { rank, ..self.clone() };
         let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(self.first_epoch + epoch)).sum();
         (self.epochs / self.world_size).saturating_mul(self.recording.rows()).saturating_add(rest)
     }
 
-    /// Whether another rank has more rows in all epochs; by one, then.
+    /// Returns whether another rank has one row more in all epochs.
     pub(crate) fn has_fewest(&self) -> bool {
         self.rows_of(self.rank) < self.rows_of_ranks().1
     }
 
-    /// The fewest and the most rows of a rank, in all epochs.
+    /// Returns the fewest and the most rows that a rank has in all epochs.
     pub(crate) fn rows_of_ranks(&self) -> (u64, u64) {
         let rows = || (0..self.world_size).map(|rank| self.rows_of(rank));
         (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
     }
 
-    /// Tells replays of other rows, or in another order, apart.
+    /// Returns a text that differs for replays of other rows or in another order.
     pub(crate) fn fingerprint(&self) -> String {
         let shards = self.recording.shards.iter().map(|(_, info)| {
             let checksums: Vec<&str> = self.chosen.iter().map(|&c| info.components[c].checksum.as_str()).collect();
@@ -307,7 +310,7 @@ impl Replay {
         });
         let shards: Vec<_> = shards.collect();
         let what = (self.seed, self.first_epoch, self.rank, self.world_size, &self.chosen, shards);
-        // Strings and numbers: nothing that JSON has no form for.
+        // This cannot fail: there are only strings and numbers.
         checksum(&serde_json::to_vec(&what).unwrap_or_default())
     }
 }
@@ -319,22 +322,22 @@ struct ShardPart {
     next: Position,
 }
 
-/// The rows of a replay, in order. Made by [`Replay::start`].
+/// Iterates over the rows of a replay, in order. Made by [`Replay::start`].
 pub struct Replaying {
-    /// Parts come from each in turn; empty after the end.
+    /// The readers, which give parts in turn. Empty after the end.
     readers: VecDeque<Receiver<Result<ReplayedRows, RecordingError>>>,
 }
 
 impl Iterator for Replaying {
     type Item = Result<ReplayedRows, RecordingError>;
 
-    /// Blocks until the next shard is read.
+    /// Returns the rows of the next part of a shard. Blocks until they are read.
     fn next(&mut self) -> Option<Self::Item> {
         let reader = self.readers.pop_front()?;
         let next = reader.recv().ok();
         match &next {
             Some(Ok(_)) => self.readers.push_back(reader),
-            // The others have nothing that comes before.
+            // The other readers have only later parts.
             Some(Err(_)) | None => self.readers.clear(),
         }
         next

@@ -1,4 +1,4 @@
-//! The thread that makes shards safe while the next is written.
+//! The thread that makes shards safe while the next shard is written.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,31 +11,32 @@ use crate::pipeline::wait::lock;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::shard_writer::WrittenShard;
 
-/// Files that wait to be synced, at most: a process may open only so many.
+/// The waiting shards are synced when they have this many open files. A process can open only a limited number of files.
 const OPEN_FILES: usize = 256;
 
-/// What of a lane is on disk in whole shards.
+/// Says how much of a lane is on disk in whole shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Safe {
-    /// Passes: go on with this one.
+    /// How many passes are safe. This is also the number of the next pass.
     pub passes: u64,
-    /// Rows of each component.
+    /// How many rows of each component are safe.
     pub rows: u64,
 }
 
-/// When a [`Recorder`](crate::Recorder) syncs its files. A shard gets its name after that, in any case.
+/// Says when a [`Recorder`](crate::Recorder) syncs its files. In any case, a shard gets its name after its files are synced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncPolicy {
-    /// Each shard as soon as it is written. A crash loses the shards that are being written: at most three.
+    /// Syncs each shard as soon as it is written. A crash loses at most three shards.
     #[default]
     EachShard,
-    /// At [`flush`](crate::Recorder::flush) and [`finish`](crate::Recorder::finish), or when 256 files wait. A crash, of the process or of
-    /// the machine, loses everything since. For many small shards, and for file systems that sync slowly.
+    /// Syncs at [`flush`](crate::Recorder::flush), at [`finish`](crate::Recorder::finish), when the recorder is dropped, and when 256 files
+    /// wait. A crash of the process or of the machine loses everything since then. Use it for many small shards, or if the file system
+    /// syncs slowly.
     AtFlush,
 }
 
-/// How far a lane has come, as all its threads know it.
+/// How far a lane has come. All threads of the recorder share it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress(Mutex<(Safe, Option<DiskError>)>);
 
@@ -44,18 +45,18 @@ impl Progress {
         Progress(Mutex::new((safe, None)))
     }
 
-    /// What is safe; the first error, if there was one.
+    /// Returns what is safe, or the first error if there was one.
     pub(crate) fn outcome(&self) -> Result<Safe, DiskError> {
         let progress = lock(&self.0);
         progress.1.clone().map_or(Ok(progress.0), Err)
     }
 
-    /// What is safe, whether or not there was an error.
+    /// Returns what is safe, even if there was an error.
     pub(crate) fn safe(&self) -> Safe {
         lock(&self.0).0
     }
 
-    /// Notes an error. The first stays.
+    /// Notes an error. The first error stays.
     pub(crate) fn fail(&self, error: DiskError) {
         lock(&self.0).1.get_or_insert(error);
     }
@@ -63,9 +64,9 @@ impl Progress {
 
 pub(crate) enum Sealed {
     Shard(Box<WrittenShard>),
-    /// Everything before it is safe.
+    /// Makes all shards before it safe, and replies.
     Flush(Sender<Result<Safe, DiskError>>),
-    /// As a flush, and the lane is finished.
+    /// Does the same as a flush, and says that the lane is finished.
     Finish(Sender<Result<Safe, DiskError>>),
 }
 
@@ -75,12 +76,12 @@ pub(crate) struct Sealer {
     pub(crate) lane: String,
     pub(crate) policy: SyncPolicy,
     pub(crate) progress: Arc<Progress>,
-    /// Shards that have their names.
+    /// How many shards have their names.
     pub(crate) shards: u64,
-    /// Whether the lane says that it is finished.
+    /// Whether the folder says that the lane is finished.
     pub(crate) finished: bool,
     pub(crate) waiting: Vec<WrittenShard>,
-    /// Whether a shard is missing. Those behind it cannot be used.
+    /// Whether a shard is missing. Later shards cannot be used then.
     pub(crate) gap: bool,
 }
 
@@ -111,7 +112,7 @@ impl Sealer {
         self.settle();
     }
 
-    /// Makes the shards that wait safe, up to the first that fails.
+    /// Makes the waiting shards safe, up to the first that fails.
     fn settle(&mut self) {
         for shard in std::mem::take(&mut self.waiting) {
             if self.gap {

@@ -1,4 +1,4 @@
-//! A shard: a folder that has one file for each component and says what is in them.
+//! A shard: a folder with one file for each component, and one file that describes them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, SeekFrom};
@@ -17,22 +17,22 @@ use crate::recording::buffers::{Buffer, Buffers};
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
-/// The file that says what a shard holds.
+/// The file that describes a shard.
 pub(crate) const INFO: &str = "shard.json";
 /// The version of the format.
 pub(crate) const VERSION: u32 = 1;
-/// Bytes that are read at once.
+/// How many bytes are read at once.
 const PIECE: usize = 1 << 20;
-/// Who writes shards.
+/// The program that writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
-/// What a shard holds.
+/// Describes a shard.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShardInfo {
     pub(crate) version: u32,
     pub(crate) lane: String,
     pub(crate) number: u64,
-    /// The number of its first row and pass on the lane.
+    /// The number of its first row on the lane. `first_pass` is the number of its first pass.
     pub(crate) first_row: u64,
     pub(crate) rows: u64,
     pub(crate) first_pass: u64,
@@ -49,7 +49,7 @@ pub(crate) struct ComponentFile {
     pub(crate) features: usize,
     pub(crate) dtype: String,
     pub(crate) file: String,
-    /// Of the rows: the file without its header.
+    /// The checksum of the rows: of the file without its header.
     pub(crate) checksum: String,
 }
 
@@ -66,24 +66,24 @@ impl ComponentFile {
     }
 }
 
-/// What the names of a lane's shards begin with. Names of lanes have no dot.
+/// Returns the start of the names of a lane's shards. The name of a lane has no dot.
 pub(crate) fn prefix(lane: &str) -> String {
     format!("{lane}.")
 }
 
-/// The name of a shard's folder.
+/// Returns the name of a shard's folder.
 pub(crate) fn name(lane: &str, number: u64) -> String {
     format!("{}{number:06}", prefix(lane))
 }
 
-/// The file that says what the shard holds: `checksum` covers `shard` as compact JSON.
+/// Returns the contents of the file that describes a shard. `checksum` covers `shard` as compact JSON.
 pub(crate) fn seal(shard: ShardInfo) -> Vec<u8> {
-    // Strings and numbers: nothing that JSON has no form for.
+    // This cannot fail: there are only strings and numbers.
     let body = serde_json::to_vec(&shard).unwrap_or_default();
     serde_json::to_vec(&Sealed { checksum: checksum(&body), shard }).unwrap_or_default()
 }
 
-/// Reads what a shard holds.
+/// Reads the description of a shard.
 pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, RecordingError> {
     let path = folder.join(INFO);
     let sealed: Sealed =
@@ -102,29 +102,29 @@ pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, Rec
 pub(crate) struct ShardRows {
     /// The whole file.
     file: Buffer,
-    /// Where the rows are in it, in bytes.
+    /// Where the rows are in the file, in bytes.
     rows: Range<usize>,
 }
 
 impl ShardRows {
-    /// The first `bytes` bytes of a buffer.
+    /// Takes the first `bytes` bytes of a buffer as rows.
     pub(crate) fn of(buffer: Buffer, bytes: usize) -> Self {
         ShardRows { file: buffer, rows: 0..bytes }
     }
 
-    /// All rows, one after the other.
+    /// Returns the bytes of all rows, one row after the other.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.file.bytes(self.rows.clone())
     }
 }
 
-/// The file of one component, at its first row.
+/// The file of one component, ready to read its first row.
 struct OpenFile {
     path: PathBuf,
     file: Box<dyn Readable>,
-    /// What comes before the rows.
+    /// The header, which comes before the rows.
     head: Vec<u8>,
-    /// Bytes of all rows.
+    /// How many bytes all rows have.
     length: usize,
 }
 
@@ -146,7 +146,7 @@ fn open_rows(disk: &dyn Disk, folder: &Path, info: &ShardInfo, component: usize)
     }
 }
 
-/// Reads a file, and keeps what was read.
+/// Reads a file, and keeps a copy of what it read.
 struct Keeps<'a> {
     file: &'a mut dyn Readable,
     read: &'a mut Vec<u8>,
@@ -160,7 +160,7 @@ impl Read for Keeps<'_> {
     }
 }
 
-/// Checks that the file of one component is as long as its header says. Reads no rows.
+/// Checks that the file of one component has the length that its header says. Reads no rows.
 pub(crate) fn check_length(
     disk: &dyn Disk,
     folder: &Path,
@@ -188,7 +188,7 @@ pub(crate) fn read_rows(
     let mut buffer = buffers.take(end).doing("find memory to read", &path)?;
     buffer.bytes_mut(0..start).copy_from_slice(&head);
     let mut sum = Checksum::default();
-    // Each piece is summed while it is in the cache.
+    // Each piece goes into the checksum while it is in the cache.
     for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
         file.read_exact(piece).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
@@ -212,8 +212,8 @@ pub(crate) fn verify(
     (0..info.components.len()).try_for_each(|component| read_rows(disk, folder, info, component, buffers).map(drop))
 }
 
-/// Reads some rows of one component into `out`, which has room for them: of each its number in the shard, and its place in
-/// `out`. Verifies nothing but the header.
+/// Reads some rows of one component into `out`. `rows` has the number of each row in the shard, and its place in `out`. Verifies
+/// only the header.
 pub(crate) fn read_some(
     disk: &dyn Disk,
     folder: &Path,
@@ -235,7 +235,7 @@ pub(crate) fn read_some(
     Ok(())
 }
 
-/// The shards of a folder, by lane and number.
+/// Lists the shards of a folder in the order of lane and number.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
     let found = folders(disk, dir)?.into_iter().map(|path| Ok((read_info(disk, &path)?, path)));
     let mut shards: Vec<(ShardInfo, PathBuf)> = found.collect::<Result<_, RecordingError>>()?;
@@ -243,7 +243,7 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInf
     Ok(shards.into_iter().map(|(info, path)| (path, info)).collect())
 }
 
-/// The folders of shards, in any order.
+/// Lists the folders of shards, in any order.
 pub(crate) fn folders(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, DiskError> {
     let is_shard = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -253,7 +253,7 @@ pub(crate) fn folders(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, DiskE
     Ok(disk.list(dir).doing("list", dir)?.into_iter().filter(is_shard).collect())
 }
 
-/// Shards of a lane have the numbers 0, 1, 2, ...
+/// Checks that a shard has this number. The shards of a lane have the numbers 0, 1, 2, ...
 pub(crate) fn check_number(dir: &Path, info: &ShardInfo, number: u64) -> Result<(), RecordingError> {
     if info.number == number {
         return Ok(());

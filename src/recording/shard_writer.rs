@@ -1,4 +1,4 @@
-//! Writes a shard while its rows come, so that it needs no memory for them.
+//! Writes a shard while its rows come. So it does not keep the rows in memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::DiskError;
 use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, name, seal};
 use crate::rows::layout::Component;
 
-/// Bytes that a component gathers before it writes them, and of each write.
+/// How many bytes a component gathers before it writes them. Each write has this size.
 const WRITE: usize = 1 << 20;
 
 /// A shard whose rows are coming.
@@ -21,7 +21,7 @@ pub(crate) struct ShardWriter {
     files: Vec<RowsFile>,
 }
 
-/// A shard whose rows have been written, and may not be safe yet.
+/// A shard whose rows are all written, but may not be safe yet.
 pub(crate) struct WrittenShard {
     folder: UnfinishedFolder,
     info: ShardInfo,
@@ -32,7 +32,7 @@ struct RowsFile {
     component: Component,
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    /// What has not been written.
+    /// Bytes that have not been written yet.
     gathered: Vec<u8>,
     checksum: Checksum,
 }
@@ -40,7 +40,7 @@ struct RowsFile {
 impl RowsFile {
     fn begin(disk: &dyn Disk, path: PathBuf, component: &Component) -> Result<Self, DiskError> {
         let mut file = disk.create(&path).doing("create", &path)?;
-        // How many rows there will be is not known yet. Every header has the length of one page.
+        // The number of rows is not known yet. Every header has the length of one page.
         let head = header(component.dtype, 0, component.features).len();
         file.write_all(&vec![0; head]).doing("write", &path)?;
         Ok(RowsFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
@@ -74,7 +74,7 @@ impl RowsFile {
 }
 
 impl ShardWriter {
-    /// Begins the shard that `info` says: its lane, number, first row and first pass.
+    /// Begins a shard. `info` has its lane, number, first row and first pass.
     pub(crate) fn begin(
         disk: &Arc<dyn Disk>,
         dir: &Path,
@@ -93,7 +93,7 @@ impl ShardWriter {
         self.files[component].write(bytes)
     }
 
-    /// All components have the rows of another pass.
+    /// Counts a pass. The rows of all components have been written.
     pub(crate) fn end_pass(&mut self, rows: u64) {
         self.info.passes += 1;
         self.info.rows += rows;
@@ -103,7 +103,7 @@ impl ShardWriter {
         &self.info
     }
 
-    /// Writes what is left, and what the files say of themselves.
+    /// Writes the bytes that are left, and the headers of the files.
     pub(crate) fn end(mut self) -> Result<WrittenShard, DiskError> {
         let mut files = Vec::with_capacity(self.files.len());
         for mut rows in self.files {
@@ -126,17 +126,17 @@ impl ShardWriter {
 }
 
 impl WrittenShard {
-    /// How many files it keeps open.
+    /// Returns how many files the shard keeps open.
     pub(crate) fn open_files(&self) -> usize {
         self.files.len()
     }
 
-    /// Makes it safe, and gives it its name. Returns what it holds.
+    /// Makes the shard safe, and gives it its name. Returns its description.
     pub(crate) fn name(mut self) -> Result<ShardInfo, DiskError> {
         for (path, file) in &mut self.files {
             file.sync().doing("sync", path)?;
         }
-        // Some systems rename no folder with open files.
+        // Some systems cannot rename a folder that has open files.
         self.files.clear();
         self.folder.write(INFO, &seal(self.info.clone()))?;
         self.folder.finish_new()?;

@@ -1,4 +1,4 @@
-//! One capture for training now and for a recording.
+//! Gives one capture to the training and to a recording.
 
 use crate::error::RecordingError;
 use crate::pipeline::handle::WriteHandle;
@@ -9,16 +9,16 @@ use crate::recording::sealer::Safe;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::{Component, ComponentKey};
 
-/// Hands each pass to a ring store and to a recorder, which share the memory of its batches.
+/// Hands each pass to a ring store and to a recorder. Both share the memory of the batches.
 ///
 /// | what happens | what the ring and the recorder have |
 /// |---|---|
-/// | the pass does not fit, the ring has no room and rejects, the ring is closed, or the recorder has failed | neither has the pass; it comes back |
-/// | the pass was taken, and the disk fails later | the ring has it; the handle of this pass or of a later one has the error |
+/// | the pass is wrong, the ring rejects it or is closed, or the recorder has failed | neither has the pass; you get it back |
+/// | the disk fails after the pass was taken | the ring has the pass; the handle of this pass or of a later pass has the error |
 /// | the ring drops rows later (`DropOldest`, `empty`, `abort`) | the recorder has the pass; the handle says what the ring did |
 ///
-/// If the recorder fails and training should go on, take the ring alone: [`into_parts`](Self::into_parts). Likewise if training has
-/// ended and the recording should go on.
+/// If the recorder fails, you can go on with the ring alone. If the training has ended, you can go on with the recorder alone. See
+/// [`into_parts`](Self::into_parts).
 ///
 /// ```
 /// use activation_store::{Recorder, Recording, RingStore, Tee};
@@ -51,11 +51,11 @@ pub struct Tee {
 }
 
 impl Tee {
-    /// Joins a lane of a ring store and a recorder. They have the same components, in the same order. Element types may differ: record
-    /// `f32` and train on `bf16`, say.
+    /// Joins a lane of a ring store and a recorder. Both must have the same components in the same order. The element types may differ:
+    /// for example, record `f32` and train on `bf16`.
     ///
     /// # Errors
-    /// [`RecordingError::Setting`] if names or features differ.
+    /// [`RecordingError::Setting`] if the names or the numbers of features differ.
     pub fn new(ring: Producer, recorder: Recorder) -> Result<Tee, RecordingError> {
         let named = |components: &[Component]| {
             let named = |c: &Component| format!("{:?} with {} features", c.name, c.features);
@@ -69,24 +69,25 @@ impl Tee {
         Ok(Tee { ring, recorder })
     }
 
-    /// Hands the rows of all components that one forward pass produced to both: each exactly once, in any order, equally many.
+    /// Hands the rows of all components that one forward pass produced to the ring and to the recorder.
     ///
-    /// The handle resolves when both have released the batches, with the first error, or as the ring's write. Passes of several threads
-    /// have the same order in the ring and in the recording.
+    /// `pass` has every component exactly once, in any order. All batches, `[rows, features]`, have the same number of rows. The handle
+    /// resolves when the ring and the recorder have both released the batches. It gives the first error, or else the outcome of the ring.
+    /// Passes of several threads have the same order in the ring and in the recording.
     ///
     /// # Errors
-    /// [`RefusedPass`] gives all batches back, and neither has rows of them: see [`Producer::extend_pass`] and
-    /// [`Recorder::extend_pass`].
+    /// [`RefusedPass`] gives all batches back. Then neither the ring nor the recorder has a row of the pass. See
+    /// [`RingStore::extend_pass`](crate::RingStore::extend_pass) and [`Recorder::extend_pass`] for the cases.
     ///
     /// # Blocking
-    /// Blocks while two passes wait for the disk. While the ring is full the pass waits in line: await the handle, or memory is not
-    /// bounded.
+    /// Blocks while two passes wait for the disk. While the ring is full, the pass waits in line. Memory is bounded only if you await the
+    /// handle.
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
         let pass = check_pass(&self.recorder.layout, pass)?;
-        // Held until both have the pass, so that no other pass comes between.
+        // Held until both have the pass. So passes have the same order in both.
         let entrance = self.recorder.enter();
         if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
             return Err(refused(error, pass));
@@ -97,37 +98,37 @@ impl Tee {
         };
         let (for_ring, for_recorder): (Vec<_>, Vec<_>) = pass.into_iter().map(share).unzip();
         let trained = self.ring.extend_pass(for_ring)?;
-        // The ring has the pass, so an error of a recorder whose thread has just panicked goes through the handle.
+        // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
         let recorded =
             entrance.hand_over(for_recorder).unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error)));
         Ok(WriteHandle::all([trained, recorded]))
     }
 
-    /// The ring's lane, for passes that only the ring lacks (after resuming, say).
+    /// Returns the lane of the ring, for passes that only the ring lacks, for example after a resume.
     #[must_use]
     pub fn ring(&self) -> &Producer {
         &self.ring
     }
 
-    /// The recorder, to flush it, or for passes that only the recording lacks.
+    /// Returns the recorder, to flush it, or for passes that only the recording lacks.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
     }
 
-    /// Closes the ring's lane, and [finishes](Recorder::finish) the recorder.
+    /// Closes the lane of the ring, and [finishes](Recorder::finish) the recorder. Returns what is safe.
     ///
     /// # Errors
-    /// As [`Recorder::finish`].
+    /// The first [`DiskError`](crate::DiskError) of the recorder.
     ///
     /// # Blocking
-    /// As [`Recorder::finish`].
+    /// Blocks until the recorded passes are on disk.
     pub fn finish(self) -> Result<Safe, RecordingError> {
         drop(self.ring);
         self.recorder.finish()
     }
 
-    /// The two, to go on with one of them.
+    /// Returns the lane of the ring and the recorder, so that you can go on with one of them.
     #[must_use]
     pub fn into_parts(self) -> (Producer, Recorder) {
         (self.ring, self.recorder)

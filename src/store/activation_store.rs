@@ -11,10 +11,10 @@ use crate::pipeline::handle::WriteHandle;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::index::Index;
 
-/// A store of activations: rows of one or more components.
+/// Stores activations: rows of one or more components.
 ///
-/// It is object safe, so a model's hook can take `&dyn ActivationStore`. It is shared, so several hooks can write at once.
-/// Implement it for a store of your own:
+/// The trait is object safe, so the hook of a model can take `&dyn ActivationStore`. All methods take `&self`, so several hooks
+/// can write at once. You can implement the trait for a store of your own:
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -73,27 +73,27 @@ use crate::rows::index::Index;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait ActivationStore: Send + Sync {
-    /// Takes a batch of rows of a component.
+    /// Takes a batch, `[rows, features]`, of a component. Components are numbered from 0.
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back, with the reason. Later failures come through the handle.
+    /// [`Refused`] gives the batch back with the reason. The handle reports later failures.
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused>;
 
     /// Takes one row of a component.
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
+    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     fn append(&self, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row)?, component)
     }
 
-    /// Takes the rows of every component that one forward pass produced. The stores of this crate take all of them or none.
+    /// Takes the rows of all components that one forward pass produced. The stores of this crate take the whole pass or nothing.
     ///
-    /// This default is not atomic: it calls [`extend`](Self::extend) for one component after the other. If one is refused, the rows of the
-    /// components before it stay in the store.
+    /// The default implementation is not atomic. It calls [`extend`](Self::extend) for one component after the other. If a batch is
+    /// refused, the rows of the components before it stay in the store.
     ///
     /// # Errors
-    /// [`RefusedPass`] gives the batches back that were not taken, with the reason.
+    /// [`RefusedPass`] gives back the batches that were not taken, with the reason.
     fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
         let mut handles = Vec::with_capacity(pass.len());
         let mut pass = pass.into_iter();
@@ -112,42 +112,43 @@ pub trait ActivationStore: Send + Sync {
     /// Discards all rows.
     fn empty(&self);
 
-    /// How many components.
+    /// Returns the number of components.
     fn n_components(&self) -> usize;
 
-    /// Rows stored of each component, in order.
+    /// Returns how many rows of each component are stored, in the order of the components.
     fn current_activations_stored_per_component(&self) -> Vec<usize>;
 
-    /// Rows that are stored of every component, and that [`get`](Self::get) can read.
+    /// Returns how many rows [`get`](Self::get) can read: the rows that are stored of every component.
     fn len(&self) -> usize {
         self.current_activations_stored_per_component().into_iter().min().unwrap_or(0)
     }
 
-    /// Whether no row is stored of every component.
+    /// Returns whether [`len`](Self::len) is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values at an index, as `f32`. [`Index`] says what an index can be; [`Index::select`] helps to implement this.
+    /// Returns the values at an index as `f32`. The axes are row, component and feature. [`Index`] says what an index can be.
+    /// [`Index::select`] helps you to implement this method.
     ///
     /// # Errors
-    /// [`IndexError`] for an index past the end, with the length it is past.
+    /// [`IndexError`] if the values cannot be returned. If the index is past the end of an axis, the error has the length of the axis.
     fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError>;
 
-    /// Puts the rows in a random order, if the store has an order. Does nothing by default.
+    /// Puts the rows in a random order if the store keeps an order. The default implementation does nothing.
     fn shuffle(&self) {}
 }
 
-/// Methods that every store has and none can override.
+/// Adds methods to every store. A store cannot override them.
 pub trait ActivationStoreExt: ActivationStore {
-    /// Writes `data.n_batches` batches of uniform `[0, 1)` rows to each of the first `data.n_components` components, and
-    /// waits for each write. Each call writes the same numbers.
+    /// Writes `data.n_batches` batches to each of the first `data.n_components` components, and waits for each write. The values are
+    /// uniform in `[0, 1)`. Each call writes the same values.
     ///
     /// # Errors
-    /// The first failure to write, such as [`StoreFullError`](crate::StoreFullError).
+    /// [`WriteError`] of the first write that fails. For example, the store is full.
     ///
     /// # Blocking
-    /// Blocks while the store has no room: for ever, if a bounded store is too small and no consumer drains it.
+    /// Blocks while the store has no room. A bounded store that is too small and has no consumer blocks for ever.
     fn fill_with_test_data(&self, data: TestData) -> Result<(), WriteError> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
         for _ in 0..data.n_batches {
@@ -162,7 +163,7 @@ pub trait ActivationStoreExt: ActivationStore {
 
 impl<S: ActivationStore + ?Sized> ActivationStoreExt for S {}
 
-/// How much [`fill_with_test_data`](ActivationStoreExt::fill_with_test_data) writes.
+/// Says how much [`fill_with_test_data`](ActivationStoreExt::fill_with_test_data) writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TestData {
     /// Batches for each component. Default: 1.
@@ -181,7 +182,7 @@ impl Default for TestData {
     }
 }
 
-/// Every method of the trait, as the store that is pointed to has it.
+/// Calls each method of the trait on the store behind the pointer.
 macro_rules! forward_to_inner {
     () => {
         fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {

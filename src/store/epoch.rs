@@ -30,7 +30,7 @@ impl Epoch {
     /// Over the rows that are stored now.
     pub(crate) fn new(tensor: Arc<Tensor>, batch_size: usize) -> Result<Self, BuildError> {
         let layout = Arc::new(Layout::new(tensor.layout.components(), batch_size.min(tensor.layout.rows()))?);
-        // One that the caller works on, one to fill meanwhile.
+        // The caller works on one frame while the iterator fills the other.
         let mut pool = Pool::new(KEPT);
         Frame::allocate(&layout, KEPT, "two minibatches")?.into_iter().for_each(|frame| pool.put(frame));
         let pool = Arc::new(EpochPool(Mutex::new(pool)));
@@ -67,7 +67,7 @@ impl Iterator for Epoch {
         Some(Minibatch::new(part, self.layout.clone(), self.ordinal - 1))
     }
 
-    /// Minibatches that are left, unless the store is emptied meanwhile.
+    /// At most the minibatches that are left: the epoch ends early if the store is emptied.
     fn size_hint(&self) -> (usize, Option<usize>) {
         (0, Some((self.order.len() - self.served).div_ceil(self.layout.rows())))
     }
@@ -84,7 +84,7 @@ impl fmt::Debug for Epoch {
 /// The frames of an epoch's minibatches.
 struct EpochPool(Mutex<Pool>);
 
-/// Frames kept for the next minibatches; more are freed.
+/// How many frames are kept for the next minibatches. Other frames are freed.
 const KEPT: usize = 2;
 
 impl FrameHome for EpochPool {

@@ -1,4 +1,4 @@
-//! Building a store that goes on where another stood.
+//! Builds a store that goes on where another store stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,12 +12,14 @@ use crate::snapshot::snapshot::{ResumeAt, Snapshot};
 use crate::store::ring_store::RingStore;
 
 impl RingStoreBuilder {
-    /// Builds a store that goes on where the store of a light snapshot stood: it serves, bit for bit, the minibatches that would have
-    /// been served next.
+    /// Builds a store that goes on from a light snapshot. It serves the minibatches that the first store would have served next, bit for
+    /// bit.
     ///
-    /// The configuration comes from the snapshot. What is set here must match it, except `ready_frames`, `queue_rows`,
-    /// `allow_overcommit` and `runtime`. Then open the lanes again, by name or in the same order, and send each lane's rows from where
-    /// [`RingStore::resume_at`] says.
+    /// The snapshot has the configuration. A setting of this builder must match the snapshot, except `ready_frames`, `queue_rows`,
+    /// `allow_overcommit` and `runtime`. Then do two things:
+    ///
+    /// 1. Open the lanes again, by name or in the same order.
+    /// 2. Send the rows of each lane from where [`RingStore::resume_at`] says.
     ///
     /// ```
     /// use activation_store::{RingStore, Snapshot};
@@ -46,7 +48,7 @@ impl RingStoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`ResumeError`]: a setting that does not match, a full snapshot, or a store that cannot be built here.
+    /// [`ResumeError`] if a setting does not match, the snapshot is full, or the store cannot be built.
     pub fn resume_from(self, snapshot: &Snapshot) -> Result<RingStore, ResumeError> {
         if snapshot.body.is_full() {
             return Err(ResumeError::NeedsFiles);
@@ -56,12 +58,15 @@ impl RingStoreBuilder {
         RingStore::start(config, runtime, Some(snapshot), |_| Ok(()))
     }
 
-    /// Builds a store that goes on from the newest snapshot in `dir`, or from the snapshot that `dir` is. As
-    /// [`resume_from`](Self::resume_from), and reads the rows of a full snapshot.
+    /// Builds a store that goes on from a snapshot on disk, light or full. If `dir` is a folder of snapshots, the newest one counts.
+    /// `dir` can also be one snapshot. Otherwise the same as [`resume_from`](Self::resume_from).
     ///
     /// # Errors
-    /// [`ResumeError`]: there is no snapshot; it is damaged, foreign, or of another version, and then the error names the one before it; a
-    /// setting that does not match; or a store that cannot be built here.
+    /// [`ResumeError`] if there is no snapshot, the snapshot cannot be used, a setting does not match, or the store cannot be built. A
+    /// snapshot cannot be used if it is damaged, is something else, or has another version. Then the error names the snapshot before it.
+    ///
+    /// # Blocking
+    /// Blocks until the files of the snapshot are read.
     pub fn resume(self, dir: impl AsRef<Path>) -> Result<RingStore, ResumeError> {
         self.resume_on(&Files, dir.as_ref())
     }
@@ -80,24 +85,24 @@ impl RingStoreBuilder {
 }
 
 impl RingStore {
-    /// Where each lane of a resumed store goes on, in the order of opening. Empty for a store that was not resumed.
+    /// Returns where each lane of a resumed store goes on, in the order in which the lanes were opened. Empty if the store was not resumed.
     #[must_use]
     pub fn resume_at(&self) -> &[ResumeAt] {
         &self.shared().resume_at
     }
 
-    /// Opens a lane with a name of its own, by which a resumed store knows it.
+    /// Opens a lane with a name. A resumed store finds the lane by its name.
     ///
     /// # Errors
-    /// [`WriteError::LaneName`] if a lane of that name is open; [`WriteError`] if the store is closed or poisoned.
+    /// [`WriteError::LaneName`] if a lane with that name is open, or another [`WriteError`] if the store is closed or poisoned.
     pub fn producer_named(&self, name: &str) -> Result<Producer, WriteError> {
         self.lane().open_another(Some(Arc::from(name)))
     }
 
-    /// [`Producer::send_again`] for the store's own lane.
+    /// Tells a resumed store that you send its own lane again from the first row. See [`Producer::send_again`].
     ///
     /// # Errors
-    /// As there.
+    /// [`WriteError::LaneStarted`] if rows have been written, or [`WriteError::Closed`] if the lane or the store is closed.
     pub fn send_again(&self) -> Result<(), WriteError> {
         self.lane().send_again()
     }

@@ -1,4 +1,4 @@
-//! The pipeline: producers hand over batches, a writer deals their rows to frames, consumers drain minibatches.
+//! The pipeline: producers hand over batches, a writer deals the rows to frames, and consumers take minibatches.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,12 +31,14 @@ use crate::snapshot::body::ConfigBody;
 use crate::snapshot::snapshot::Snapshot;
 use crate::store::activation_store::ActivationStore;
 
-/// A bounded store that is filled and drained at the same time.
+/// Takes rows and serves shuffled minibatches at the same time, in bounded memory.
 ///
 /// Hooks call [`extend`](Self::extend), or [`extend_pass`](Self::extend_pass) with several components, and go on. A
-/// background writer deals the rows to the open frames of a ring. The training loop drains shuffled
-/// [`minibatches`](Self::minibatches). Cloning gives another handle to the same store. Dropping the last handle that can write
-/// (clones and [`Producer`]s) closes it: consumers get what is left.
+/// background writer deals the rows to the open frames of a ring. The training loop takes shuffled
+/// [`minibatches`](Self::minibatches).
+///
+/// A clone is another handle to the same store. Clones and [`Producer`]s can write. The store closes when you drop the last of
+/// them. Then consumers get the minibatches that are left.
 ///
 /// ```
 /// use activation_store::RingStore;
@@ -47,7 +49,7 @@ use crate::store::activation_store::ActivationStore;
 /// let store = RingStore::builder().component("mlp", 16).batch_size(32).window(256).seed(7).build()?;
 /// let mut minibatches = store.minibatches();
 ///
-/// // On a thread of its own. When it returns, the stream ends; if it fails, the loop gets its error after the last row.
+/// // The closure runs on a new thread. When it returns, the stream ends. If it fails, the loop gets the error after the last row.
 /// store.spawn_producer("hook", |lane| {
 ///     for _ in 0..20 {
 ///         // Blocks only while the consumer lags.
@@ -73,11 +75,11 @@ pub struct RingStore {
 impl RingStoreBuilder {
     /// Builds the store: checks the configuration, obtains the memory and starts the writer.
     ///
-    /// Returns at once, however large the window is: the operating system provides the memory as rows come. Logs
+    /// Returns at once, even if the window is large: the operating system provides the memory as rows come. Logs
     /// the [`Plan`](crate::Plan) at level `INFO`.
     ///
     /// # Errors
-    /// [`BuildError`] names the setting that cannot be, and what would work.
+    /// [`BuildError`] names the setting that is wrong, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
         let runtime = self.runtime.clone();
         RingStore::start(self.check()?, runtime, None, |_| Ok(()))
@@ -90,8 +92,9 @@ impl RingStore {
         RingStoreBuilder::default()
     }
 
-    /// Starts a store: a new one, or one that goes on from a snapshot, whose rows `restore` reads. The writer runs on the runtime,
-    /// or else on the one of this thread, if there is one.
+    /// Starts a new store, or a store that goes on from a snapshot. `restore` reads the rows of the snapshot.
+    ///
+    /// The writer runs on `runtime`. If that is `None`, it runs on the runtime of this thread, or on a thread of its own.
     pub(crate) fn start<E: From<BuildError>>(
         config: Config,
         runtime: Option<Handle>,
@@ -113,7 +116,7 @@ impl RingStore {
         restore(&mut writer)?;
         let leaving = shared.clone();
         if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {
-            // A writer that found a thread all the same must end.
+            // The writer may have found a thread in spite of the error. Then it must end.
             shared.discard(ClosedBy::Abort);
             return Err(error.into());
         }
@@ -129,73 +132,76 @@ impl RingStore {
         self.lane().shared()
     }
 
-    /// Hands over a batch of a component, `[rows, features]`, and returns at once: in microseconds, whatever its size.
+    /// Hands over a batch, `[rows, features]`, of a component. Returns within microseconds for a batch of any size.
     ///
-    /// The handle resolves once the rows are in the ring, or set aside until the rows of the other components come. While
-    /// the queue is full the batch waits in line, in memory beyond the store's bounds. So a caller that sends more should
-    /// await its handles, or use [`extend_blocking`](Self::extend_blocking), [`try_extend`](Self::try_extend) or
-    /// [`reserve`](Self::reserve).
+    /// The handle resolves when the rows are in the ring, or when they are set aside until the rows of the other components come.
+    /// While the queue is full, the batch waits in line. Its memory is not part of the store's bounds. So await the handles if you send
+    /// more batches, or use [`extend_blocking`](Self::extend_blocking), [`try_extend`](Self::try_extend) or [`reserve`](Self::reserve).
     ///
-    /// A forward pass with several components is written more safely as a whole: [`extend_pass`](Self::extend_pass), or
-    /// [`begin_pass`](Self::begin_pass) for hooks that fire one by one. With `extend`, mind two things:
+    /// It is safer to write a forward pass with several components as a whole. Use [`extend_pass`](Self::extend_pass), or
+    /// [`begin_pass`](Self::begin_pass) for hooks that fire one by one. If you use `extend`, mind two things:
     ///
-    /// - After a refusal in the middle of a pass, the store has rows of some components and lacks the same rows of the others.
-    ///   Write the missing rows later. Or end the lane: its rows without counterparts are dropped, and another lane starts
-    ///   even. If you go on with the next pass instead, the rows of two passes are paired.
-    /// - Two threads must not share a lane component by component. Clones of a store share one: if two threads each write
-    ///   `"a"`, then `"b"`, the order may be a1, a2, b2, b1, and rows of different tokens are paired without an error. Give each thread a
-    ///   [`producer`](Self::producer), or write whole passes.
+    /// - If a batch is refused in the middle of a pass, the store has rows of some components and lacks the same rows of the others.
+    ///   Write the missing rows later, or end the lane. When the lane ends, the store drops its rows without counterparts, and a new
+    ///   lane starts even. If you go on with the next pass instead, the store pairs rows of two passes.
+    /// - Two threads must not write single components to the same lane. Clones of a store share one lane. If two threads each write
+    ///   `"a"`, then `"b"`, the order may be a1, a2, b2, b1. Then the store pairs rows of different tokens and reports no error. Give
+    ///   each thread a [`producer`](Self::producer), or write whole passes.
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back: wrong component, features or element type; a component too far ahead of
-    /// another (`max_skew`); a closed store or lane; a poisoned store; and, if so configured
-    /// ([`WhenFull::Reject`](crate::WhenFull::Reject)), a full queue.
+    /// [`Refused`] gives the batch back in these cases:
+    ///
+    /// - The component, the number of features or the element type is wrong.
+    /// - The component would be too far ahead of another component (`max_skew`).
+    /// - The store or the lane is closed, or the store is poisoned.
+    /// - The queue is full, and the store has [`WhenFull::Reject`](crate::WhenFull::Reject).
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().extend(batch, component)
     }
 
-    /// Hands over a batch if the queue has room for it.
+    /// Hands over a batch, `[rows, features]`, if the queue has room for it. Never waits.
     ///
-    /// Rows whose counterparts in another component have been taken always have room. So only the first component of a
-    /// pass is ever refused for room. If you skip a refused batch, skip the same rows of every other component. Otherwise the
-    /// components no longer line up.
+    /// There is always room for rows if the store has taken the same rows of another component. So only the first component of a
+    /// pass can be refused because the queue is full. If you skip a refused batch, skip the same rows of every other component.
+    /// Otherwise the components no longer line up.
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::Full`] if the queue has no room.
+    /// Same as [`extend`](Self::extend), and [`WriteError::Full`] if the queue has no room.
     pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().try_extend(batch, component)
     }
 
-    /// Waits until the queue has room for a batch, then hands it over.
+    /// Waits until the queue has room for a batch, `[rows, features]`, then hands the batch over.
     ///
-    /// This is how a thread is slowed down to the consumers' pace. There is room when nothing else is queued, or when the
-    /// batch fits within `queue_rows`. Callers are let in one at a time, in the order in which they came. Rows whose
-    /// counterparts in another component have been taken never wait. Not for async tasks: await the handle, or
-    /// [`reserve`](Self::reserve), there.
+    /// The call slows your thread down to the pace of the consumers. There is room when nothing else is queued, or when the
+    /// batch fits within `queue_rows`. Callers get in one at a time, in the order in which they came. Rows never wait if the store has
+    /// taken the same rows of another component. In an async task, await the handle of [`extend`](Self::extend) or
+    /// [`reserve`](Self::reserve) instead.
     ///
     /// # Errors
-    /// As [`extend`](Self::extend). If the store is closed while the call waits, the batch comes back as
+    /// Same as [`extend`](Self::extend). If the store is closed while the call waits, you get the batch back with
     /// [`WriteError::Closed`].
     ///
     /// # Blocking
-    /// Blocks until consumers have taken minibatches, or the store takes no more rows.
+    /// Blocks until consumers have taken minibatches, or the store takes no more rows. Does not block if the store has
+    /// [`WhenFull::Reject`](crate::WhenFull::Reject).
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
         self.lane().extend_blocking(batch, component)
     }
 
-    /// Hands over one row of a component; see [`extend`](Self::extend).
+    /// Hands over one row of a component and returns at once. See [`extend`](Self::extend).
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
+    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().append(row, component)
     }
 
-    /// Hands over the rows of all components that one forward pass produced, as a whole, and returns at once.
+    /// Hands over the rows of all components that one forward pass produced. Returns at once.
     ///
-    /// `pass` has every component of the store exactly once, in any order, all with equally many rows. It is checked,
-    /// queued and refused as a whole: the store takes all of its rows, or none. The one handle resolves when all are in
-    /// the ring.
+    /// `pass` has every component of the store exactly once, in any order. All batches, `[rows, features]`, have the same number of
+    /// rows. The store checks, queues and refuses the pass as a whole: it takes all rows or none. The handle resolves when all rows
+    /// are in the ring.
     ///
     /// ```
     /// use activation_store::RingStore;
@@ -212,9 +218,12 @@ impl RingStore {
     /// ```
     ///
     /// # Errors
-    /// [`RefusedPass`] gives all batches back: as [`extend`](Self::extend); a component that is missing
-    /// ([`WriteError::PassLacks`]), doubled ([`WriteError::PassDoubles`]) or differs in rows ([`WriteError::PassRows`]); a lane
-    /// whose components are uneven ([`WriteError::Uneven`]), where the rows would be misaligned.
+    /// [`RefusedPass`] gives all batches back in these cases:
+    ///
+    /// - [`extend`](Self::extend) would refuse one of the batches.
+    /// - A component is missing ([`WriteError::PassLacks`]), is there twice ([`WriteError::PassDoubles`]), or has another number of
+    ///   rows ([`WriteError::PassRows`]).
+    /// - The lane has more rows of one component than of another ([`WriteError::Uneven`]). The rows of the pass would not be aligned.
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -222,10 +231,10 @@ impl RingStore {
         self.lane().extend_pass(pass)
     }
 
-    /// Hands over a pass if the queue has room for all of it; see [`extend_pass`](Self::extend_pass).
+    /// Hands over a pass if the queue has room for all of it. Never waits. See [`extend_pass`](Self::extend_pass).
     ///
     /// # Errors
-    /// As [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if the queue has no room.
+    /// Same as [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if the queue has no room.
     pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -233,15 +242,16 @@ impl RingStore {
         self.lane().try_extend_pass(pass)
     }
 
-    /// Waits until the queue has room for all of a pass, then hands it over; see [`extend_pass`](Self::extend_pass) and
+    /// Waits until the queue has room for all of a pass, then hands the pass over. See [`extend_pass`](Self::extend_pass) and
     /// [`extend_blocking`](Self::extend_blocking).
     ///
     /// # Errors
-    /// As [`extend_pass`](Self::extend_pass). If the store is closed while the call waits, the pass comes back as
+    /// Same as [`extend_pass`](Self::extend_pass). If the store is closed while the call waits, you get the pass back with
     /// [`WriteError::Closed`].
     ///
     /// # Blocking
-    /// Blocks until consumers have taken minibatches, or the store takes no more rows.
+    /// Blocks until consumers have taken minibatches, or the store takes no more rows. Does not block if the store has
+    /// [`WhenFull::Reject`](crate::WhenFull::Reject).
     pub fn extend_pass_blocking<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -249,16 +259,16 @@ impl RingStore {
         self.lane().extend_pass_blocking(pass)
     }
 
-    /// Begins a pass whose components come one by one, as hooks fire. It reaches the store when it is
-    /// [committed](Pass::commit), as a whole.
+    /// Begins a pass to which you add one component after the other, as hooks fire. The store gets the whole pass when you
+    /// [commit](Pass::commit) it.
     pub fn begin_pass(&self) -> Pass {
         self.lane().begin_pass()
     }
 
-    /// A future that resolves when the queue has room for `rows` rows of a component, with a [`Permit`](crate::Permit) to hand
-    /// them over.
+    /// Returns a future that resolves when the queue has room for `rows` rows of a component. It yields a [`Permit`](crate::Permit),
+    /// with which you hand the rows over.
     ///
-    /// This is [`extend_blocking`](Self::extend_blocking) for async tasks, for waits with a time limit, and for rows that come in
+    /// Use it in place of [`extend_blocking`](Self::extend_blocking) in async tasks, to wait with a time limit, or for rows that come in
     /// several pieces.
     ///
     /// ```
@@ -277,21 +287,31 @@ impl RingStore {
     /// ```
     ///
     /// # Errors
-    /// [`UnknownComponent`]. The future yields [`WriteError`] if the store or lane takes no more rows, or the component would run too
-    /// far ahead of another.
+    /// [`UnknownComponent`] if the store has no such component. The future yields a [`WriteError`] if the store or the lane takes no more
+    /// rows, or if the component would be too far ahead of another.
+    ///
+    /// # Cancel safety
+    /// If you drop the future, you lose only your place in line.
     pub fn reserve(&self, component: impl ComponentKey, rows: usize) -> Result<Reserve, UnknownComponent> {
         self.lane().reserve(component, rows)
     }
 
-    /// As [`reserve`](Self::reserve), for a pass of `rows` rows of every component.
+    /// Returns a future that resolves when the queue has room for a pass of `rows` rows of every component. See [`reserve`](Self::reserve).
+    ///
+    /// # Errors
+    /// The future yields a [`WriteError`] if the store or the lane takes no more rows, or if the lane has more rows of one component than
+    /// of another.
+    ///
+    /// # Cancel safety
+    /// If you drop the future, you lose only your place in line.
     pub fn reserve_pass(&self, rows: usize) -> Reserve {
         self.lane().reserve_pass(rows)
     }
 
-    /// Opens a lane of its own.
+    /// Opens another lane, for one thread or one replica of the model.
     ///
-    /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) lanes take turns in the order in which they were opened. Open all
-    /// producers on one thread, in order, and then send them to their threads.
+    /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin), lanes take turns in the order in which they were opened. Open all
+    /// producers on one thread, in order. Then send them to their threads.
     ///
     /// # Errors
     /// [`WriteError`] if the store is closed or poisoned.
@@ -299,13 +319,13 @@ impl RingStore {
         self.lane().open_another(None)
     }
 
-    /// A group of producers that run on threads or in tasks, and whose end, or failure, ends the stream.
+    /// Makes a group of producers that run on threads or in tasks. The stream ends when all of them have returned, or when one fails.
     pub fn producers(&self) -> ProducerGroup {
         ProducerGroup::new(self.producer.clone())
     }
 
-    /// Runs a producer on a thread of its own: a [group](ProducerGroup) of one. The stream ends when it returns; for several,
-    /// use [`producers`](Self::producers).
+    /// Runs one producer on a new thread. The stream ends when the producer returns. For several producers, use
+    /// [`producers`](Self::producers).
     ///
     /// ```
     /// use activation_store::{ReadError, RingStore};
@@ -341,10 +361,10 @@ impl RingStore {
         self.producers().spawn_only(name, produce)
     }
 
-    /// Runs `spawn`, which starts producers, then `drain`, which is the training loop; returns when both have ended.
+    /// Runs `spawn`, which starts producers, then `drain`, which is the training loop. Returns when the loop and all producers have ended.
     ///
-    /// The producers may borrow. The stream ends when all have returned. When the loop ends first, however it ends (`break`,
-    /// `?`, a panic), the store takes no more rows and the producers are waited for: each ends with its next write.
+    /// The producers may borrow. The stream ends when all producers have returned. The loop may end first (`break`, `?` or a panic).
+    /// Then the store takes no more rows, each producer ends with its next write, and the call waits for the producers.
     ///
     /// ```
     /// use activation_store::RingStore;
@@ -376,7 +396,7 @@ impl RingStore {
     /// ```
     ///
     /// # Errors
-    /// The error of `spawn` or `drain`. The error of a producer reaches the loop, as a consumer's.
+    /// The error of `spawn` or `drain`. If a producer fails, the loop gets the error from the consumer.
     ///
     /// # Blocking
     /// Blocks this thread until the loop and every producer have ended.
@@ -388,43 +408,45 @@ impl RingStore {
         group::scope(&self.producer, self.minibatches(), spawn, drain)
     }
 
-    /// A consumer: a [`Stream`](futures::Stream), and for threads a [blocking iterator](Minibatches::blocking).
+    /// Makes a consumer. It is a [`Stream`](futures::Stream), and has a [blocking iterator](Minibatches::blocking) for threads.
     ///
-    /// Several share the store: each minibatch goes to one of them. Dropping the last one closes the store, as dropping
-    /// a channel's receiver does.
+    /// If there are several consumers, each minibatch goes to one of them. When you drop the last consumer, the store closes and
+    /// discards its rows.
     #[must_use = "dropping the last consumer closes the store"]
     pub fn minibatches(&self) -> Minibatches {
         Minibatches::new(self.shared().clone())
     }
 
-    /// A handle that looks at the store, for progress bars and logs, and holds nothing open.
+    /// Makes a handle that only looks at the store, for progress bars and logs. The handle does not keep the store open.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
         Monitor::new(self.shared().clone())
     }
 
-    /// Waits until everything handed over before is in the ring, or set aside until its other components come.
+    /// Returns a future that resolves when all rows handed over before are in the ring, or are set aside until their other components come.
     ///
     /// # Errors
-    /// The future yields [`WriteError::Unmatched`] if rows lost their counterparts since the last flush, once for each lane that
-    /// lost rows; [`WriteError`] if the store is aborted or poisoned.
+    /// The future yields [`WriteError::Unmatched`] if a lane has lost rows that had no counterparts. Each flush reports one such lane,
+    /// the oldest first. The future yields another [`WriteError`] if the store is aborted, has no consumer left, or is poisoned.
+    ///
+    /// # Cancel safety
+    /// If you drop the future, nothing is lost. The next flush reports the lane.
     pub fn flush(&self) -> Flush {
         Flush::new(self.shared().clone())
     }
 
-    /// Takes no more rows; consumers get those handed over before, then the end.
+    /// Closes the store: it takes no more rows. Consumers get the rows handed over before, then the end.
     ///
-    /// Returns at once. A caller that waits for room gets its batch back as [`WriteError::Closed`]. Rows whose counterparts
-    /// in another component have not come are dropped, counted in [`stats`](Self::stats), and reported by
-    /// [`flush`](Self::flush).
+    /// Returns at once. A caller that waits for room gets its batch back with [`WriteError::Closed`]. The store drops rows if the same
+    /// rows of another component have not come. [`stats`](Self::stats) counts these rows, and [`flush`](Self::flush) reports them.
     pub fn close(&self) {
         self.shared().close(None);
     }
 
-    /// As [`close`](Self::close), and every consumer gets `error` once, after the last minibatch.
+    /// Closes the store like [`close`](Self::close). Every consumer gets `error` once, after the last minibatch.
     ///
-    /// So a failure of the capture reaches the training loop, and loses no row. The first error wins, also after a `close()`;
-    /// [`abort`](Self::abort) discards it.
+    /// So the training loop learns that the capture failed, and no row is lost. If there are several errors, the first one counts, also
+    /// after a `close()`. [`abort`](Self::abort) discards the error.
     ///
     /// ```
     /// use activation_store::{ReadError, RingStore};
@@ -445,50 +467,50 @@ impl RingStore {
         self.shared().close(Some(Arc::from(error.into())));
     }
 
-    /// Takes no more rows, and discards the rows in the store, counting them as dropped. Consumers get the end.
+    /// Closes the store, discards the rows in it, and counts them as dropped. Consumers get the end. Returns at once.
     ///
-    /// Pending handles fail with [`WriteError::Closed`]. A consumer made after the abort gets
+    /// Pending handles fail with [`WriteError::Closed`]. A consumer that you make after the abort gets
     /// [`ReadError::Aborted`](crate::ReadError::Aborted).
     pub fn abort(&self) {
         self.shared().discard(ClosedBy::Abort);
     }
 
-    /// Discards everything handed over so far, counting it as dropped, and goes on.
+    /// Discards all rows handed over so far, counts them as dropped, and goes on.
     ///
-    /// Rows of other components that belong to discarded rows are discarded as they come, so that components stay
-    /// aligned. The next minibatches start from an empty ring.
+    /// If the same rows of another component come later, the store discards them, too. So components stay aligned. The next
+    /// minibatches start from an empty ring.
     ///
     /// # Blocking
-    /// Blocks until the writer has done it, which first deals the rows it is at, at most 4,096.
+    /// Blocks until the writer has discarded the rows. The writer first deals the rows that it works on, at most 4,096.
     pub fn empty(&self) {
         self.shared().empty();
     }
 
-    /// Whether the store takes no more rows: closed, aborted, poisoned, or left by every consumer.
+    /// Returns whether the store takes no more rows: it is closed, aborted or poisoned, or its last consumer was dropped.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared().is_closed()
     }
 
-    /// Counts, all taken at the same moment.
+    /// Returns counts, all taken at the same moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared().stats()
     }
 
-    /// The components, in order.
+    /// Returns the components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
         self.shared().config.layout.components()
     }
 
-    /// What happens when the consumers lag.
+    /// Returns what the store does when the consumers lag.
     #[must_use]
     pub fn when_full(&self) -> WhenFull {
         self.shared().config.when_full
     }
 
-    /// All settings as a JSON object, for the record of a run: those that were given, and what the others came to be.
+    /// Returns all settings as a JSON object, to keep with a run. Settings that you did not give have their defaults.
     ///
     /// ```
     /// let store = activation_store::RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
@@ -497,43 +519,45 @@ impl RingStore {
     /// ```
     #[must_use]
     pub fn settings(&self) -> String {
-        // Nothing in it can fail: no map, and no key that is not a string.
+        // This cannot fail: there is no map with a key that is not a string.
         serde_json::to_string(&ConfigBody::from(&*self.shared().config)).unwrap_or_default()
     }
 
-    /// Rows of a minibatch.
+    /// Returns the rows of a minibatch.
     #[must_use]
     pub fn batch_size(&self) -> usize {
         self.shared().config.batch_size
     }
 
-    /// Rows that a minibatch's rows are spread over: the configured window in whole minibatches.
+    /// Returns the rows of the window: the configured window, rounded down to whole frames.
     #[must_use]
     pub fn window(&self) -> usize {
         self.shared().config.window()
     }
 
-    /// Rows in the ring with all their components, whether ready to be served or not.
+    /// Returns how many rows are in the ring with all their components, in ready minibatches and in open frames.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shared().len()
     }
 
-    /// Whether no row is in the ring with all its components.
+    /// Returns whether [`len`](Self::len) is 0.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values at an index, as `f32`: first the rows of ready minibatches, in the order in which they will be
-    /// served, then the rows of open frames, frame by frame. Rows move as others come and go.
+    /// Returns the values at an index as `f32`. The axes are row, component and feature.
+    ///
+    /// The first rows are the rows of ready minibatches, in the order in which they will be served. The rows of open frames follow,
+    /// frame by frame. A row can get another number when rows come or go.
     ///
     /// # Errors
-    /// [`IndexError`] for an index past the end, components of integers or of different widths, or a store that has ended.
+    /// [`IndexError`] if the index is past the end, the components hold integers or differ in width, or the store has ended or is poisoned.
     ///
     /// # Blocking
-    /// Blocks until the writer answers, which first deals the rows it is at, at most 4,096. The writer and the consumers wait
-    /// while it copies the values.
+    /// Blocks until the writer has copied the values. The writer first deals the rows that it works on, at most 4,096. Consumers
+    /// wait while the writer copies.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
         self.shared().get(index.into())
     }
@@ -569,7 +593,7 @@ impl ActivationStore for RingStore {
     }
 }
 
-/// A lane stands for its store: it writes to the lane, and reads what the whole store holds.
+/// Writes to this lane. Reads, and [`empty`](ActivationStore::empty), concern the whole store.
 impl ActivationStore for Producer {
     fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
         Producer::extend(self, batch, component)

@@ -11,15 +11,15 @@ use crate::memory::frame::Frame;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
 
-/// What the handles and the writer share.
+/// The state that the handles and the writer share.
 pub(crate) struct Tensor {
     pub(crate) layout: Arc<Layout>,
     pub(crate) data: RwLock<Data>,
-    /// Rows handed over of each component. Locked while handing over, so that writes are sent in this order.
+    /// Rows handed over of each component. A call keeps the lock while it sends, so writes are sent in the order of their rows.
     pub(crate) handed: Mutex<Vec<usize>>,
-    /// What has been sent and is not done yet: writes, and requests to empty the store.
+    /// How many writes and requests to empty the store have been sent and are not done yet.
     pub(crate) pending: AtomicUsize,
-    /// The message of the panic that ended the writer. Set before `handed` is locked a last time.
+    /// The message of the panic that ended the writer. The writer sets it before it locks `handed` for the last time.
     pub(crate) poison: OnceLock<Arc<str>>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Data {
     pub(crate) rows: Frame,
     /// How many rows of each component are stored.
     pub(crate) stored: Vec<usize>,
-    /// Where the row of each index is.
+    /// The place in `rows` of each row number.
     pub(crate) order: Vec<u32>,
     pub(crate) rng: Xoshiro256PlusPlus,
     /// Counts how often the store was emptied.
@@ -68,7 +68,7 @@ impl Data {
     }
 }
 
-/// Slots in sequence.
+/// The slots from `first` on, in sequence.
 struct Following<'a> {
     frame: &'a mut Frame,
     component: usize,

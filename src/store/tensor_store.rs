@@ -1,4 +1,4 @@
-//! A store of fixed size: fill it, shuffle it, index it, loop over it.
+//! A store of fixed size that you fill, shuffle, index and loop over.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,10 +28,10 @@ use crate::store::epoch::Epoch;
 use crate::store::tensor::{Data, Tensor};
 use crate::store::tensor_writer::{Message, TensorWriter};
 
-/// A store that holds up to `max_items` rows of each component, to be looped over for several epochs.
+/// Holds up to `max_items` rows of each component. You can loop over the rows for several epochs.
 ///
-/// A background writer does the writes. Every read first waits for the writes handed over before it, so it sees them.
-/// Cloning gives another handle to the same store.
+/// A background writer does the writes. Every read first waits for the writes handed over before, so the read sees them.
+/// A clone is another handle to the same store.
 ///
 /// ```
 /// use activation_store::TensorStore;
@@ -65,7 +65,7 @@ pub struct TensorStoreBuilder {
 }
 
 impl TensorStoreBuilder {
-    /// Adds a component, with rows of `features` values of the store's [`dtype`](Self::dtype). They are numbered from 0.
+    /// Adds a component with `features` values of the store's [`dtype`](Self::dtype) in each row. Components are numbered from 0.
     pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
         self.components.push((name.into(), features, None));
         self
@@ -77,35 +77,35 @@ impl TensorStoreBuilder {
         self
     }
 
-    /// The element type of components that have none of their own. Default: `f32`.
+    /// Sets the element type of components that have none of their own. Default: `f32`.
     pub fn dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// Rows of each component that the store can hold. Has no default.
+    /// Sets how many rows of each component the store can hold. There is no default.
     pub fn max_items(mut self, rows: usize) -> Self {
         self.max_items = rows;
         self
     }
 
-    /// Seeds `shuffle` and the epochs' order. Default: 0.
+    /// Sets the seed of `shuffle` and of the order of epochs. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The runtime on whose blocking pool the writer runs. Default: the one `build` is called in, if any; else the
+    /// Sets the runtime. The writer runs on its blocking pool. Default: the runtime in which you call `build`. If there is none, the
     /// writer has a thread of its own.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Builds the store. Returns at once, for the operating system provides the memory as rows come.
+    /// Builds the store. Returns at once, because the operating system provides the memory as rows come.
     ///
     /// # Errors
-    /// [`BuildError`] names the setting that cannot be, and what would work.
+    /// [`BuildError`] names the setting that is wrong, and what would work.
     pub fn build(self) -> Result<TensorStore, BuildError> {
         not_zero("max_items", self.max_items)?;
         let (value, limit) = (self.max_items, u32::MAX as usize);
@@ -129,7 +129,7 @@ impl TensorStoreBuilder {
         });
         let (sender, queue) = unbounded();
         let readers = tensor.layout.components().iter().map(|component| RowReader::new(component.dtype)).collect();
-        // Not through the queue: the writer ends when the last handle's sender goes.
+        // This has a channel of its own. A sender of the queue would keep the writer from ending with the last handle.
         let (leaving, leave) = bounded(1);
         let writer = TensorWriter { queue, leave, tensor: tensor.clone(), readers, answering: None };
         let runtime = self.runtime.or_else(|| Handle::try_current().ok());
@@ -149,8 +149,11 @@ impl TensorStore {
     /// Hands over a batch, `[rows, features]`, of a component, and returns at once.
     ///
     /// # Errors
-    /// [`Refused`] gives the batch back: wrong component, features or element type, a poisoned store, or
-    /// [`WriteError::Full`] if not all rows fit; then nothing is changed.
+    /// [`Refused`] gives the batch back if the component, the number of features or the element type is wrong, if the store is
+    /// poisoned, or if not all rows fit ([`WriteError::Full`]). The store then stays as it was.
+    ///
+    /// # Blocking
+    /// Waits only while [`extend_blocking`](Self::extend_blocking) copies rows on another thread.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let batch = batch.into();
         let mut handed = lock(&self.tensor.handed);
@@ -163,9 +166,9 @@ impl TensorStore {
         }
     }
 
-    /// Stores a batch, `[rows, features]`, of a component, and returns when its rows are in the store.
+    /// Stores a batch, `[rows, features]`, of a component, and returns when the rows are in the store.
     ///
-    /// Copies the rows on this thread. For small batches that is much faster than to wait for the background writer.
+    /// Copies the rows on this thread. For small batches, this is much faster than to wait for the background writer.
     ///
     /// ```
     /// use activation_store::TensorStore;
@@ -178,10 +181,10 @@ impl TensorStore {
     /// ```
     ///
     /// # Errors
-    /// As [`extend`](Self::extend).
+    /// Same as [`extend`](Self::extend).
     ///
     /// # Blocking
-    /// Waits for the writes handed over before, for reads under way, and copies the rows. Meanwhile other writers wait.
+    /// Waits for the writes handed over before, and for reads that are under way. Other writers wait while the call copies the rows.
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<Written, Refused> {
         let batch = batch.into();
         loop {
@@ -208,14 +211,21 @@ impl TensorStore {
         }
     }
 
-    /// Hands over the rows of all components that one forward pass produced, and returns at once. The store takes all of
-    /// them or none.
+    /// Hands over the rows of all components that one forward pass produced, and returns at once. The store takes the whole pass or
+    /// nothing.
     ///
-    /// `pass` has every component exactly once, in any order, all with equally many rows.
+    /// `pass` has every component exactly once, in any order. All batches, `[rows, features]`, have the same number of rows.
     ///
     /// # Errors
-    /// [`RefusedPass`] gives all batches back: as [`extend`](Self::extend); a component that is missing or doubled, or that
-    /// differs in rows; components of which the store holds different numbers of rows ([`WriteError::Uneven`]).
+    /// [`RefusedPass`] gives all batches back in these cases:
+    ///
+    /// - [`extend`](Self::extend) would refuse one of the batches.
+    /// - A component is missing ([`WriteError::PassLacks`]), is there twice ([`WriteError::PassDoubles`]), or has another number of
+    ///   rows ([`WriteError::PassRows`]).
+    /// - The store has more rows of one component than of another ([`WriteError::Uneven`]).
+    ///
+    /// # Blocking
+    /// Same as [`extend`](Self::extend).
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -231,7 +241,7 @@ impl TensorStore {
         };
         let mut handles = Vec::with_capacity(batches.len());
         for (component, batch) in components.into_iter().zip(batches) {
-            // The writer cannot end while the lock is held: what was checked is taken.
+            // The writer cannot end while this call holds the lock, so it takes what was checked.
             handles.push(
                 self.send(&mut handed, component, batch)
                     .unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error))),
@@ -273,7 +283,7 @@ impl TensorStore {
         Ok(components)
     }
 
-    /// Checks that a batch can be taken.
+    /// Checks that the store can take a batch. Returns the number of the component.
     fn check(&self, handed: &[usize], batch: &Batch, component: impl ComponentKey) -> Result<usize, WriteError> {
         let layout = &self.tensor.layout;
         let component = layout.find(component)?;
@@ -294,7 +304,7 @@ impl TensorStore {
         self.tensor.poison.get().cloned()
     }
 
-    /// Sends a batch that has been checked.
+    /// Sends a batch that was checked.
     fn send(&self, handed: &mut [usize], component: usize, batch: Batch) -> Result<WriteHandle, Refused> {
         let (first, rows) = (handed[component], batch.rows());
         let (reply, handle) = WriteHandle::pending();
@@ -314,69 +324,78 @@ impl TensorStore {
         }
     }
 
-    /// Hands over one row of a component; see [`extend`](Self::extend).
+    /// Hands over one row of a component and returns at once. See [`extend`](Self::extend).
     ///
     /// # Errors
-    /// As [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
+    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.extend(one_row(row.into())?, component)
     }
 
-    /// Waits for what was sent before. Returns false if the writer has ended without it.
+    /// Waits until everything sent before is done. Returns false if the writer ended first.
     fn settle(&self) -> bool {
         if self.tensor.pending.load(Ordering::SeqCst) == 0 {
             return true;
         }
         let (done, settled) = bounded(1);
-        // An error means that the writer has panicked, or has left with its runtime; reads tell.
+        // An error means that the writer is poisoned: it panicked, or there was no thread for it. Reads report that.
         self.queue.send(Message::Settle(done)).is_ok() && settled.recv().is_ok()
     }
 
-    /// The components, in order.
+    /// Returns the components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
         self.tensor.layout.components()
     }
 
-    /// Rows of each component that the store can hold.
+    /// Returns how many rows of each component the store can hold.
     #[must_use]
     pub fn max_items(&self) -> usize {
         self.tensor.layout.rows()
     }
 
-    /// Rows that are stored of every component: the minimum over the components.
+    /// Returns how many rows are stored of every component: the minimum over the components.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before.
     #[must_use]
     pub fn len(&self) -> usize {
         self.settle();
         self.tensor.read().len()
     }
 
-    /// Whether no row is stored of every component.
+    /// Returns whether [`len`](Self::len) is 0.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Discards all rows. Epochs under way end.
+    /// Discards all rows. Epochs that are under way end.
     ///
     /// # Blocking
-    /// Blocks until the writer has done it, behind the writes handed over before.
+    /// Blocks until the writer has done the writes handed over before and has discarded the rows.
     pub fn empty(&self) {
         let (done, emptied) = bounded(1);
         let sent = {
-            // In line with the writes, so that no thread waits for the writer with this lock held.
+            // The request goes through the queue like the writes, so no thread waits for the writer while it holds this lock.
             let mut handed = lock(&self.tensor.handed);
             handed.fill(0);
             self.tensor.pending.fetch_add(1, Ordering::SeqCst);
             self.queue.send(Message::Empty(done))
         };
         if sent.is_err() || emptied.recv().is_err() {
-            // The writer has panicked.
+            // The writer has ended: it panicked, or there was no thread for it.
             self.tensor.write().clear();
         }
     }
 
-    /// Puts the rows in a random order. Permutes an index, so the cost does not depend on the rows' width.
+    /// Puts the rows in a random order. Permutes an index, so the cost does not depend on the width of the rows.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before, and for reads that are under way.
     pub fn shuffle(&self) {
         self.settle();
         let data = &mut *self.tensor.write();
@@ -384,11 +403,14 @@ impl TensorStore {
         data.order[..len].shuffle(&mut data.rng);
     }
 
-    /// The values at an index, as `f32`.
+    /// Returns the values at an index as `f32`. The axes are row, component and feature.
     ///
     /// # Errors
-    /// [`IndexError`] for an index past [`len`](Self::len), components of integers or of different widths, or a
-    /// poisoned store.
+    /// [`IndexError`] if the index is past the end (of the rows: [`len`](Self::len)), if the components hold integers or differ in width,
+    /// or if the store is poisoned.
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before.
     pub fn get(&self, index: impl Into<Index>) -> Result<ArrayD<f32>, IndexError> {
         self.settle();
         if let Some(cause) = self.poison() {
@@ -401,9 +423,9 @@ impl TensorStore {
         })
     }
 
-    /// Copies rows into `out` as `f32`, `[row, component, feature]`: any rows, in any order, as often as you name them.
+    /// Copies rows into `out` as `f32`, `[row, component, feature]`. You can name any rows, in any order, more than once.
     ///
-    /// Much faster than [`get`](Self::get) for rows that do not follow one another.
+    /// This is much faster than [`get`](Self::get) for rows that do not follow one another.
     ///
     /// ```
     /// use activation_store::TensorStore;
@@ -418,11 +440,11 @@ impl TensorStore {
     /// ```
     ///
     /// # Errors
-    /// [`IndexError`] for a row past [`len`](Self::len), components of integers or of different widths, or a poisoned
-    /// store. Then `out` may hold some of the rows.
+    /// [`IndexError`] if a row is past [`len`](Self::len), if the components hold integers or differ in width, or if the store is
+    /// poisoned. After an error, `out` may hold some of the rows.
     ///
     /// # Panics
-    /// Panics if `out` is not as long as `rows` times the components times their features.
+    /// Panics if the length of `out` is not the number of `rows` times the number of components times their features.
     ///
     /// # Blocking
     /// Waits for the writes handed over before.
@@ -453,17 +475,17 @@ impl TensorStore {
         Ok(())
     }
 
-    /// Loops once over the rows stored now, in a new random order, in minibatches of `batch_size` rows; the last may
-    /// have fewer.
+    /// Loops once over the rows that are stored now, in a new random order. A minibatch has `batch_size` rows. The last one may have
+    /// fewer.
     ///
     /// # Errors
-    /// [`BuildError`] if `batch_size` is 0, two minibatches of that size cannot be allocated, or the writer panicked.
+    /// [`BuildError`] if `batch_size` is 0, if there is no memory for two minibatches, or if the store is poisoned.
     ///
     /// # Panics
-    /// The iterator panics if there is no memory for another minibatch while the caller keeps all earlier ones.
+    /// The iterator panics if you keep all earlier minibatches and there is no memory for another.
     ///
     /// # Blocking
-    /// Waits for the writes handed over before, as do [`len`](Self::len), [`get`](Self::get) and [`shuffle`](Self::shuffle).
+    /// Waits for the writes handed over before, and for reads that are under way. The iterator waits while a write is under way.
     pub fn epoch(&self, batch_size: usize) -> Result<Epoch, BuildError> {
         not_zero("batch_size", batch_size)?;
         self.settle();

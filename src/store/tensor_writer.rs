@@ -21,19 +21,19 @@ pub(crate) enum Message {
         batch: Batch,
         reply: WriteReply,
     },
-    /// Tell when everything before has been written.
+    /// Reply when everything before is written.
     Settle(Sender<()>),
-    /// Discard everything before, and tell.
+    /// Discard everything before, and reply.
     Empty(Sender<()>),
 }
 
 pub(crate) struct TensorWriter {
     pub(crate) queue: Receiver<Message>,
-    /// Says that the runtime is shutting down.
+    /// Gets a message when the runtime shuts down.
     pub(crate) leave: Receiver<()>,
     pub(crate) tensor: Arc<Tensor>,
     pub(crate) readers: Vec<RowReader>,
-    /// Of the batch being written: foreign memory may panic, and then the reply says why.
+    /// The reply of the batch that is being written. If foreign memory panics, the reply gets the cause.
     pub(crate) answering: Option<WriteReply>,
 }
 
@@ -76,7 +76,7 @@ impl Work for TensorWriter {
 
     fn fail(&mut self, cause: &str) {
         let _ = self.tensor.poison.set(cause.into());
-        // Writes that were let in before have been sent after this.
+        // After this, all writes that did not see the poison have been sent.
         drop(lock(&self.tensor.handed));
         let error = WriteError::Poisoned { cause: cause.into() };
         let mut panics = Panics::default();
@@ -87,7 +87,7 @@ impl Work for TensorWriter {
             panics.catch(|| drop(batch));
             panics.catch(|| refuse(reply));
         }
-        // Foreign code, too: a subscriber may panic.
+        // A subscriber is foreign code and may panic, too.
         panics.catch(|| tracing::error!(cause, "the writer panicked"));
     }
 }

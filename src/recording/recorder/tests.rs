@@ -20,7 +20,7 @@ fn builder() -> RecorderBuilder {
     Recorder::builder().component("a", 3).component_of("id", 1, DType::I64).shard_rows(8)
 }
 
-/// Records from the pass that comes next to the end. The last error, if there was one.
+/// Resumes the lane and records it to the end. Returns what is safe, or the error.
 fn record(disk: &FaultyDisk) -> Result<Safe, RecordingError> {
     record_until(disk, PASSES, SyncPolicy::EachShard)
 }
@@ -37,7 +37,7 @@ fn record_until(disk: &FaultyDisk, passes: u64, policy: SyncPolicy) -> Result<Sa
     recorder.finish()
 }
 
-/// All that is there must be a prefix of the lane, and right.
+/// Fails unless the recording is a prefix of the lane with the right rows. Returns the number of its rows.
 fn check(disk: &FaultyDisk) -> u64 {
     let recording = match Recording::open_on(Arc::new(disk.clone()), Path::new(DIR)) {
         Ok(recording) => recording,
@@ -53,7 +53,7 @@ fn check(disk: &FaultyDisk) -> u64 {
     recording.rows()
 }
 
-/// Fails at each operation of a lane that is finished and goes on, restarts the machine, and resumes.
+/// Records a lane that is finished and goes on. Fails at each operation, restarts the machine, and resumes.
 fn fail_everywhere(fault: Fault, policy: SyncPolicy) {
     let twice = |disk: &FaultyDisk| {
         record_until(disk, 4, policy)?;
