@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::thread;
 
-use activation_store::{Form, Minibatches, Recorder, Recording, Replay, RingStore};
+use activation_store::{Form, Minibatches, Recorder, Recording, Replay, RingStore, WhenFull};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -129,7 +129,7 @@ proptest! {
         let other = recording.replay().seed(seed + 1 - 2 * (seed % 2)).epochs(epochs).rank(rank, 2).unwrap();
         if !resumed.resume_at().is_empty() {
             let refused = other.resume(builder(), &snapshots).unwrap_err().to_string();
-            prop_assert!(refused.contains("the replay is another"), "{refused}");
+            prop_assert!(refused.contains("filled the snapshot's store is another"), "{refused}");
         }
     }
 }
@@ -229,4 +229,77 @@ fn more_ranks_than_rows_and_a_lane_recorded_twice_are_refused() {
     assert!(recording.replay().rank(0, 4).unwrap_err().to_string().contains("at most the 3 rows"));
     let again = Recorder::builder().component("a", 2).component("b", 1).lane("rank-0").create(&folder.0);
     assert!(again.unwrap_err().to_string().contains("resume it"));
+}
+
+/// A ring for each epoch, as a loop over epochs makes them.
+#[test]
+fn rings_of_other_epochs_and_seeds_deal_in_another_order() {
+    let folder = folder("one_shard");
+    let recording = record(&folder, [200, 0], 200);
+    let served = |seed, epoch| -> Vec<f32> {
+        let replay = recording.replay().seed(seed).first_epoch(epoch);
+        let store = replay.into_ring(RingStore::builder().batch_size(10).window(100)).unwrap();
+        let mut minibatches = store.minibatches();
+        minibatches.blocking().flat_map(|m| m.unwrap().view::<f32>("a").unwrap().column(0).to_vec()).collect()
+    };
+    let first = served(0, 0);
+    assert_eq!(first, served(0, 0));
+    for (seed, epoch) in [(0, 1), (1, 0), (1, 1)] {
+        let other = served(seed, epoch);
+        assert_ne!(first, other, "seed {seed}, epoch {epoch}");
+        assert_eq!(sorted(first.clone()), sorted(other));
+    }
+}
+
+#[test]
+fn a_ring_refuses_what_a_replay_cannot_keep() {
+    let folder = folder("refused");
+    let recording = record(&folder, [50, 31], 8);
+    let ring = || RingStore::builder().batch_size(4).window(16);
+    let refused = |replay: Replay, ring| replay.into_ring(ring).unwrap_err().to_string();
+    assert!(refused(recording.replay(), ring().when_full(WhenFull::DropOldest)).contains("loses no row"));
+    let position = recording.replay().start().unwrap().next().unwrap().unwrap().next();
+    assert!(refused(recording.replay().starting_at(position), ring()).contains("starting_at is"));
+    assert!(recording.replay().components::<&str>([]).unwrap_err().to_string().contains("one or more of"));
+
+    // A snapshot of a capture, and of a replay whose last row had been sent.
+    let snapshots = folder.0.join("snapshots");
+    for form in [Form::Light, Form::Full] {
+        let store = ring().component("a", 2).component("b", 1).build().unwrap();
+        let minibatches = store.minibatches();
+        let lane = store.producer_named("capture").unwrap();
+        let rows = |features| Array2::<f32>::ones((6, features));
+        lane.extend_pass([("a", rows(2)), ("b", rows(1))]).unwrap().wait().unwrap();
+        let _ = minibatches.snapshot(&snapshots, form).unwrap().wait().unwrap();
+        let refused = recording.replay().resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
+        assert!(refused.contains("capture"), "{refused}");
+    }
+    let store = recording.replay().into_ring(RingStore::builder().batch_size(4).window(200)).unwrap();
+    let mut minibatches = store.minibatches();
+    for _ in 0..2 {
+        let _ = minibatches.blocking().next().unwrap().unwrap();
+    }
+    while store.stats().components[0].accepted < 81 || !store.is_closed() {
+        std::thread::yield_now();
+    }
+    let _ = store.flush().wait();
+    for form in [Form::Light, Form::Full] {
+        let _ = minibatches.snapshot(&snapshots, form).unwrap().wait().unwrap();
+        let refused = recording.replay().epochs(3).resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
+        assert!(refused.contains("epochs is 3"), "{refused}");
+        let resumed = recording.replay().resume(RingStore::builder(), &snapshots).unwrap();
+        assert_eq!(resumed.minibatches().blocking().map(|m| m.unwrap().rows()).sum::<usize>(), 81 - 8);
+    }
+}
+
+#[test]
+fn a_recording_without_rows_gives_none() {
+    let folder = folder("no_rows");
+    let recorder = Recorder::builder().component("a", 1).create(&folder.0).unwrap();
+    drop(recorder.extend_pass([("a", Array2::<f32>::zeros((0, 1)))]).unwrap());
+    recorder.finish().unwrap();
+    let recording = Recording::open(&folder.0).unwrap();
+    assert!(recording.replay().start().unwrap().next().is_none());
+    let store = recording.replay().into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
+    assert!(store.minibatches().blocking().next().is_none());
 }

@@ -11,6 +11,8 @@ use crate::error::DiskError;
 /// The operations on files. Each method is one operation that can fail.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Makes a folder in a folder that is there.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Creates a file. An error if the name exists.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Opens a file, to read it from its start.
@@ -50,6 +52,10 @@ pub(crate) fn files() -> Arc<dyn Disk> {
 impl Disk for Files {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::create_dir_all(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {

@@ -159,6 +159,16 @@ impl Disk for FaultyDisk {
         Ok(())
     }
 
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.whole()?;
+        let mut inner = self.0.inner();
+        if path.parent().is_none_or(|parent| !inner.entries.contains_key(parent)) {
+            return Err(not_found());
+        }
+        inner.entries.insert(path.to_owned(), None);
+        Ok(())
+    }
+
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.0.whole()?;
         let mut inner = self.0.inner();

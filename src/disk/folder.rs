@@ -40,11 +40,10 @@ pub(crate) struct UnfinishedFolder {
 }
 
 impl UnfinishedFolder {
-    /// Begins the folder `name` in `parent`. Makes `parent` if it is missing.
+    /// Begins the folder `name` in `parent`, which must exist.
     pub(crate) fn begin(disk: Arc<dyn Disk>, parent: &Path, name: &str) -> Result<Self, DiskError> {
         let path = parent.join(unfinished(name));
-        disk.create_dir_all(parent).doing("create", parent)?;
-        disk.create_dir_all(&path).doing("create", &path)?;
+        disk.create_dir(&path).doing("create", &path)?;
         Ok(UnfinishedFolder { disk, path, parent: parent.to_owned(), name: name.to_owned(), finished: false })
     }
 

@@ -317,6 +317,11 @@ impl RingStoreBuilder {
         self.components.first().map(|(name, ..)| name.as_str())
     }
 
+    /// Takes out the seed, if it is set.
+    pub(crate) fn take_seed(&mut self) -> Option<u64> {
+        self.seed.take()
+    }
+
     /// Sets whether the last minibatch is served in two parts if it is full.
     pub(crate) fn halves_last(mut self, halves_last: bool) -> Self {
         self.halves_last = halves_last;

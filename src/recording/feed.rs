@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::disk::disk::Doing;
 use crate::error::{RecordingError, WriteError};
-use crate::pipeline::config::RingStoreBuilder;
+use crate::pipeline::config::{RingStoreBuilder, WhenFull};
 use crate::pipeline::group::SpawnError;
 use crate::pipeline::producer::Producer;
 use crate::recording::replay::Replay;
@@ -56,7 +56,10 @@ impl Replay {
     /// - `drop_last` would drop a minibatch on some ranks only.
     /// - The window has fewer than three frames, or a frame has fewer than three rows.
     pub fn into_ring(self, builder: RingStoreBuilder) -> Result<RingStore, RecordingError> {
-        let builder = self.configure(builder)?;
+        let mut builder = self.configure(builder)?;
+        // Rings of another epoch, or of another seed of the replay, deal in another order.
+        let seed = builder.take_seed().unwrap_or_default() ^ self.stream();
+        let builder = builder.seed(seed);
         self.check_ranks(&builder)?;
         let store = builder.build()?;
         let (window, shard) = (store.window() as u64, self.largest_shard());
@@ -73,13 +76,17 @@ impl Replay {
     /// Builds a ring store that goes on from a light snapshot of a store that the same replay filled. It serves the minibatches that the
     /// first store would have served next, bit for bit. `dir` is the folder of the snapshots, or one snapshot.
     ///
-    /// The replay must have the same recording, components, seed and rank. It may have more epochs if the first store has not ended.
+    /// The replay must have the same recording, components, seed, first epoch and rank. It may have more epochs if it had not sent its
+    /// last row when the snapshot was taken.
     ///
     /// # Errors
     /// [`RecordingError::Resume`] if no snapshot can be used, or the store cannot be built. [`RecordingError::Setting`] if the snapshot is
     /// of another replay, or `builder` has components.
     pub fn resume(self, builder: RingStoreBuilder, dir: impl AsRef<Path>) -> Result<RingStore, RecordingError> {
-        let store = self.configure(builder)?.resume(dir)?;
+        let mut builder = self.configure(builder)?;
+        let seed = builder.take_seed();
+        let store = builder.resume(dir)?;
+        self.check_resumed(&store, seed)?;
         self.feed(store)
     }
 
@@ -88,7 +95,10 @@ impl Replay {
     /// # Errors
     /// Same as [`resume`](Self::resume).
     pub fn resume_from(self, builder: RingStoreBuilder, snapshot: &Snapshot) -> Result<RingStore, RecordingError> {
-        let store = self.configure(builder)?.resume_from(snapshot)?;
+        let mut builder = self.configure(builder)?;
+        let seed = builder.take_seed();
+        let store = builder.resume_from(snapshot)?;
+        self.check_resumed(&store, seed)?;
         self.feed(store)
     }
 
@@ -97,16 +107,25 @@ impl Replay {
             let expected = "left out: the recording has the components; choose some with Replay::components";
             return Err(setting("a component of the ring", format!("{name:?}"), expected));
         }
+        if let Some(position) = self.start_position() {
+            let expected =
+                "left out: a ring starts with the first epoch, or goes on from its snapshot (Replay::resume)";
+            return Err(setting("starting_at", format!("{position:?}"), expected));
+        }
         let with = |builder: RingStoreBuilder, component: &Component| {
             builder.component_of(&*component.name, component.features, component.dtype)
         };
         Ok(self.chosen().fold(builder, with).halves_last(self.has_fewest()))
     }
 
-    /// Checks that all ranks can get the same number of minibatches.
+    /// Checks that the ring loses no row, and that all ranks can get the same number of minibatches.
     fn check_ranks(&self, builder: &RingStoreBuilder) -> Result<(), RecordingError> {
         let (fewest, most) = self.rows_of_ranks();
         let config = builder.clone().check()?;
+        if config.when_full != WhenFull::Wait {
+            let expected = "WhenFull::Wait: the replay waits for room, and loses no row";
+            return Err(setting("when_full", format!("{:?}", config.when_full), expected));
+        }
         let batch = config.batch_size as u64;
         let with = |value: &str| format!("{value}, with {fewest} rows on some ranks and {most} on others");
         if fewest == most {
@@ -128,19 +147,43 @@ impl Replay {
         }
     }
 
+    /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have.
+    fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<(), RecordingError> {
+        let own = format!("replay {}", self.fingerprint());
+        let (going, ended): (Vec<_>, Vec<_>) = {
+            let state = store.shared().lock();
+            let going = state.journal.lanes.values().map(|lane| (lane.name.clone(), lane.end, lane.ended));
+            (going.collect(), state.journal.ended.values().cloned().collect())
+        };
+        let named = going.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name"));
+        let found: Vec<&str> = named.chain(ended.iter().map(|name| &**name)).collect();
+        if found.is_empty() || found.iter().any(|found| *found != own) {
+            let replays = found.iter().any(|found| found.starts_with("replay "));
+            let value = if replays { "another".to_owned() } else { format!("none: its lanes are {found:?}") };
+            let expected =
+                "this one, with the same recording (and no shard more), components, seed, first epoch and rank";
+            return Err(setting("the replay that filled the snapshot's store", value, expected));
+        }
+        let all = self.rows_in_all_epochs();
+        let accepted = store.stats().components.first().map_or(0, |component| component.accepted);
+        let (sent, has_ended) = going.first().map_or((accepted, true), |&(_, end, ended)| (end, ended));
+        if sent > all || has_ended && sent != all {
+            let expected = "as many as when the snapshot was taken: by then the last row had been sent";
+            return Err(setting("epochs", self.epochs_in_all().to_string(), expected));
+        }
+        match seed {
+            Some(seed) if seed ^ self.stream() != store.shared().config.seed => Err(setting(
+                "the ring's seed",
+                seed.to_string(),
+                "as at the snapshot; leave it out, so that the snapshot's holds",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn feed(self, store: RingStore) -> Result<RingStore, RecordingError> {
         let name = format!("replay {}", self.fingerprint());
-        let mut row = 0;
-        for at in store.resume_at() {
-            match at.lane.name.as_deref() {
-                Some(found) if found == name => row = at.row,
-                Some(found) if found.starts_with("replay ") => {
-                    let expected = "the same, with the same recording, components, seed and rank, as at the snapshot";
-                    return Err(setting("the replay", "another".to_owned(), expected));
-                }
-                _ => {}
-            }
-        }
+        let row = store.resume_at().first().map_or(0, |at| at.row);
         if store.is_closed() {
             return Ok(store);
         }

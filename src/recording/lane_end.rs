@@ -1,5 +1,6 @@
 //! The file that says how much a finished lane holds. It shows whether a shard is missing at the end of the lane.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -66,13 +67,20 @@ pub(crate) fn remove(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), Disk
 }
 
 /// Lists the ends of all finished lanes. Call it before you list the shards, because a lane may end in between.
-pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, LaneEnd)>, RecordingError> {
+pub(crate) fn list(disk: &dyn Disk, dir: &Path, only: Option<&str>) -> Result<Vec<(PathBuf, LaneEnd)>, RecordingError> {
     let mut ends = Vec::new();
     for path in disk.list(dir).doing("list", dir)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let Some((lane, SUFFIX)) = name.split_once('.') else { continue };
-        let sealed: Sealed =
-            serde_json::from_slice(&read_all(disk, &path)?).map_err(|error| unusable(&path, error.to_string()))?;
+        if only.is_some_and(|only| only != lane) {
+            continue;
+        }
+        let bytes = match read_all(disk, &path) {
+            // The lane has gone on meanwhile.
+            Err(error) if error.error.kind() == ErrorKind::NotFound => continue,
+            read => read?,
+        };
+        let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|error| unusable(&path, error.to_string()))?;
         let body = serde_json::to_vec(&sealed.end).unwrap_or_default();
         if checksum(&body) != sealed.checksum {
             return Err(unusable(&path, "its checksum does not match".to_owned()));

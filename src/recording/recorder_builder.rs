@@ -8,7 +8,7 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 use crate::disk::disk::{Disk, Doing, files};
-use crate::disk::folder::UNFINISHED;
+use crate::disk::folder::{UNFINISHED, unfinished};
 use crate::error::RecordingError;
 use crate::memory::convert::RowReader;
 use crate::pipeline::config::{components, not_zero};
@@ -16,7 +16,7 @@ use crate::recording::lane_end;
 use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
-use crate::recording::shard::{self, check_components, check_number};
+use crate::recording::shard::{self, check_components, check_follows, check_length, is_lane, lane_of, read_info};
 use crate::rows::element::DType;
 use crate::rows::layout::Layout;
 
@@ -118,20 +118,21 @@ impl RecorderBuilder {
         check_lane(&self.lane)?;
         let layout = Layout::new(&components(self.components, DType::F32), 1)?;
         disk.create_dir_all(dir).doing("create", dir)?;
-        let ends = lane_end::list(&*disk, dir)?;
-        let shards = shard::list(&*disk, dir)?;
-        let own: Vec<_> = shards.into_iter().filter(|(_, info)| info.lane == self.lane).collect();
+        let ends = lane_end::list(&*disk, dir, Some(&self.lane))?;
+        let own = shard::list_lane(&*disk, dir, &self.lane)?;
         if !resume && !own.is_empty() {
             return Err(RecordingError::Exists { dir: dir.to_owned(), lane: self.lane });
         }
-        let ends: Vec<_> = ends.into_iter().filter(|(_, end)| end.lane == self.lane).collect();
         lane_end::check(dir, &ends, &own)?;
-        let mut safe = Safe::default();
-        for (number, (path, info)) in own.iter().enumerate() {
-            check_number(dir, info, number as u64)?;
+        let mut up_to = (0, 0);
+        for (number, shard) in (0..).zip(&own) {
+            up_to = check_follows(dir, shard, number, up_to)?;
+            let (path, info) = shard;
             check_components(path, info, layout.components())?;
-            safe = Safe { passes: info.first_pass + info.passes, rows: info.first_row + info.rows };
+            (0..info.components.len()).try_for_each(|component| check_length(&*disk, path, info, component))?;
         }
+        let safe = Safe { rows: up_to.0, passes: up_to.1 };
+        check_other_lanes(&*disk, dir, &self.lane, &layout)?;
         if resume {
             remove_unfinished(&*disk, dir, &self.lane)?;
         }
@@ -173,12 +174,18 @@ impl RecorderBuilder {
 }
 
 fn check_lane(lane: &str) -> Result<(), RecordingError> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if !lane.is_empty() && lane.chars().all(fits) {
+    if is_lane(lane) {
         return Ok(());
     }
     let expected = "letters, digits, - and _".to_owned();
     Err(RecordingError::Setting { what: "the lane's name", value: format!("{lane:?}"), expected })
+}
+
+/// Checks that another lane of the folder has the same components, if there is one. A shard that is damaged does not count.
+fn check_other_lanes(disk: &dyn Disk, dir: &Path, lane: &str, layout: &Layout) -> Result<(), RecordingError> {
+    let others = shard::folders(disk, dir)?.into_iter().filter(|folder| lane_of(folder).as_deref() != Some(lane));
+    let other = others.into_iter().find_map(|folder| Some((read_info(disk, &folder).ok()?, folder)));
+    other.map_or(Ok(()), |(info, folder)| check_components(&folder, &info, layout.components()))
 }
 
 /// Removes the unfinished shards that a killed recorder of a lane left.
@@ -186,7 +193,10 @@ fn remove_unfinished(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), Reco
     let left = format!("{UNFINISHED}{}", shard::prefix(lane));
     for path in disk.list(dir).doing("list", dir)? {
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&left)) {
-            disk.remove(&path).doing("remove", &path)?;
+            // In one step. If another recorder of the lane runs after all, it fails, and names nothing that was half removed.
+            let gone = dir.join(unfinished(&format!("{}gone", shard::prefix(lane))));
+            disk.rename(&path, &gone).doing("remove", &path)?;
+            disk.remove(&gone).doing("remove", &gone)?;
         }
     }
     Ok(())

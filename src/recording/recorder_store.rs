@@ -9,7 +9,7 @@ use crate::memory::convert::widen;
 use crate::pipeline::handle::WriteHandle;
 use crate::recording::buffers::Buffers;
 use crate::recording::recorder::Recorder;
-use crate::recording::shard::{self, ShardInfo, ShardRows};
+use crate::recording::shard::{self, ShardInfo, ShardRows, check_follows};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::store::activation_store::ActivationStore;
@@ -67,8 +67,17 @@ impl ActivationStore for Recorder {
 
 impl Recorder {
     fn own_shards(&self) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
-        let shards = shard::list(&*self.disk, &self.dir)?;
-        Ok(shards.into_iter().filter(|(_, info)| info.lane == self.lane).collect())
+        let safe = self.safe();
+        let shards = shard::list_lane(&*self.disk, &self.dir, &self.lane)?;
+        let mut up_to = (0, 0);
+        for (number, shard) in (0..).zip(&shards) {
+            up_to = check_follows(&self.dir, shard, number, up_to)?;
+        }
+        if up_to.0 < safe.rows {
+            let (dir, lane) = (self.dir.clone(), self.lane.clone());
+            return Err(RecordingError::Missing { dir, lane, number: shards.len() as u64 });
+        }
+        Ok(shards)
     }
 }
 

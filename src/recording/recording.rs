@@ -9,9 +9,15 @@ use crate::error::{IndexError, RecordingError};
 use crate::recording::buffers::Buffers;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::lent::lend;
-use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_number};
+use crate::recording::shard::{self, ShardInfo, ShardRows, UpTo, check_components, check_follows};
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey, Layout};
+
+/// How often the shards are listed again while one seems to be missing.
+const LISTS: usize = 3;
+
+/// How many missing shards of a lane [`Recording::salvage`] names.
+const NAMED: usize = 1000;
 
 /// Reads a folder of whole shards. Shards that are written after [`open`](Self::open) are not part of it.
 #[derive(Clone, Debug)]
@@ -49,13 +55,24 @@ impl Recording {
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Recording, RecordingError> {
-        let ends = lane_end::list(&*disk, dir)?;
+        // A list that is made while a recorder names its shards may have a shard and lack the one before it.
+        for _ in 0..LISTS {
+            match Recording::read(disk.clone(), dir) {
+                Err(RecordingError::Missing { .. }) => {}
+                read => return read,
+            }
+        }
+        Recording::read(disk, dir)
+    }
+
+    fn read(disk: Arc<dyn Disk>, dir: &Path) -> Result<Recording, RecordingError> {
+        let ends = lane_end::list(&*disk, dir, None)?;
         let shards = shard::list(&*disk, dir)?;
         lane_end::check(dir, &ends, &shards)?;
-        let mut next: BTreeMap<&str, u64> = BTreeMap::new();
-        for (_, info) in &shards {
-            let number = next.entry(&info.lane).or_default();
-            check_number(dir, info, *number)?;
+        let mut lanes: BTreeMap<&str, (u64, UpTo)> = BTreeMap::new();
+        for shard in &shards {
+            let (number, before) = lanes.entry(&shard.1.lane).or_default();
+            *before = check_follows(dir, shard, *number, *before)?;
             *number += 1;
         }
         Recording::new(disk, dir, ends, shards)
@@ -121,7 +138,7 @@ impl Recording {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<(Recording, Vec<RecordingError>), RecordingError> {
         let mut lost = Vec::new();
-        let ends = lane_end::list(&*disk, dir).unwrap_or_else(|error| {
+        let ends = lane_end::list(&*disk, dir, None).unwrap_or_else(|error| {
             lost.push(error);
             Vec::new()
         });
@@ -143,6 +160,7 @@ impl Recording {
         }
         for (lane, shards) in shards {
             let absent = (0..shards).filter(|&number| !folders.contains(&dir.join(shard::name(lane, number))));
+            let absent = absent.take(NAMED);
             let missing = |number| RecordingError::Missing { dir: dir.to_owned(), lane: lane.to_owned(), number };
             lost.extend(absent.map(missing));
         }

@@ -111,10 +111,19 @@ impl Replay {
     /// Reads only these components.
     ///
     /// # Errors
-    /// [`RecordingError::Component`] if the recording has no such component.
+    /// [`RecordingError::Component`] if the recording has no such component. [`RecordingError::Setting`] if none is chosen.
     pub fn components<K: ComponentKey>(mut self, keys: impl IntoIterator<Item = K>) -> Result<Self, RecordingError> {
         let found: Result<Vec<usize>, _> = keys.into_iter().map(|key| self.recording.layout.find(key)).collect();
         self.chosen = found?;
+        if self.chosen.is_empty() {
+            let names: Vec<&str> = self.recording.components().iter().map(|component| &*component.name).collect();
+            let expected = format!("one or more of {}", names.join(", "));
+            return Err(RecordingError::Setting {
+                what: "the list of components",
+                value: "empty".to_owned(),
+                expected,
+            });
+        }
         Ok(self)
     }
 
@@ -276,6 +285,9 @@ impl Replay {
     pub(crate) fn position(&self, rows: u64) -> Position {
         // In as many epochs as there are ranks, every rank has all rows once.
         let all = self.recording.rows();
+        if all == 0 {
+            return Position { epoch: self.first_epoch, row: 0 };
+        }
         let (mut epoch, mut row) = (self.first_epoch + rows / all * self.world_size, rows % all);
         while row >= self.own_rows(epoch) {
             row -= self.own_rows(epoch);
@@ -285,6 +297,26 @@ impl Replay {
     }
 
     /// Returns the rows of a rank in all epochs.
+    /// A number that depends on the seed and the first epoch, and is 0 if both are.
+    pub(crate) fn stream(&self) -> u64 {
+        self.seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ self.first_epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Where an earlier replay was, if this one starts there.
+    pub(crate) fn start_position(&self) -> Option<Position> {
+        self.start
+    }
+
+    /// How many epochs.
+    pub(crate) fn epochs_in_all(&self) -> u64 {
+        self.epochs
+    }
+
+    /// The rows of this rank in all epochs.
+    pub(crate) fn rows_in_all_epochs(&self) -> u64 {
+        self.rows_of(self.rank)
+    }
+
     fn rows_of(&self, rank: u64) -> u64 {
         let replay = Replay { rank, ..self.clone() };
         let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(self.first_epoch + epoch)).sum();

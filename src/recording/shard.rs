@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::{Checksum, checksum};
 use crate::disk::disk::{Disk, Doing, Readable, read_all};
-use crate::disk::folder::UNFINISHED;
 use crate::disk::safetensors::read_header;
 use crate::error::{DiskError, RecordingError};
 use crate::recording::buffers::{Buffer, Buffers};
@@ -21,6 +20,8 @@ use crate::rows::layout::Component;
 pub(crate) const INFO: &str = "shard.json";
 /// The version of the format.
 pub(crate) const VERSION: u32 = 1;
+/// The most rows or passes of a lane.
+const MOST: u64 = 1 << 48;
 /// How many bytes are read at once.
 const PIECE: usize = 1 << 20;
 /// The program that writes shards.
@@ -95,7 +96,28 @@ pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, Rec
     if sealed.shard.version != VERSION {
         return Err(damaged(&path, format!("its format is version {}, not {VERSION}", sealed.shard.version)));
     }
+    check_info(folder, &sealed.shard).map_err(|reason| damaged(&path, reason))?;
     Ok(sealed.shard)
+}
+
+/// Checks what a person may have changed: the folder's name, counts that could not be added up, and a file in another folder.
+fn check_info(folder: &Path, info: &ShardInfo) -> Result<(), String> {
+    let own = name(&info.lane, info.number);
+    if folder.file_name().is_none_or(|found| found != &*own) {
+        return Err(format!(
+            "it describes {own}; give the folder that name again, or move the folder away if it is a copy"
+        ));
+    }
+    let counts =
+        [("first_row", info.first_row), ("rows", info.rows), ("first_pass", info.first_pass), ("passes", info.passes)];
+    if let Some((what, count)) = counts.into_iter().find(|&(_, count)| count > MOST) {
+        return Err(format!("its {what} is {count}, and the most that is possible is {MOST}"));
+    }
+    let elsewhere = |of: &&ComponentFile| Path::new(&of.file).file_name().is_none_or(|name| name != &*of.file);
+    match info.components.iter().find(elsewhere) {
+        Some(of) => Err(format!("its file {:?} is not in the shard's own folder", of.file)),
+        None => Ok(()),
+    }
 }
 
 /// The rows of one component of a shard, in memory.
@@ -237,7 +259,17 @@ pub(crate) fn read_some(
 
 /// Lists the shards of a folder in the order of lane and number.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
-    let found = folders(disk, dir)?.into_iter().map(|path| Ok((read_info(disk, &path)?, path)));
+    read_infos(disk, folders(disk, dir)?)
+}
+
+/// Lists the shards of one lane in the order of their numbers. Reads nothing of other lanes.
+pub(crate) fn list_lane(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
+    let folders = folders(disk, dir)?;
+    read_infos(disk, folders.into_iter().filter(|folder| lane_of(folder).as_deref() == Some(lane)).collect())
+}
+
+fn read_infos(disk: &dyn Disk, folders: Vec<PathBuf>) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
+    let found = folders.into_iter().map(|path| Ok((read_info(disk, &path)?, path)));
     let mut shards: Vec<(ShardInfo, PathBuf)> = found.collect::<Result<_, RecordingError>>()?;
     shards.sort_by(|(a, _), (b, _)| (&a.lane, a.number).cmp(&(&b.lane, b.number)));
     Ok(shards.into_iter().map(|(info, path)| (path, info)).collect())
@@ -245,20 +277,42 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(PathBuf, ShardInf
 
 /// Lists the folders of shards, in any order.
 pub(crate) fn folders(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, DiskError> {
-    let is_shard = |path: &PathBuf| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let numbered = name.rsplit_once('.').is_some_and(|(_, n)| n.len() >= 6 && n.parse::<u64>().is_ok());
-        numbered && !name.starts_with(UNFINISHED)
-    };
-    Ok(disk.list(dir).doing("list", dir)?.into_iter().filter(is_shard).collect())
+    Ok(disk.list(dir).doing("list", dir)?.into_iter().filter(|path| lane_of(path).is_some()).collect())
 }
 
-/// Checks that a shard has this number. The shards of a lane have the numbers 0, 1, 2, ...
-pub(crate) fn check_number(dir: &Path, info: &ShardInfo, number: u64) -> Result<(), RecordingError> {
-    if info.number == number {
-        return Ok(());
+/// Returns the lane of a shard's folder. `None` if the name is not the name of a shard.
+pub(crate) fn lane_of(folder: &Path) -> Option<String> {
+    let (lane, number) = folder.file_name()?.to_str()?.rsplit_once('.')?;
+    (is_lane(lane) && number.len() >= 6 && number.parse::<u64>().is_ok()).then(|| lane.to_owned())
+}
+
+/// Whether a lane may have this name.
+pub(crate) fn is_lane(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// The rows and passes of a lane up to some shard.
+pub(crate) type UpTo = (u64, u64);
+
+/// Checks that a shard follows the `number` shards before it on its lane, which hold `before`. Returns what they hold with it.
+pub(crate) fn check_follows(
+    dir: &Path,
+    (path, info): &(PathBuf, ShardInfo),
+    number: u64,
+    before: UpTo,
+) -> Result<UpTo, RecordingError> {
+    if info.number != number {
+        return Err(RecordingError::Missing { dir: dir.to_owned(), lane: info.lane.clone(), number });
     }
-    Err(RecordingError::Missing { dir: dir.to_owned(), lane: info.lane.clone(), number })
+    if (info.first_row, info.first_pass) != before {
+        let (rows, passes) = before;
+        let (row, pass) = (info.first_row, info.first_pass);
+        let reason = format!(
+            "it begins at row {row} of pass {pass}, and the shards before it hold {rows} rows of {passes} passes"
+        );
+        return Err(damaged(&path.join(INFO), reason));
+    }
+    Ok((info.first_row + info.rows, info.first_pass + info.passes))
 }
 
 pub(crate) fn check_components(path: &Path, info: &ShardInfo, expected: &[Component]) -> Result<(), RecordingError> {

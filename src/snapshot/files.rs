@@ -38,6 +38,7 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, D
 
 /// Writes a snapshot without rows.
 pub(crate) fn write_light(disk: Arc<dyn Disk>, dir: &Path, snapshot: &Snapshot) -> Result<PathBuf, DiskError> {
+    disk.create_dir_all(dir).doing("create", dir)?;
     let folder = UnfinishedFolder::begin(disk, dir, &folder_name(snapshot.minibatches()))?;
     folder.write(STATE, &snapshot.to_bytes())?;
     folder.finish()
@@ -68,6 +69,7 @@ impl FullWriter {
         layout: &Layout,
         rows: u64,
     ) -> Result<Self, DiskError> {
+        disk.create_dir_all(dir).doing("create", dir)?;
         let folder = UnfinishedFolder::begin(disk.clone(), dir, &folder_name(body.minibatches))?;
         let file = |(number, component): (usize, &Component)| {
             let path = folder.path().join(format!("component-{number}.safetensors"));

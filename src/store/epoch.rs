@@ -15,7 +15,9 @@ use crate::pipeline::wait::lock;
 use crate::rows::layout::Layout;
 use crate::store::tensor::Tensor;
 
-/// One loop over a [`TensorStore`](crate::TensorStore); see [`TensorStore::epoch`](crate::TensorStore::epoch).
+/// Iterates once over the rows of a [`TensorStore`](crate::TensorStore). Made by [`TensorStore::epoch`](crate::TensorStore::epoch).
+///
+/// Ends early if the store is emptied.
 pub struct Epoch {
     tensor: Arc<Tensor>,
     order: Vec<u32>,
