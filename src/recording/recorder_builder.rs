@@ -96,7 +96,8 @@ impl RecorderBuilder {
     /// Begins a new lane in a folder. Makes the folder if it is missing.
     ///
     /// # Errors
-    /// [`RecordingError`] if a setting is wrong, the folder cannot be written, or the lane has shards already.
+    /// [`RecordingError`] if a setting is wrong, the folder cannot be made or listed, the lane has shards already, or another lane has
+    /// other components. A folder that cannot be written is an error of the first pass.
     pub fn create(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
         self.start(files(), dir.as_ref(), false)
     }
@@ -107,8 +108,8 @@ impl RecorderBuilder {
     /// Removes the unfinished shards of a recorder that was killed. So no other recorder of this lane may run.
     ///
     /// # Errors
-    /// [`RecordingError`] if a setting is wrong, the folder cannot be written, or a shard or the end of the lane is damaged, missing or has
-    /// other components.
+    /// [`RecordingError`] as for [`create`](Self::create), but for shards of the lane; or if a shard or the end of the lane is damaged,
+    /// missing or has other components. Compares the length of each file, and no checksum of rows.
     pub fn resume(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
         self.start(files(), dir.as_ref(), true)
     }
