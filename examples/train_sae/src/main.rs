@@ -1,8 +1,8 @@
 //! Trains sparse autoencoders on the hooked layers of a real transformer while the transformer is being captured.
 //!
 //! Two threads run all-MiniLM-L6-v2 over English text. Hooks gather the residual stream at two layers, pass by pass, for a
-//! [`RingStore`]. An asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the
-//! same time. What is captured can be recorded meanwhile, and a recording trained on in place of the model.
+//! [`RingStore`]. At the same time, an asynchronous loop takes shuffled minibatches from the store and trains on them. The program can
+//! also record the rows that it captures, and can train on a recording in place of the model.
 
 mod capture;
 mod checkpoint;
@@ -44,7 +44,7 @@ use crate::text::Corpus;
 use crate::tokens::Tokenizer;
 use crate::training::{train, watch};
 
-/// Longest sequence of tokens that goes through the model, special ones included.
+/// The most tokens of a sequence that goes through the model, with the special ones.
 const LENGTH: usize = 128;
 
 /// Train sparse autoencoders on hooked layers of all-MiniLM-L6-v2 while it is being captured.
@@ -117,7 +117,7 @@ struct Args {
 }
 
 impl Args {
-    /// Refuses what neither clap nor the store does.
+    /// Checks what neither clap nor the store checks.
     fn check(&self) -> Result<()> {
         ensure!(self.batch_size > 1, "--batch-size {}: one row has no variance to start from", self.batch_size);
         ensure!(self.rows >= self.batch_size, "--rows {}: less than one minibatch of {}", self.rows, self.batch_size);
@@ -136,7 +136,7 @@ impl Args {
         Ok(())
     }
 
-    /// The SAEs of each layer, for a training on `rows` rows.
+    /// Returns the plans of the SAEs of each layer, for a training on `rows` rows.
     fn plans(&self, rows: usize) -> Vec<Plan> {
         let (k, rate, steps) = (self.k, self.rate, rows.div_ceil(self.batch_size));
         let seeds = self.sae_seeds.as_deref().unwrap_or(std::slice::from_ref(&self.seed));
@@ -172,7 +172,7 @@ fn main() -> Result<()> {
     run.report(&components, &args.out)
 }
 
-/// The model and its text.
+/// Loads the model and its text.
 fn capture(args: &Args) -> Result<Capture> {
     let dir = fetch::model_dir(args.model.as_deref())?;
     let layers = args.layers.clone().unwrap_or_else(|| vec![2, 4]);
@@ -188,13 +188,13 @@ fn capture(args: &Args) -> Result<Capture> {
     }
     let capture = Capture::new(hooked, dataset, rows);
     match &args.record {
-        // A replay mixes over the ring's window, which should hold rows of many shards.
+        // A replay mixes rows within the window of the ring, so the window should hold the rows of many shards.
         Some(to) => capture.record(to, (args.window / 8).max(1), &dir, &corpus.origin),
         None => Ok(capture),
     }
 }
 
-/// The main job: the source of rows on one side of the store, the training loop on the other.
+/// Does the main job: the source of rows fills the store while the training loop takes minibatches from it.
 fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &mut [Component]) -> Result<Run> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let builder = RingStore::builder()
@@ -234,8 +234,8 @@ fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &m
     Ok(Run { elapsed, fill, window: args.window, stats: monitor.stats() })
 }
 
-/// Ctrl-C ends the capture after its pass, or the replay; what is in the store is trained on, and the summary is printed. A second one ends
-/// the program.
+/// Waits for Ctrl-C. The first one ends the capture after its pass, or the replay. The training goes on with the rows in the store, and
+/// the program prints its summary. A second Ctrl-C ends the program.
 async fn stop_at_ctrl_c(store: RingStore) {
     if tokio::signal::ctrl_c().await.is_ok() {
         eprintln!("stopping: what is in the store is still trained on (Ctrl-C again ends at once)");

@@ -1,4 +1,4 @@
-//! Where the rows come from: the model, or a recording of it.
+//! The source of the rows: the model, or a recording of it.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,17 +12,17 @@ use ndarray::Array2;
 use crate::capture::Hooked;
 use crate::dataset::Dataset;
 
-/// Folders of a recording: the rows to train on, and those to judge by.
+/// The folders of a recording: the rows to train on, and the rows that judge the SAEs.
 const TRAINING: &str = "training";
 const HELD_OUT: &str = "held-out";
 
-/// A hooked layer, and the rows its SAEs are judged by.
+/// A hooked layer, and the rows that judge its SAEs.
 pub(crate) struct Layer {
     pub(crate) name: String,
     pub(crate) held_out: Array2<f32>,
 }
 
-/// Where the rows come from.
+/// The source of the rows.
 pub(crate) enum Source {
     Model(Box<Capture>),
     Recording { replay: Box<Replay>, rows: usize },
@@ -36,7 +36,7 @@ pub(crate) struct Capture {
     record: Option<RecordTo>,
 }
 
-/// A folder for what is captured.
+/// A folder into which the captured rows are recorded.
 struct RecordTo {
     dir: PathBuf,
     shard_rows: usize,
@@ -48,7 +48,7 @@ impl Capture {
         Self { hooked, dataset, rows, record: None }
     }
 
-    /// Records what is captured, in shards of `shard_rows` rows, with a word on where it comes from.
+    /// Also records the captured rows, in shards of `shard_rows` rows. The metadata says which model and text the rows come from.
     pub(crate) fn record(mut self, dir: &Path, shard_rows: usize, model: &Path, text: &str) -> Result<Self> {
         for part in [TRAINING, HELD_OUT] {
             let dir = dir.join(part);
@@ -69,7 +69,7 @@ impl Capture {
         self.hooked.layers.iter().map(|layer| format!("layer.{layer}")).collect()
     }
 
-    /// Captures the rows to judge by, and records them if all is recorded.
+    /// Captures the rows that judge the SAEs. Records them, too, if the capture is recorded.
     pub(crate) fn held_out(&self) -> Result<Vec<Layer>> {
         let (rows, width) = (self.dataset.held_out_rows(), self.hooked.model.width());
         let mut captured = vec![Vec::with_capacity(rows * width); self.hooked.layers.len()];
@@ -89,7 +89,7 @@ impl Capture {
         Ok(layers)
     }
 
-    /// Runs the capture threads while `train` draws minibatches.
+    /// Runs the capture threads while `train` takes minibatches.
     fn run(&self, store: &RingStore, resumed: bool, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
         let shares = &self.dataset.shares;
         let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
@@ -101,7 +101,7 @@ impl Capture {
                     let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
                     let skip = match at {
                         Some(at) => at.passes as usize,
-                        // All of its passes are safe.
+                        // The resumed store needs none of its passes.
                         None if resumed => usize::MAX,
                         None => 0,
                     };
@@ -113,10 +113,11 @@ impl Capture {
         )
     }
 
-    /// One capture thread: writes each forward pass but the first `skip` as a whole, and waits while the store is full.
+    /// Runs one capture thread. Skips the first `skip` forward passes, and writes each other pass as a whole. Waits while the store is
+    /// full.
     fn share(&self, index: usize, skip: usize, cores: usize, lane: Producer) -> Result<()> {
         let (hooked, shares) = (&self.hooked, &self.dataset.shares);
-        // The rows that do not divide evenly go to the first threads.
+        // If the rows do not divide evenly, the first threads get one row more.
         let rows = self.rows / shares.len() + usize::from(index < self.rows % shares.len());
         let width = hooked.model.width();
         let sink = match &self.record {
@@ -126,7 +127,7 @@ impl Capture {
                 Sink::Both(Box::new(Tee::new(lane, recorder.create(record.dir.join(TRAINING))?)?))
             }
         };
-        // Candle computes in the pool it is called from: each thread has one of its own.
+        // Candle computes in the pool from which it is called, so each thread has a pool of its own.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
         let captured = pool.install(|| {
             for inputs in hooked.inputs(&shares[index], rows).skip(skip) {
@@ -152,14 +153,14 @@ impl RecordTo {
     }
 }
 
-/// Where a capture thread's passes go.
+/// The target of the passes of a capture thread.
 enum Sink {
     Ring(Producer),
     Both(Box<Tee>),
 }
 
 impl Sink {
-    /// Blocks while the store is full or the disk is behind.
+    /// Writes a pass. Blocks while the store is full or the disk is behind.
     fn write(&self, pass: Vec<(usize, Batch)>) -> Result<()> {
         match self {
             Self::Ring(lane) => lane.extend_pass_blocking(pass)?,
@@ -170,7 +171,7 @@ impl Sink {
         Ok(())
     }
 
-    /// A recording keeps what was captured until then, also if the capture ends early.
+    /// Finishes the recording, if there is one. If the capture ends early, the recording keeps the passes so far.
     fn finish(self) -> Result<()> {
         if let Self::Both(tee) = self {
             tee.finish()?;
@@ -180,7 +181,7 @@ impl Sink {
 }
 
 impl Source {
-    /// A recording, and the rows to judge by.
+    /// Opens a recording. Also returns the rows that judge the SAEs.
     pub(crate) fn recording(
         dir: &Path,
         layers: Option<&[usize]>,
@@ -206,7 +207,7 @@ impl Source {
         Ok((Self::Recording { replay, rows }, layers))
     }
 
-    /// The store between these rows and the training, or the one of a snapshot.
+    /// Builds the store between the source and the training, or resumes it from a snapshot.
     pub(crate) fn store(
         &self,
         builder: RingStoreBuilder,
@@ -228,7 +229,7 @@ impl Source {
         }
     }
 
-    /// Rows there will be.
+    /// Returns how many rows there will be.
     pub(crate) fn rows(&self) -> usize {
         match self {
             Self::Model(capture) => capture.rows,
@@ -236,7 +237,7 @@ impl Source {
         }
     }
 
-    /// Fills `store` while `train` draws minibatches.
+    /// Fills `store` while `train` takes minibatches.
     pub(crate) fn run(
         &self,
         store: &RingStore,
@@ -245,7 +246,7 @@ impl Source {
     ) -> Result<()> {
         match self {
             Self::Model(capture) => capture.run(store, resumed, train),
-            // The store came with a thread that fills it.
+            // A thread fills this store already.
             Self::Recording { .. } => train(store.minibatches()),
         }
     }
