@@ -596,7 +596,6 @@ fn rows_that_are_never_served_are_counted_by_reason() {
     });
 }
 
-/// A batch that comes back can be used again, whatever it was made of.
 #[test]
 fn a_batch_that_comes_back_can_be_handed_to_another_store() {
     watchdog(|| {

@@ -300,7 +300,7 @@ mod large_minibatches {
         assert!(queue.span < SPAN / 2.0 && queue.unevenness > 2.0 * UNEVENNESS, "{queue:?}");
         assert!(queue.slot_and_position.abs() > 2.0 * CORRELATION, "{queue:?}");
         assert!(queue.two_minibatches.abs() > 2.0 * CORRELATION, "{queue:?}");
-        // Shuffled blocks have no slot that is always old, too. But their parts are only as even as chance makes them.
+        // In shuffled blocks, too, no slot is always old. But their parts are only as even as chance makes them.
         let blocks = measure(&shuffled_blocks());
         assert!(blocks.unevenness > 2.0 * UNEVENNESS, "{blocks:?}");
     }

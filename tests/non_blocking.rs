@@ -15,7 +15,7 @@ struct Watched {
     values: Vec<f32>,
     readers: Arc<Mutex<Vec<ThreadId>>>,
     droppers: Arc<Mutex<Vec<ThreadId>>>,
-    /// After the batch is made, waits for a message before it shows anything.
+    /// If set, every thread except `maker` waits for a message before it sees the values.
     gate: Option<Mutex<Receiver<()>>>,
     maker: ThreadId,
 }
@@ -99,7 +99,7 @@ fn extend_returns_while_the_writer_is_held_up() {
             handles.push(ring.extend(rows(at * 5..at * 5 + 5, 2), 0).unwrap());
             handles.push(ring.append(vec![0.0_f32; 2], 0).unwrap());
         }
-        // These calls do not wait, too.
+        // These calls do not wait either.
         drop(ring.producer().unwrap());
         drop(ring.flush());
         let _ = ring.stats();
