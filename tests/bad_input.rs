@@ -94,7 +94,7 @@ fn values_that_are_no_rows_are_no_batch() {
     let scalar = Batch::from_dyn(arr0(1.0_f32).into_dyn()).unwrap_err();
     assert_eq!(scalar, ShapeError::NoAxes);
     assert!(scalar.to_string().contains("a single number"));
-    // Any other rank is rows of features.
+    // An array of any other rank becomes rows of features.
     assert_eq!(Batch::from_dyn(ArrayD::<f32>::zeros(vec![5])).unwrap().rows(), 1);
     assert_eq!(Batch::from_dyn(Array3::<f32>::zeros((2, 3, 4)).into_dyn()).unwrap().rows(), 6);
     let none = Batch::from_dyn(Array3::<f32>::zeros((2, 0, 4)).into_dyn()).unwrap();
@@ -180,7 +180,7 @@ fn impossible_ring_stores_are_refused_at_construction() {
         (build(|b| b.component("wide", usize::MAX)), &["overflows"]),
         (build(|b| b.component("wide", usize::MAX / 32)), &["overflows"]),
         (build(|b| b.component("wide", 1 << 58)), &["overflows"]),
-        // More than there are addresses.
+        // This is more than the address space.
         (
             build(|b| b.component("wide", 1 << 40).allow_overcommit(true)),
             &["rows of 4398046511", "cannot be allocated", "fewer rows"],
@@ -367,7 +367,7 @@ fn components_go_by_number_or_by_name_in_any_form() {
             let first = &minibatch.components()[0];
             assert_eq!(minibatch.view::<f32>(&first.name).unwrap(), minibatch.view::<f32>(0).unwrap());
         }
-        // A component of another store goes by its name.
+        // A component of another store is found by its name.
         let other = RingStore::builder().component("attn", 4).batch_size(1).window(1).build().unwrap();
         let unknown = other.extend(rows(0..1, 4), &components[0]).unwrap_err().to_string();
         assert!(unknown.contains("mlp") && unknown.contains("this store has 0 (\"attn\")"), "{unknown}");

@@ -1,4 +1,4 @@
-//! Element types: kept bit for bit, or converted on the way in.
+//! Elements are kept bit for bit, or are converted when they come in.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -22,13 +22,13 @@ enum Action {
         rows: usize,
         forget: bool,
     },
-    /// The same rows of all components, in some order.
+    /// Hands over the same rows of all components, in some order.
     WriteAll {
         lane: usize,
         rows: usize,
         first: usize,
     },
-    /// A whole pass, its components in some order.
+    /// Hands over a whole pass, with its components in some order.
     Pass {
         lane: usize,
         rows: usize,

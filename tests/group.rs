@@ -1,4 +1,4 @@
-//! Producers of a group end the stream: when all have returned, or when one fails.
+//! The producers of a group end the stream when all have returned, or when one fails.
 #![allow(clippy::unwrap_used)]
 
 mod common;

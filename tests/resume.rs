@@ -203,7 +203,7 @@ fn save(minibatches: &mut Minibatches, form: Form, k: usize) -> Saved {
     let dir = tempfile::tempdir().unwrap();
     let handle = match minibatches.snapshot(dir.path(), form) {
         Ok(handle) => handle,
-        // Not yet.
+        // The store cannot take a full snapshot yet.
         Err(SnapshotError::DealsAgain { .. }) => minibatches.snapshot(dir.path(), Form::Light).unwrap(),
         Err(error) => panic!("{error}"),
     };

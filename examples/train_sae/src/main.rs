@@ -63,7 +63,7 @@ struct Args {
     /// Files to read, or directories with .txt and .md files [default: the docs of this program's dependencies]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Where the SAEs and the picture go
+    /// Folder for the SAEs and the picture
     #[arg(long, value_name = "DIR", default_value = "target/train_sae")]
     out: PathBuf,
     /// Threads that capture, each with its own part of the text
@@ -75,7 +75,7 @@ struct Args {
     /// Rows in the ring, over which minibatches are mixed
     #[arg(long, default_value_t = 16_384)]
     window: usize,
-    /// Latents of an SAE; several numbers train as many SAEs on the same minibatches
+    /// Latents of an SAE; with several numbers, one SAE for each number trains on the same minibatches
     #[arg(long, value_delimiter = ',', default_value = "1536")]
     latents: Vec<usize>,
     /// Latents active per row
@@ -84,7 +84,7 @@ struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 0.002)]
     rate: f32,
-    /// Take the threads' rows in turn, not as they come, so that the same arguments give the same SAEs to the last bit
+    /// Take the rows of the threads in turn, not as they come; the same arguments then give the same SAEs to the last bit
     #[arg(long)]
     reproducible: bool,
     /// Save a checkpoint of the SAEs, their optimiser and the store here, once for every window of rows
@@ -93,25 +93,25 @@ struct Args {
     /// Minibatches between two checkpoints [default: a window of rows]
     #[arg(long, value_name = "N", requires = "checkpoint")]
     checkpoint_every: Option<u64>,
-    /// Save the rows in the ring, too, so that a resumed run captures none of them again
+    /// Also save the rows in the ring; a resumed run then captures none of them again
     #[arg(long, requires = "checkpoint")]
     full: bool,
-    /// Go on from the newest checkpoint; with --reproducible, to the same SAEs to the last bit as a run that was never stopped
+    /// Go on from the newest checkpoint; with --reproducible, the SAEs are the same to the last bit as without the stop
     #[arg(long, requires = "checkpoint")]
     resume: bool,
-    /// Record what is captured into this new folder, too
+    /// Also record the captured rows into this new folder
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     record: Option<PathBuf>,
     /// Train on this recording, in place of the model
     #[arg(long, value_name = "DIR", conflicts_with_all = ["record", "rows", "model", "text", "capture_threads"])]
     replay: Option<PathBuf>,
-    /// How often each row of the recording is trained on [default: 1]
+    /// How often to train on each row of the recording [default: 1]
     #[arg(long)]
     epochs: Option<u64>,
-    /// Seed of all that is random
+    /// Seed of everything that is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Seeds of the SAEs' first weights; several train as many SAEs of each size [default: that of --seed]
+    /// Seeds of the first weights of the SAEs; with several seeds, one SAE of each size trains for each seed [default: the value of --seed]
     #[arg(long, value_delimiter = ',')]
     sae_seeds: Option<Vec<u64>>,
 }
