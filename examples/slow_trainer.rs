@@ -21,7 +21,7 @@ async fn capture(lane: Producer) -> Result<(), WriteError> {
         let room = lane.reserve_pass(ROWS).await?;
         let attn = Array2::<f32>::zeros((ROWS, 64)); // the forward pass
         let mlp = Array2::<f32>::zeros((ROWS, 128));
-        // Not awaited: the room was there before.
+        // The room is reserved, so there is no need to await the handle.
         drop(room.extend_pass([("attn", attn), ("mlp", mlp)])?);
     }
     Ok(())

@@ -73,7 +73,7 @@ impl Default for StoreFullError {
     }
 }
 
-/// Why a store takes no more rows.
+/// Says why a store takes no more rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClosedBy {
@@ -208,7 +208,7 @@ pub enum WriteError {
     Uneven {
         /// The component with the most rows.
         ahead: ComponentName,
-        /// The component with the fewest.
+        /// The component with the fewest rows.
         missing: ComponentName,
         /// How many rows `ahead` is ahead of `missing`.
         by: u64,
@@ -222,7 +222,7 @@ pub enum WriteError {
     Unmatched {
         /// The component that has the rows.
         present: ComponentName,
-        /// The component that lacks them.
+        /// The component that lacks the rows.
         missing: ComponentName,
         /// How many rows were dropped.
         rows: u64,
@@ -250,19 +250,19 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// Whether the store had no room.
+    /// Returns whether the store had no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
         matches!(self, WriteError::Full(_))
     }
 
-    /// Whether the store or the lane is closed.
+    /// Returns whether the store or the lane is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self, WriteError::Closed(_))
     }
 
-    /// Whether the writer panicked.
+    /// Returns whether the writer panicked.
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         matches!(self, WriteError::Poisoned { .. })
@@ -299,13 +299,13 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether no minibatch was ready within the time limit.
+    /// Returns whether no minibatch was ready within the time limit.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self, ReadError::Timeout(_))
     }
 
-    /// Whether the writer panicked.
+    /// Returns whether the writer panicked.
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         matches!(self, ReadError::Poisoned { .. })
@@ -391,7 +391,7 @@ pub enum BuildError {
     /// The store needs more than nine tenths of the memory that is available now.
     #[error(
         "a window of {window} rows needs {} of memory in all, and nine tenths of what is available now is {}; {}. \
-         allow_overcommit(true) builds it all the same",
+         allow_overcommit(true) builds it anyway",
         readable(*.needed),
         readable(*.available),
         what_fits(*.largest_window)
@@ -403,7 +403,7 @@ pub enum BuildError {
         needed: usize,
         /// Nine tenths of the bytes that are available now.
         available: usize,
-        /// The largest window that fits, in rows; 0 if none does.
+        /// The largest window that fits, in rows. 0 if no window fits.
         largest_window: usize,
     },
     /// The writer's thread could not be started.
@@ -614,7 +614,7 @@ pub enum SnapshotError {
     Ended(#[source] WriteError),
     /// The store was resumed and has not yet dealt all earlier rows again. Until then it takes no full snapshot.
     #[error(
-        "the resumed store is dealing earlier rows again ({left} to go): wait until it has, or take a light snapshot"
+        "the resumed store is dealing earlier rows again ({left} to go): wait until it has dealt them, or take a light snapshot"
     )]
     DealsAgain {
         /// How many rows the store still has to deal again.
@@ -659,7 +659,7 @@ pub enum ResumeError {
     },
     /// A setting of the builder differs from the snapshot.
     #[error(
-        "{setting} is {given}, but the snapshot was taken with {saved}: leave it out, so that the snapshot's holds, or start anew with \
+        "{setting} is {given}, but the snapshot was taken with {saved}: leave it out to keep the snapshot's value, or start anew with \
          build()"
     )]
     Mismatch {
@@ -850,7 +850,7 @@ pub enum RecordingError {
     Write(#[from] WriteError),
 }
 
-/// Equal if the same operation on the same path failed in the same way.
+/// Two errors are equal if the same operation on the same path failed with the same kind of error.
 impl PartialEq for DiskError {
     fn eq(&self, other: &Self) -> bool {
         (self.operation, &self.path, self.error.kind()) == (other.operation, &other.path, other.error.kind())

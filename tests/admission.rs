@@ -1,4 +1,4 @@
-//! Who is let into the queue, and when: callers that wait for room come one after the other, and none takes more than is free.
+//! Callers that wait for room get into the queue one after the other. No caller takes more room than is free.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,10 +17,10 @@ fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 2).batch_size(10).window(40).ready_frames(2).queue_rows(20)
 }
 
-/// A lane whose rows stay in the queue, because it is the turn of another lane, which has none.
+/// A lane whose rows stay in the queue, because it is the turn of another lane, which has no rows.
 struct Held {
     store: RingStore,
-    /// Ends the other lane when dropped, so that the rows go on.
+    /// Ends the other lane when dropped. Then the rows go on.
     other: Producer,
     lane: Producer,
 }
@@ -56,7 +56,7 @@ impl Waiting {
         Pin::new(&mut self.reserve).poll(&mut Context::from_waker(&Waker::from(self.woken.clone())))
     }
 
-    /// The permit, if there is room by now.
+    /// Returns the permit if there is room now.
     fn permit(&mut self) -> Option<Permit> {
         match self.poll() {
             Poll::Ready(permit) => Some(permit.unwrap()),
@@ -69,7 +69,7 @@ impl Waiting {
     }
 }
 
-/// In line for `rows` rows of the first component.
+/// Puts a caller in line for `rows` rows of the first component.
 fn wait_for(lane: &Producer, rows: usize) -> Waiting {
     let mut waiting = Waiting::new(lane.reserve(0, rows).unwrap());
     assert!(waiting.permit().is_none(), "there is room for {rows}");
@@ -128,7 +128,7 @@ fn callers_are_served_in_the_order_in_which_they_came() {
         let mut served = Vec::new();
         while !line.is_empty() {
             served.extend(minibatches.next_timeout(Duration::from_millis(1)).ok().flatten());
-            // The last first, so that any who could would overtake the others.
+            // The last caller is polled first. So a caller that could overtake the others would do so.
             for waiting in (0..line.len()).rev() {
                 if let Some(mut permit) = line[waiting].1.permit() {
                     order.push(line.remove(waiting).0);
@@ -156,7 +156,7 @@ fn small_batches_do_not_overtake_a_large_one_that_waits() {
         let mut large = wait_for(&lane, 50);
         let mut small: Vec<_> = (0..5).map(|_| wait_for(&lane, 1)).collect();
         assert!(small.iter_mut().all(|small| small.permit().is_none()), "there is room, but it is not their turn");
-        // The first is woken, and no other.
+        // Only the first caller is woken.
         drop(permit);
         assert_eq!(large.times_woken(), 1);
         assert_eq!(small.iter().map(Waiting::times_woken).sum::<usize>(), 0);
@@ -201,7 +201,7 @@ fn a_caller_that_gives_up_leaves_its_place_to_the_next() {
             let mut first = wait_for(&lane, 10);
             let (mut second, third) = (wait_for(&lane, 5), wait_for(&lane, 5));
             if times_out {
-                // Its place stays while it may still go on.
+                // The caller keeps its place, because it may wait again.
                 assert!(first.reserve.wait_timeout(Duration::ZERO).is_none());
                 assert!(second.permit().is_none());
             }
@@ -239,7 +239,7 @@ fn a_permit_is_used_in_pieces_and_gives_back_what_is_left() {
         let Held { store, other, lane } = held(builder());
         let mut permit = lane.reserve("a", 15).unwrap().wait().unwrap();
         assert_eq!(permit.rows(), 15);
-        // The room is the permit's.
+        // The permit holds this room.
         let refused = lane.try_extend(rows(0..6, 2), 0).unwrap_err();
         let WriteError::Full(full) = refused.error else { panic!("{refused}") };
         let no_room = full.no_room.unwrap();
@@ -248,13 +248,13 @@ fn a_permit_is_used_in_pieces_and_gives_back_what_is_left() {
         drop(permit.extend(rows(4..4, 2)).unwrap());
         drop(permit.extend(rows(4..9, 2)).unwrap());
         assert_eq!(permit.rows(), 6);
-        // What is more than is left, or wrong, comes back, and nothing changes.
+        // A batch that is wrong, or larger than the room that is left, comes back. Nothing changes.
         let refused = permit.extend(rows(9..16, 2)).unwrap_err();
         assert!(refused.error.is_full(), "{refused}");
         assert_eq!(refused.into_batch().to_f32(), rows(9..16, 2));
         assert!(matches!(permit.extend(rows(9..10, 3)).unwrap_err().error, WriteError::Features { .. }));
         assert_eq!(permit.rows(), 6);
-        // Eleven are free: not twelve.
+        // Eleven rows are free, but not twelve.
         let mut waiting = wait_for(&lane, 11);
         assert!(lane.try_extend(rows(0..6, 2), 0).unwrap_err().error.is_full());
         drop(permit);
@@ -279,13 +279,13 @@ fn a_permit_for_a_pass_is_used_once_and_gives_back_what_is_left() {
         let refused = permit.extend_pass(pass(0..21)).unwrap_err();
         assert!(refused.error.is_full(), "{refused}");
         assert_eq!(refused.batches[1].to_f32(), rows(0..21, 2));
-        // With the permit, the room is back.
+        // When the permit is gone, its room is free again.
         let permit = lane.reserve_pass(20).wait().unwrap();
         drop(permit.extend_pass(pass(0..12)).unwrap());
         let mut waiting = Waiting::new(lane.reserve_pass(9));
         assert!(waiting.permit().is_none());
         drop(lane.try_extend_pass(pass(12..20)).unwrap());
-        // It is for a pass, not for a component.
+        // The permit is for a pass, not for one component.
         let mut permit = lane.reserve_pass(0);
         assert!(Pin::new(&mut permit).poll(&mut Context::from_waker(Waker::noop())).is_pending());
         drop((waiting, other));
@@ -322,7 +322,7 @@ fn a_permit_may_outlive_its_lane_and_its_store() {
             drop(permits.pop());
             closed(&mut permits[0], ClosedBy::Lane);
             drop(permits);
-            // All the room is there again.
+            // All the room is free again.
             drop(other.try_extend(rows(0..20, 2), 0).unwrap());
             store.flush().wait().unwrap();
             let mut permits: Vec<_> = (0..3).map(|_| other.reserve(0, 5).unwrap().wait().unwrap()).collect();
@@ -340,12 +340,12 @@ fn a_permit_may_outlive_its_lane_and_its_store() {
 }
 
 #[test]
-fn what_is_tried_does_not_lose_the_place_of_a_caller_that_waits() {
+fn try_extend_does_not_cost_a_waiting_caller_its_place() {
     watchdog(|| {
         let Held { store, other, lane } = held(builder());
         drop(lane.extend(rows(0..15, 2), 0).unwrap());
         let mut waiting = wait_for(&lane, 10);
-        // Refused or not, it is at once, and the bound holds.
+        // The call returns at once, whether it is refused or not, and the bound holds.
         let mut at = 15;
         for _ in 0..10 {
             at += lane.try_extend(rows(at..at + 2, 2), 0).map_or(0, |_| 2);
@@ -361,7 +361,7 @@ fn what_is_tried_does_not_lose_the_place_of_a_caller_that_waits() {
     });
 }
 
-/// Rows that lack nothing but room would leave others without counterparts.
+/// If such rows were refused or waited, the rows that were taken would have no counterparts.
 #[test]
 fn rows_whose_counterparts_were_taken_never_wait() {
     watchdog(|| {
@@ -374,7 +374,7 @@ fn rows_whose_counterparts_were_taken_never_wait() {
                 drop(lane.extend(rows(20..50, 2), "a").unwrap());
             }
             let _line = wait_for(&lane, 1);
-            // In three ways, while a caller is in line and the queue is full.
+            // The rows are written in three ways, while a caller is in line and the queue is full.
             let at = if full { 20 } else { 0 };
             lane.extend_blocking(rows(at..at + 4, 1), "b").unwrap();
             drop(lane.try_extend(rows(at + 4..at + 8, 1), "b").unwrap());
@@ -395,7 +395,7 @@ fn rows_whose_counterparts_were_taken_never_wait() {
     });
 }
 
-/// Memory that its reader waits for.
+/// Memory that makes its reader wait.
 struct Gate(Vec<f32>, std::sync::Mutex<Option<mpsc::Receiver<()>>>);
 
 impl AsRef<[f32]> for Gate {
@@ -438,7 +438,7 @@ fn batches_without_rows_are_answered_at_once_and_do_not_pile_up() {
     });
 }
 
-/// More rows than there are numbers for: whatever is asked, the counts hold.
+/// A caller may ask for more rows than there are numbers. The counts stay right.
 #[test]
 fn any_number_of_rows_may_be_asked_for() {
     watchdog(|| {

@@ -1,4 +1,4 @@
-//! Promise 5: row r of every component comes from the same token, whatever order they come in.
+//! Promise 5: row r of every component comes from the same token. The components may come in any order.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use futures::executor::block_on;
 use half::bf16;
 use ndarray::{Array2, Axis};
 
-/// Four components of different widths and element types; each can tell the token of its row.
+/// Four components of different widths and element types. The values of each row show its token.
 fn builder() -> RingStoreBuilder {
     RingStore::builder()
         .component("narrow", 1)
@@ -35,7 +35,7 @@ fn extend(store: &RingStore, component: usize, ids: std::ops::Range<usize>) -> a
     .unwrap()
 }
 
-/// The tokens of a minibatch, if all components agree on them.
+/// Returns the tokens of a minibatch. Fails unless all components agree on them.
 fn tokens(minibatch: &Minibatch) -> Vec<usize> {
     let tokens = common::long_ids(minibatch, 3);
     assert_eq!(common::ids(minibatch, 0), tokens);
@@ -75,7 +75,7 @@ fn awaiting_one_component_before_sending_the_next_works() {
         block_on(async {
             let store = builder().build().unwrap();
             for component in [3, 1, 0, 2] {
-                // Longer than the queue may be, and nobody consumes.
+                // The batch is larger than the queue, and no consumer takes rows.
                 let written = extend(&store, component, 0..36).await.unwrap();
                 assert_eq!((written.rows, written.first_row), (36, 0));
                 let written = extend(&store, component, 36..40).await.unwrap();
@@ -103,14 +103,14 @@ fn rows_wait_for_their_other_components() {
         assert_adds_up(&stats);
         assert!(minibatches.next_timeout(std::time::Duration::ZERO).unwrap_err().is_timeout());
         let _ = extend(&store, 3, 0..40).wait().unwrap();
-        // The handle of rows whose counterparts were all there resolves when they are in the ring.
+        // All counterparts of these rows had come, so the handle resolves when the rows are in the ring.
         assert!(minibatches.next_timeout(LIMIT).unwrap().is_some());
     });
 }
 
-/// One lane's slow component holds up neither its other components' batches nor other lanes.
+/// A slow component of one lane holds up neither the other components of the lane nor other lanes.
 #[test]
-fn a_slow_component_blocks_nobody_else() {
+fn a_slow_component_blocks_no_other_writer() {
     watchdog(|| {
         let store = builder().max_skew(10_000).build().unwrap();
         let mut minibatches = store.minibatches();
@@ -157,7 +157,7 @@ fn a_component_that_never_arrives_is_named_not_waited_for() {
             .unwrap();
         let WriteError::Skew { ahead, missing, by, max_skew } = &error else { panic!("{error}") };
         assert_eq!((ahead.index, &*missing.name, *by, *max_skew), (0, "half", 60, 64));
-        // Closing drops what never became whole. The loop ends without an error; a flush tells.
+        // A close drops rows that never became whole. The loop ends without an error, and a flush reports the rows.
         let mut minibatches = store.minibatches();
         store.close();
         assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
@@ -206,7 +206,7 @@ fn concurrent_lanes_do_not_mix_their_rows() {
     });
 }
 
-/// The threads of one lane each send one component: a pipeline-parallel model.
+/// Each thread of one lane sends one component, as in a pipeline-parallel model.
 #[test]
 fn one_thread_per_component_keeps_the_order_of_each() {
     watchdog(|| {
@@ -249,7 +249,7 @@ fn emptying_keeps_components_aligned() {
                 assert_eq!(store.len(), 0);
                 assert_adds_up(&store.stats());
             }
-            // Counterparts of discarded rows are discarded as they come; from there on, rows are whole.
+            // Counterparts of discarded rows are discarded when they come. The rows after them are whole.
             for (component, at) in at.into_iter().enumerate() {
                 drop(extend(&store, component, at..most + 100));
             }
@@ -289,7 +289,7 @@ fn equal_components_stack_without_a_copy() {
     });
 }
 
-/// A hook that finds no room can give up the whole forward pass at its first component, and is never refused a later one.
+/// A hook that finds no room can give up the whole forward pass at its first component. A later component is never refused.
 #[test]
 fn rows_whose_counterparts_were_taken_are_not_refused() {
     for when_full in [WhenFull::Wait, WhenFull::Reject] {
@@ -310,7 +310,7 @@ fn rows_whose_counterparts_were_taken_are_not_refused() {
                     false
                 }
             };
-            // No consumer takes anything, so the ring and then the queue fill up, and stay full.
+            // No consumer takes rows, so first the ring and then the queue fill up and stay full.
             while store.stats().waited_for_consumers.is_zero() {
                 pass();
             }
@@ -327,7 +327,7 @@ fn rows_whose_counterparts_were_taken_are_not_refused() {
                     assert_eq!(common::ids(&minibatch, 0), common::ids(&minibatch, 1));
                 }
             });
-            // The queue is now full, now empty, as the threads happen to run.
+            // The queue is sometimes full and sometimes empty, depending on how the threads run.
             while (0..5000).filter(|_| pass()).count() < 10 {}
             store.close();
             consumer.join().unwrap();

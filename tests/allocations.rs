@@ -1,5 +1,5 @@
-//! In the steady state neither the writer nor the consumer allocates, but for the queue, which grows by a block for every 31
-//! messages. Alone in its file, because it counts the allocations of the process.
+//! In the steady state, neither the writer nor the consumer allocates. Only the queue grows by a block for every 31 messages.
+//! This test is alone in its file, because it counts the allocations of the process.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -10,7 +10,7 @@ use std::thread;
 use activation_store::{DType, RingStore, RingStoreBuilder};
 use ndarray::{ArcArray2, Array2};
 
-/// Counts allocations, but for those of threads that are excused.
+/// Counts allocations, except on threads that are excused.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -25,11 +25,11 @@ fn count() {
     }
 }
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: every call goes to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller keeps this method's promises, which are the same.
+        // SAFETY: the caller keeps the promises of this method, which are the same as those of the inner method.
         unsafe { System.alloc(layout) }
     }
 
@@ -50,8 +50,8 @@ static COUNTING: Counting = Counting;
 
 const BATCH: usize = 64;
 
-/// The fewest allocations of the writer and the consumer in any `minibatches` minibatches in sequence of some: a list
-/// may still grow to its final size in one, but what is allocated again and again is in all.
+/// Measures several sequences of `minibatches` minibatches. Returns the fewest allocations of the writer and the consumer in one of
+/// them. A list may still grow to its final size in one sequence, but repeated allocations are in all of them.
 fn allocations(store: &RingStore, lanes: usize, rows: usize, minibatches: usize) -> usize {
     let components: Vec<usize> = store.components().iter().map(|component| component.features).collect();
     let lanes: Vec<_> = (0..lanes).map(|_| store.producer().unwrap()).collect();
@@ -61,7 +61,7 @@ fn allocations(store: &RingStore, lanes: usize, rows: usize, minibatches: usize)
             let batches: Vec<ArcArray2<f32>> =
                 components.iter().map(|&features| Array2::ones((rows, features)).into_shared()).collect();
             scope.spawn(move || {
-                // A handle, and now and then a piece of the queue, is the caller's to allocate.
+                // The caller allocates a handle, and sometimes a block of the queue.
                 EXCUSED.set(true);
                 let mut writes = batches.iter().enumerate().cycle();
                 writes.all(|(component, batch)| lane.extend_blocking(batch.clone(), component).is_ok())

@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A source file: its name as the table has it (`rows/batch`), and its lines of code, without comments.
+/// A source file: its name as in the table (`rows/batch`), and its lines of code without comments.
 struct File {
     name: String,
     code: Vec<String>,
 }
 
 impl File {
-    /// What it imports: `use crate::` lines, by file.
+    /// The files that it imports in `use crate::` lines.
     fn imports(&self) -> impl Iterator<Item = String> {
         self.code.iter().filter_map(|line| line.strip_prefix("use crate::")).map(|import| {
             let parts: Vec<&str> = import.split([':', ';']).filter(|part| !part.is_empty()).collect();
@@ -19,7 +19,7 @@ impl File {
         })
     }
 
-    /// Every path into the crate that it names, imported or not.
+    /// Every path into the crate that the file names, in imports and elsewhere.
     fn paths(&self) -> impl Iterator<Item = &str> {
         self.code.iter().flat_map(|line| line.split("crate::").skip(1))
     }
@@ -29,14 +29,14 @@ impl File {
     }
 }
 
-/// The source files below `folder`, without the unit tests that lie beside them.
+/// Lists the source files below `folder`, without the files of unit tests.
 fn paths_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = entries.flat_map(|path| if path.is_dir() { paths_below(&path) } else { vec![path] });
     files.filter(|path| path.file_name().unwrap() != "tests.rs").collect()
 }
 
-/// All source files that hold an idea: not `lib.rs`, and no folder's `mod.rs`.
+/// Lists all source files except `lib.rs` and each `mod.rs`.
 fn files() -> Vec<File> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let file = |path: PathBuf| {
@@ -92,7 +92,7 @@ fn no_folder_names_a_later_one() {
         let own = place(file.folder()).unwrap_or_else(|| panic!("{name} is in no folder of docs/architecture.md"));
         for path in file.paths() {
             let folder = path.split("::").next().unwrap();
-            // Anything else is `error`, or an item that `lib.rs` defines.
+            // Other names are `error`, or items that `lib.rs` defines.
             assert!(place(folder).is_none_or(|other| other <= own), "{name} names crate::{path}, of a later folder");
         }
     }

@@ -1,5 +1,4 @@
-//! Promise 10 and bad arguments: a clear error that names the value and what would work; the batch comes back; the
-//! store goes on working.
+//! Promise 10, and bad arguments. The error names the value and what would work. The batch comes back, and the store goes on.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -21,7 +20,7 @@ fn tensor() -> TensorStore {
     builder.max_items(100).build().unwrap()
 }
 
-/// Every call that both stores should refuse, with words that its message must have.
+/// Every call that both stores must refuse, with words that the message must have.
 type Call = (&'static str, fn() -> Batch, usize, &'static [&'static str]);
 
 const REFUSED: &[Call] = &[
@@ -95,7 +94,7 @@ fn values_that_are_no_rows_are_no_batch() {
     let scalar = Batch::from_dyn(arr0(1.0_f32).into_dyn()).unwrap_err();
     assert_eq!(scalar, ShapeError::NoAxes);
     assert!(scalar.to_string().contains("a single number"));
-    // Any other rank is rows of features.
+    // An array of any other rank becomes rows of features.
     assert_eq!(Batch::from_dyn(ArrayD::<f32>::zeros(vec![5])).unwrap().rows(), 1);
     assert_eq!(Batch::from_dyn(Array3::<f32>::zeros((2, 3, 4)).into_dyn()).unwrap().rows(), 6);
     let none = Batch::from_dyn(Array3::<f32>::zeros((2, 0, 4)).into_dyn()).unwrap();
@@ -133,7 +132,7 @@ fn a_component_that_runs_ahead_is_refused_naming_the_missing_one() {
         let text = refused.to_string();
         assert!(matches!(refused.error, WriteError::Skew { by: 20, max_skew: 20, .. }));
         assert!(text.contains("0 (\"mlp\") is 20 rows ahead of component 1 (\"token\")"), "{text}");
-        // Nothing has changed: the missing one may still come, and then there is room again.
+        // Nothing has changed. When the missing component comes, the other one can go on.
         drop(store.extend(Array2::<u32>::zeros((20, 1)), 1).unwrap());
         drop(store.extend(refused.into_batch(), 0).unwrap());
         drop(store.extend(Array2::<u32>::zeros((1, 1)), 1).unwrap());
@@ -181,7 +180,7 @@ fn impossible_ring_stores_are_refused_at_construction() {
         (build(|b| b.component("wide", usize::MAX)), &["overflows"]),
         (build(|b| b.component("wide", usize::MAX / 32)), &["overflows"]),
         (build(|b| b.component("wide", 1 << 58)), &["overflows"]),
-        // More than there are addresses.
+        // This is more than the address space.
         (
             build(|b| b.component("wide", 1 << 40).allow_overcommit(true)),
             &["rows of 4398046511", "cannot be allocated", "fewer rows"],
@@ -193,7 +192,7 @@ fn impossible_ring_stores_are_refused_at_construction() {
     }
 }
 
-/// Linux says how much memory there is.
+/// Only Linux says how much memory is available.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_window_larger_than_the_memory_there_is_is_refused_with_the_largest_that_fits() {
@@ -243,7 +242,7 @@ fn element_types_have_names() {
     assert_eq!(error.to_string(), "unknown dtype \"f64\"; use one of f32, f16, bf16, u32, i64");
 }
 
-/// A `Vec` is one row, which is wrong where it holds one value for each of several.
+/// A `Vec` is one row. That is wrong if the `Vec` has one value for each of several rows.
 #[test]
 fn a_list_of_ids_that_is_taken_for_one_row_is_told_how_to_be_several() {
     watchdog(|| {
@@ -264,7 +263,7 @@ fn a_list_of_ids_that_is_taken_for_one_row_is_told_how_to_be_several() {
         assert!(refused.to_string().contains(hint), "{refused}");
         let two = store.extend(vec![0.0_f32; 8], "mlp").unwrap_err();
         assert!(two.to_string().contains("use Batch::from_vec(values, 4) for several"), "{two}");
-        // No hint where it would not help.
+        // There is no hint if it would not help.
         for refused in [
             store.extend(vec![0.0_f32; 7], "mlp").unwrap_err(),
             store.extend(rows(0..1, 8), "mlp").unwrap_err(),
@@ -272,7 +271,7 @@ fn a_list_of_ids_that_is_taken_for_one_row_is_told_how_to_be_several() {
         ] {
             assert!(!refused.to_string().contains("from_vec"), "{refused}");
         }
-        // As the hint says.
+        // The call that the hint names works.
         drop(store.extend(Batch::from_vec(ids(), 1).unwrap(), "token").unwrap());
         drop(store.extend(rows(0..3, 4), "mlp").unwrap());
         store.close();
@@ -283,7 +282,7 @@ fn a_list_of_ids_that_is_taken_for_one_row_is_told_how_to_be_several() {
     });
 }
 
-/// `?` takes the error of making a batch where the error of a store is returned.
+/// `?` turns the error of making a batch into the error of a store.
 #[test]
 fn a_shape_error_becomes_a_stores_error() {
     fn hook(store: &RingStore, values: Vec<f32>) -> Result<(), Refused> {
@@ -310,9 +309,9 @@ fn a_shape_error_becomes_a_stores_error() {
 fn a_full_store_says_in_numbers_what_it_had_no_room_for() {
     watchdog(|| {
         let store = ring().queue_rows(20).merge(activation_store::Merge::RoundRobin).build().unwrap();
-        // The lane whose turn it is has no rows, so those of the other stay in the queue.
+        // The lane whose turn it is has no rows, so the rows of the other lane stay in the queue.
         let (_first, lane) = (store.producer().unwrap(), store.producer().unwrap());
-        // Whole rows: the queue does not count rows that wait only for their other component.
+        // The rows are whole. The queue does not count rows that wait only for their other component.
         let whole = [("mlp", Batch::from(rows(0..18, 4))), ("token", Array2::<u32>::zeros((18, 1)).into())];
         drop(lane.extend_pass(whole).unwrap());
         let WriteError::Full(full) = lane.try_extend(Array2::<u32>::zeros((3, 1)), "token").unwrap_err().error else {
@@ -368,7 +367,7 @@ fn components_go_by_number_or_by_name_in_any_form() {
             let first = &minibatch.components()[0];
             assert_eq!(minibatch.view::<f32>(&first.name).unwrap(), minibatch.view::<f32>(0).unwrap());
         }
-        // A component of another store goes by its name.
+        // A component of another store is found by its name.
         let other = RingStore::builder().component("attn", 4).batch_size(1).window(1).build().unwrap();
         let unknown = other.extend(rows(0..1, 4), &components[0]).unwrap_err().to_string();
         assert!(unknown.contains("mlp") && unknown.contains("this store has 0 (\"attn\")"), "{unknown}");
@@ -384,7 +383,7 @@ fn positions_of_several_texts_are_rows() {
         let batch = Batch::from(texts.clone());
         assert_eq!((batch.rows(), batch.features()), (6, 4));
         assert_eq!(batch.to_f32().into_raw_vec_and_offset().0, values);
-        // Also where the two axes are not one in memory.
+        // This also works if the two axes cannot be merged in memory.
         let mut swapped =
             Array3::from_shape_fn((3, 2, 4), |(position, text, feature)| texts[[text, position, feature]]);
         swapped.swap_axes(0, 1);
@@ -400,12 +399,12 @@ fn positions_of_several_texts_are_rows() {
     });
 }
 
-/// Also where the memory that is available now would not do.
+/// With `allow_overcommit`, a store may need more memory than is available now.
 #[test]
 fn more_memory_than_there_is_may_be_asked_for() {
     let builder = || RingStore::builder().component("a", 1024).batch_size(4096).memory(1 << 45);
     assert!(matches!(builder().build().map(drop), Err(BuildError::Memory { .. } | BuildError::Allocation { .. })));
-    // The operating system may refuse it all the same.
+    // The operating system may still refuse it.
     match builder().allow_overcommit(true).build() {
         Ok(store) => store.abort(),
         Err(error) => assert!(matches!(error, BuildError::Allocation { .. }), "{error}"),

@@ -1,4 +1,4 @@
-//! Promise 3: memory is bounded, and whoever would exceed it waits.
+//! Promise 3: memory is bounded. A caller that would exceed the bound waits.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,12 +12,13 @@ use activation_store::{Batch, Merge, RingStore, RingStoreBuilder};
 use common::{LIMIT, Lent, assert_adds_up, assert_exactly, drain, finish, ids, rows, watchdog};
 use futures::executor::block_on;
 
-/// Without a consumer the ring takes some 45 rows: half a window until the first minibatch, three of them ready or stuck.
+/// Without a consumer, the ring takes about 45 rows: half a window until the first minibatch, and three minibatches that are ready or
+/// stuck.
 fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 2).batch_size(10).window(40).ready_frames(2).queue_rows(20)
 }
 
-/// Hands over 100 rows, more than fit, and lets the ring fill up. Returns the ids used.
+/// Hands over 100 rows, which do not all fit, and lets the ring fill up. Returns the ids of the rows.
 fn fill(store: &RingStore) -> usize {
     drop(store.extend(rows(0..100, 2), 0).unwrap());
     // 43 to 47 fit, depending on the order of the last run.
@@ -33,7 +34,7 @@ fn memory_in_the_ring_never_exceeds_window_and_ready_frames() {
         let store = builder().build().unwrap();
         let used = fill(&store);
         let stats = store.stats();
-        // The open frames, the ready ones; no more.
+        // Only the open frames and the ready frames hold rows.
         assert!(stats.components[0].resident <= 40 + 20, "{stats:?}");
         assert_eq!(stats.frames_open, 4);
         assert_eq!(stats.frames_ready, 2);
@@ -75,11 +76,11 @@ fn try_extend_refuses_and_gives_the_batch_back() {
         assert!(refused.to_string().contains("20 rows do not fit"), "{refused}");
         let batch = refused.into_batch();
         assert_eq!(batch.to_f32(), rows(used..used + 20, 2));
-        // Room again once somebody consumes.
+        // There is room again when a consumer takes rows.
         let mut batch = Some(batch);
         while let Some(left) = batch.take() {
             batch = store.try_extend(left, 0).err().map(|refused| refused.into_batch());
-            // Nothing is ready where the writer is still at what is queued.
+            // Nothing is ready while the writer still works on queued rows.
             let _ = minibatches.next_timeout(Duration::from_millis(1));
         }
     });
@@ -89,7 +90,7 @@ fn try_extend_refuses_and_gives_the_batch_back() {
 fn the_queue_holds_its_bound_and_not_a_row_more() {
     watchdog(|| {
         let store = builder().merge(Merge::RoundRobin).build().unwrap();
-        // The lane whose turn it is has no rows, so those of the other stay in the queue.
+        // The lane whose turn it is has no rows, so the rows of the other lane stay in the queue.
         let (_first, second) = (store.producer().unwrap(), store.producer().unwrap());
         let fits = |n| second.try_extend(rows(0..n, 2), 0).map_err(|refused| assert!(refused.error.is_full())).is_ok();
         assert_eq!([fits(15), fits(6), fits(5), fits(1)], [true, false, true, false]);
@@ -117,7 +118,7 @@ fn extend_blocking_blocks_until_the_queue_is_within_its_bound() {
         while passed < 20 {
             passed += receiver.try_iter().count();
             let queued = store.stats().components[0].queued;
-            // What was queued before, or at most the bound.
+            // The queue has the rows from before, or at most its bound.
             assert!(queued <= used as u64, "{queued}");
             if let Ok(minibatch) = minibatches.next_timeout(Duration::from_millis(1)) {
                 served.push(ids(&minibatch.unwrap(), 0));
@@ -130,7 +131,7 @@ fn extend_blocking_blocks_until_the_queue_is_within_its_bound() {
     });
 }
 
-/// The ring takes most of the batch. With that the next one fits, though the first is not done.
+/// The ring takes most of the batch. Then the next batch fits, although the first one is not done.
 #[test]
 fn part_of_a_batch_makes_room_too() {
     for _ in 0..20 {
@@ -184,7 +185,7 @@ fn a_consumer_that_keeps_every_minibatch_never_starves_the_ring() {
         let kept: Vec<_> = minibatches.blocking().map(|minibatch| minibatch.unwrap()).collect();
         producer.join().unwrap();
         assert_eq!(kept.len(), 400);
-        // Each still has its own rows: no frame was used twice.
+        // Each minibatch still has its own rows, so no frame was used twice.
         let served: Vec<_> = kept.iter().map(|minibatch| ids(minibatch, 0)).collect();
         assert_exactly(0..4000, &served);
     });
@@ -208,7 +209,7 @@ fn returned_frames_are_used_again_and_lent_ones_are_counted() {
             addresses.insert(minibatch.bytes(0).unwrap().as_ptr() as usize);
         }
         assert_eq!(store.stats().frames_lent, 0);
-        // Four open, two ready, one with the consumer.
+        // Four frames are open, two are ready, and the consumer has one.
         assert!(addresses.len() <= 7, "{} frames", addresses.len());
     });
 }
@@ -224,7 +225,7 @@ fn lent_memory_is_back_when_the_handle_resolves() {
             let _ = handle.wait().unwrap();
             assert_eq!(returned.load(Ordering::SeqCst), batch + 1);
         }
-        // Rows that were set aside are released with the last of their components.
+        // Rows that were set aside are released when their last component comes.
         let store = builder().component("b", 2).build().unwrap();
         let returned = Arc::new(AtomicUsize::new(0));
         for (component, released) in [(0, 0), (1, 2)] {
@@ -256,7 +257,7 @@ fn a_reservation_says_whether_there_was_room_in_time() {
     });
 }
 
-/// Several callers wait for room, some of which give up: the others must not lose their wake-up.
+/// Several callers wait for room, and some give up. The others must not lose their wake-up.
 #[test]
 fn giving_up_a_wait_leaves_the_others_waiting() {
     watchdog(|| {
@@ -288,7 +289,7 @@ fn a_slow_async_trainer_slows_its_awaiting_producer_down() {
             let producer = async {
                 for at in (0..2000).step_by(10) {
                     let _ = store.extend(rows(at..at + 10, 2), 0).unwrap().await.unwrap();
-                    // At most this one was queued; the rest is in the bounded ring.
+                    // At most this batch was queued. The other rows are in the bounded ring.
                     assert!(store.stats().components[0].resident <= 60);
                 }
                 store.close();

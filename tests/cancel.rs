@@ -1,4 +1,4 @@
-//! Promise 2: dropping a future at any point cancels no write and loses no row.
+//! Promise 2: a future can be dropped at any point. That cancels no write and loses no row.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,7 +38,7 @@ fn handles_may_be_dropped_before_or_after_any_poll() {
 }
 
 #[test]
-fn a_handle_that_gave_up_waiting_still_tells_later() {
+fn a_handle_that_gave_up_waiting_still_gets_the_outcome_later() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut handle = store.extend(rows(0..200, 2), 0).unwrap();
@@ -72,7 +72,7 @@ fn a_handle_may_be_polled_after_it_has_resolved() {
     });
 }
 
-/// `is_done` turns true by itself, without a poll.
+/// `is_done` becomes true without a poll.
 #[test]
 fn is_done_needs_no_poll() {
     watchdog(|| {
@@ -91,7 +91,7 @@ fn is_done_needs_no_poll() {
     });
 }
 
-/// The waker that counts is that of the last poll.
+/// Only the waker of the last poll counts.
 #[test]
 fn a_handle_may_move_between_tasks() {
     watchdog(|| {
@@ -140,7 +140,7 @@ fn a_future_of_the_next_minibatch_may_be_dropped_after_any_poll() {
     });
 }
 
-/// `select` drops whichever loses, over and over.
+/// `select` drops the future that loses, again and again.
 #[test]
 fn select_loses_nothing() {
     for flavour in 0..2 {
@@ -185,7 +185,7 @@ fn select_loses_nothing() {
     }
 }
 
-/// A consumer that was woken but no longer looks must not keep the minibatch from the others.
+/// A consumer that is woken but does not look any more must not keep the minibatch from the others.
 #[test]
 fn a_consumer_that_stops_polling_keeps_nothing_from_the_others() {
     watchdog(|| {
@@ -193,7 +193,7 @@ fn a_consumer_that_stops_polling_keeps_nothing_from_the_others() {
             let store = builder().build().unwrap();
             let mut idle: Vec<_> = (0..3).map(|_| store.minibatches()).collect();
             for minibatches in &mut idle {
-                // Registered to be woken, and then forgotten.
+                // This consumer registers its waker and then never polls again.
                 assert!(poll_once(&mut minibatches.next()).is_pending());
             }
             let mut minibatches = store.minibatches();
@@ -220,7 +220,7 @@ fn aborted_tasks_leave_the_store_in_order() {
                 handed += 10;
                 tasks.push(tokio::spawn(handle));
                 let mut consumer = minibatches.clone();
-                // Takes nothing if it is aborted in time; what it took and dropped is counted.
+                // The task takes nothing if it is aborted in time. Otherwise its minibatches are counted.
                 let task = tokio::spawn(async move { pin!(consumer.next()).await.map(drop) });
                 if random.below(2) == 0 {
                     tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Promise 8: a store ends cleanly, whoever ends it, and nobody is left waiting.
+//! Promise 8: a store ends cleanly in every way that it can end, and no caller is left waiting.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,7 +38,7 @@ fn close_serves_what_is_left_then_ends() {
         assert_eq!(served.iter().map(Vec::len).collect::<Vec<_>>(), [[10; 12].as_slice(), &[3]].concat());
         assert_exactly(0..123, &served);
         assert_eq!(handle.wait().unwrap().rows, 123);
-        // The end stays the end, for every consumer.
+        // Every consumer gets the end again if it asks again.
         assert!(minibatches.blocking().next().is_none());
         assert!(store.minibatches().blocking().next().is_none());
         assert!(minibatches.next_timeout(Duration::ZERO).unwrap().is_none());
@@ -166,7 +166,7 @@ fn a_flush_may_be_polled_after_it_has_resolved() {
 }
 
 #[test]
-fn abort_discards_and_wakes_everybody() {
+fn abort_discards_and_wakes_every_caller() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
@@ -193,7 +193,7 @@ fn abort_discards_and_wakes_everybody() {
         if let Err(refused) = blocked.join().unwrap() {
             assert_eq!(closed_by(&refused.error), ClosedBy::Abort);
         }
-        // A consumer made before ends; one made afterwards is told.
+        // A consumer that was made before the abort gets the end. A consumer that was made after it gets an error.
         assert!(drain(&mut minibatches).is_empty());
         let mut late = store.minibatches();
         assert!(matches!(late.next_timeout(LIMIT), Err(ReadError::Aborted)));
@@ -213,7 +213,7 @@ fn abort_discards_and_wakes_everybody() {
 }
 
 #[test]
-fn a_waited_for_producersing_for_a_minibatch_sees_the_end() {
+fn a_consumer_that_waits_for_a_minibatch_sees_the_end() {
     watchdog(|| {
         for end in [RingStore::close, RingStore::abort] {
             for _ in 0..50 {
@@ -248,7 +248,7 @@ fn abort_after_close_discards_what_is_left() {
     });
 }
 
-/// Nothing must be left behind, in whatever state the writer is when the order comes, even if it is just ending.
+/// An abort must leave nothing behind in any state of the writer, even if the writer is just ending.
 #[test]
 fn abort_leaves_nothing_whenever_it_comes() {
     watchdog(|| {
@@ -257,7 +257,7 @@ fn abort_leaves_nothing_whenever_it_comes() {
             let minibatches = store.minibatches();
             drop(store.extend(rows(0..round % 30, 2), 0).unwrap());
             store.close();
-            // Until the last row is ready, or almost.
+            // Wait until the last row is ready, or almost.
             while store.stats().frames_ready < (round % 30).div_ceil(10).min(2) {
                 std::hint::spin_loop();
             }
@@ -270,7 +270,7 @@ fn abort_leaves_nothing_whenever_it_comes() {
                 store.abort()
             }
             while !store.is_empty() {
-                // The order is on its way.
+                // The abort is on its way.
                 thread::yield_now();
             }
             let stats = store.stats();
@@ -381,7 +381,7 @@ fn a_store_without_consumers_can_be_closed_and_dropped() {
         let pending = store.extend(rows(0..500, 2), 0).unwrap();
         store.close();
         drop(store);
-        // Nobody could ever make room for these rows.
+        // No consumer can make room for these rows.
         assert_eq!(closed_by(&pending.wait().unwrap_err()), ClosedBy::NoConsumers);
     });
 }

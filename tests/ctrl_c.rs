@@ -1,4 +1,4 @@
-//! Ctrl-C in an example: the capture stops, what is there is trained on, and the summary is printed.
+//! Ctrl-C in an example stops the capture. The loop trains on the captured rows, and the program prints its summary.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Builds an example as this test was built, and returns the program.
+/// Builds an example in the same way as this test, and returns the path of the program.
 fn example(name: &str) -> PathBuf {
     let here = env::current_exe().unwrap();
     let profile = here.ancestors().nth(2).unwrap();
@@ -24,7 +24,7 @@ fn example(name: &str) -> PathBuf {
 fn ctrl_c_ends_the_capture_and_what_is_there_is_trained_on() {
     let mut run = Command::new(example("slow_trainer")).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines().map(Result::unwrap);
-    // It prints its first line after it has begun to listen for Ctrl-C.
+    // The example prints its first line after it has begun to listen for Ctrl-C.
     assert!(lines.next().unwrap().contains(" rows taken"));
     assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
     let rest: Vec<String> = lines.collect();

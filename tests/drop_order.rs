@@ -1,4 +1,4 @@
-//! Promise 8: whatever is dropped first, nothing hangs, every handle learns its outcome and all memory comes back.
+//! Promise 8: parts of a store can be dropped in any order. Nothing hangs, every handle gets its outcome, and all memory comes back.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,7 @@ use activation_store::{
 use common::{LIMIT, Lent, rows, watchdog_for};
 use tokio::runtime::Runtime;
 
-/// What a program may hold. Fields are taken one by one.
+/// The parts that a program may hold. The test takes the fields one by one.
 #[derive(Default)]
 struct Held {
     store: Option<RingStore>,
@@ -41,7 +41,7 @@ impl Held {
     }
 }
 
-/// All orders of `parts` things.
+/// Returns all orders of `parts` things.
 fn permutations(parts: usize) -> Vec<Vec<usize>> {
     if parts == 0 {
         return vec![Vec::new()];
@@ -73,7 +73,7 @@ fn runtime(place: Where) -> Option<Runtime> {
     }
 }
 
-/// A store at work: a minibatch is out, two are ready, the queue is over its bound, a flush is pending.
+/// Makes a store at work. One minibatch is out, two are ready, the queue is over its bound, and a flush is pending.
 fn at_work(place: Where, returned: &Arc<AtomicUsize>) -> Held {
     let runtime = runtime(place);
     let builder = RingStore::builder().component("a", 2).batch_size(4).window(16).ready_frames(2).queue_rows(8);
@@ -105,7 +105,7 @@ fn at_work(place: Where, returned: &Arc<AtomicUsize>) -> Held {
     }
 }
 
-/// The memory of all batches is back, which is so only once the writer is done with them.
+/// Waits until the memory of all batches is back. The writer gives it back when it is done with the batches.
 fn wait_for(returned: &AtomicUsize, batches: usize) {
     while returned.load(Ordering::SeqCst) < batches {
         thread::yield_now();
@@ -116,7 +116,7 @@ fn wait_for(returned: &AtomicUsize, batches: usize) {
 fn everything_may_be_dropped_in_any_order() {
     for place in [Where::Own, Where::CurrentThreadRuntime, Where::MultiThreadRuntime] {
         let parts = if place == Where::Own { 6 } else { 7 };
-        // Runtimes are dear to start: every fifth order of seven parts is over a thousand.
+        // Runtimes start slowly, so only every fifth order is tested. With seven parts, that is over a thousand.
         let step = if place == Where::Own { 1 } else { 5 };
         for order in permutations(parts).into_iter().step_by(step) {
             let names: Vec<_> = order.iter().map(|&part| PARTS[part]).collect();
@@ -130,9 +130,9 @@ fn everything_may_be_dropped_in_any_order() {
     }
 }
 
-/// As above, but the handles and the flush are kept to the end: each must have an outcome by then.
+/// The test keeps the handles and the flush to the end. Each of them must have an outcome then.
 #[test]
-fn no_handle_is_lost_in_whatever_order_the_rest_is_dropped() {
+fn no_handle_is_lost_in_any_drop_order_of_the_other_parts() {
     for place in [Where::Own, Where::CurrentThreadRuntime, Where::MultiThreadRuntime] {
         for order in permutations(4) {
             watchdog_for(&format!("{place:?}: dropping {order:?}"), move || {
@@ -156,7 +156,7 @@ fn no_handle_is_lost_in_whatever_order_the_rest_is_dropped() {
     }
 }
 
-/// Ends in the middle of threads that produce and consume: they all come back.
+/// The store ends while threads produce and consume. All threads come back.
 #[test]
 fn threads_at_work_come_back_however_the_store_ends() {
     let ends: [fn(&RingStore); 4] = [RingStore::close, RingStore::abort, RingStore::empty, |_| {}];
@@ -179,7 +179,7 @@ fn threads_at_work_come_back_however_the_store_ends() {
                 for i in 0..consumers {
                     let mut minibatches = store.minibatches();
                     threads.push(thread::spawn(move || {
-                        // One leaves early.
+                        // One consumer leaves early.
                         let enough = if i == 0 { 3 } else { usize::MAX };
                         minibatches.blocking().take(enough).for_each(|minibatch| drop(minibatch.unwrap()));
                     }));
@@ -187,7 +187,7 @@ fn threads_at_work_come_back_however_the_store_ends() {
                 thread::yield_now();
                 end(&store);
                 if consumers == 0 {
-                    // Nobody makes room, so only an end lets the producers go.
+                    // No consumer makes room, so only the end frees the producers.
                     store.abort();
                 }
                 drop(store);
@@ -234,7 +234,7 @@ fn a_tensor_store_may_be_dropped_in_any_order() {
     }
 }
 
-/// A batch may own its store: the last handle is then dropped by the writer itself.
+/// A batch may own its store. Then the writer itself drops the last handle.
 #[test]
 fn the_writer_may_drop_the_last_handle_of_its_own_store() {
     struct Owner(Vec<f32>, #[expect(dead_code, reason = "held")] RingStore, Arc<AtomicUsize>);
@@ -261,7 +261,7 @@ fn the_writer_may_drop_the_last_handle_of_its_own_store() {
             }
             match handle.wait() {
                 Ok(written) => assert_eq!(written.rows, 12),
-                // The handle of the store went with the batch, and no consumer could ever be made.
+                // The handle of the store went with the batch, so no consumer can be made any more.
                 Err(error) => assert!(!consume && error.is_closed(), "{error}"),
             }
             wait_for(&returned, 1);

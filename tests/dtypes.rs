@@ -1,4 +1,4 @@
-//! Element types: kept bit for bit, or converted on the way in.
+//! Elements are kept bit for bit, or are converted when they come in.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use common::watchdog;
 use half::{bf16, f16};
 use ndarray::{Array2, s};
 
-/// Passes rows of two values through a store of one component; returns them in order of arrival.
+/// Passes rows of two values through a store of one component. Returns the rows in the order of their arrival.
 fn through<T: Element, U: Element>(values: &[T], seed: u64) -> Vec<U> {
     let batch = Batch::from_vec(values.to_vec(), 2).unwrap();
     let store = RingStore::builder()
@@ -31,7 +31,7 @@ fn through<T: Element, U: Element>(values: &[T], seed: u64) -> Vec<U> {
         out.extend(rows.iter().copied().zip(values.rows().into_iter().map(|row| row.to_vec())));
     }
     out.sort_by_key(|(row, _)| *row);
-    // The other store has code of its own.
+    // The tensor store has code of its own.
     let tensor = TensorStore::builder().component_of("a", 2, U::DTYPE).max_items(rows).build().unwrap();
     drop(tensor.extend(Batch::from_vec(values.to_vec(), 2).unwrap(), 0).unwrap());
     let mut from_tensor: Vec<Vec<U>> = tensor
@@ -50,7 +50,7 @@ fn through<T: Element, U: Element>(values: &[T], seed: u64) -> Vec<U> {
     out.into_iter().flat_map(|(_, row)| row).collect()
 }
 
-/// Numbers, infinities, subnormals, NaNs with a payload; 66 of them.
+/// Returns 66 numbers: ordinary ones, infinities, subnormals, and NaNs with a payload.
 fn floats() -> Vec<f32> {
     let bits = [
         0,
@@ -129,7 +129,7 @@ fn rows_of_any_type_can_be_had_as_they_are_or_as_f32() {
     });
 }
 
-/// Fails unless equal, where any NaN equals any other.
+/// Fails unless the values are equal. Any NaN equals any other NaN.
 fn assert_same(got: f32, expected: f32, from: f32) {
     assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan(), "{from}: {got}, not {expected}");
 }

@@ -1,4 +1,4 @@
-//! However a run ends, every caller gets to its end: rows that were taken are served, and no caller gets the error of another.
+//! A run can end in many ways. Every caller comes to its end, rows that were taken are served, and no caller gets the error of another.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -25,7 +25,7 @@ fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 2).component("b", 1).batch_size(8).window(64).ready_frames(2).queue_rows(16)
 }
 
-/// The ids of a minibatch's rows, which both components agree on.
+/// Returns the ids of a minibatch's rows. Fails unless both components agree on them.
 fn tokens(minibatch: &Minibatch) -> Vec<usize> {
     let tokens = ids(minibatch, 0);
     assert_eq!(tokens, ids(minibatch, 1), "misaligned");
@@ -70,7 +70,7 @@ fn a_close_in_the_middle_of_passes_is_no_error_for_the_trainer_and_loses_no_pass
         watchdog(move || {
             for round in 0..100 {
                 let store = builder().merge(merge).build().unwrap();
-                // The trainer's consumer goes with the trainer, which may end before the last replica asks.
+                // The trainer may end before the last replica asks, and its consumer ends with it.
                 let (mut minibatches, _kept) = (store.minibatches(), store.minibatches());
                 let lanes: Vec<_> = (0..4).map(|_| store.producer().unwrap()).collect();
                 let monitor = store.monitor();
@@ -173,7 +173,7 @@ fn a_batch_that_waits_for_room_comes_back_when_the_store_closes() {
 
 type Reservation = Pin<Box<dyn Future<Output = Result<Permit, WriteError>> + Send>>;
 
-/// Reservations that wait for room, on every kind of executor, are told of the end.
+/// Reservations that wait for room learn of the end, on every kind of executor.
 #[test]
 fn reservations_that_wait_are_told_of_the_end_on_any_executor() {
     fn close(store: &RingStore, minibatches: Minibatches) -> (ClosedBy, Option<Minibatches>) {
@@ -212,7 +212,7 @@ fn reservations_that_wait_are_told_of_the_end_on_any_executor() {
                     .map(|i| -> Reservation {
                         let mut reservation =
                             if i % 2 == 0 { store.reserve_pass(i + 1) } else { store.reserve("b", i).unwrap() };
-                        // In line from here on.
+                        // From here on, the reservation is in line.
                         let mut context = Context::from_waker(Waker::noop());
                         assert!(Pin::new(&mut reservation).poll(&mut context).is_pending());
                         Box::pin(reservation)
@@ -251,7 +251,7 @@ fn reservations_that_wait_are_told_of_the_end_on_any_executor() {
     }
 }
 
-/// Why a trainer stops after a few minibatches.
+/// The reason why a trainer stops after a few minibatches.
 #[derive(Clone, Copy, Debug)]
 enum Leaves {
     Break,
@@ -347,7 +347,7 @@ impl Error for Failure {
     }
 }
 
-/// Drains a consumer in one of several ways: the rows, and the errors.
+/// Drains a consumer in one of several ways. Returns the rows and the errors.
 fn items(mut minibatches: Minibatches, way: usize) -> (usize, Vec<ReadError>) {
     let items: Vec<Result<Minibatch, ReadError>> = match way {
         0 => minibatches.blocking().collect(),
@@ -405,7 +405,7 @@ fn every_consumer_gets_the_error_once_after_the_last_minibatch() {
                     total += rows;
                 }
                 assert_eq!(total, if drop_last { 400 } else { 405 });
-                // So does one that comes late.
+                // A consumer that is made late gets it, too.
                 let (rows, errors) = items(store.minibatches(), way);
                 assert_eq!(rows, 0);
                 assert_failed(&errors, "the model failed");
@@ -416,7 +416,7 @@ fn every_consumer_gets_the_error_once_after_the_last_minibatch() {
 }
 
 #[test]
-fn writers_are_told_that_the_store_is_closed() {
+fn writers_learn_that_the_store_is_closed() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
@@ -441,7 +441,7 @@ fn the_first_error_wins_also_after_a_close() {
         let store = builder().build().unwrap();
         let (mut early, _kept) = (store.minibatches(), store.minibatches());
         store.close();
-        // This consumer has seen the end already; the error comes all the same.
+        // This consumer has seen the end already, and still gets the error.
         assert!(early.blocking().next().is_none());
         store.close_with(Failure::new("the first"));
         store.close_with(Failure::new("the second"));
@@ -458,7 +458,7 @@ fn the_first_error_wins_also_after_a_close() {
                 scope.spawn(|| store.close_with(Failure::new("other")));
                 scope.spawn(|| store.close());
             });
-            // Which of the two was first is chance, but both consumers agree on it.
+            // Either error may be first, but both consumers get the same one.
             let texts = consumers.map(|consumer| {
                 let errors = items(consumer, 0).1;
                 assert_eq!(errors.len(), 1);
@@ -492,14 +492,14 @@ fn abort_discards_the_error() {
 }
 
 #[test]
-fn a_consumer_made_after_an_abort_is_told_and_one_made_before_ends() {
+fn a_consumer_made_after_an_abort_gets_an_error_and_one_made_before_ends() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let (before, mut polled) = (store.minibatches(), store.minibatches());
         assert!(polled.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
         fill(&store);
         store.close();
-        // Made between a close and the abort: before it.
+        // A consumer that is made between a close and the abort was made before the abort.
         let between = store.minibatches();
         store.abort();
         store.abort();
@@ -509,20 +509,20 @@ fn a_consumer_made_after_an_abort_is_told_and_one_made_before_ends() {
             assert!(items(consumer, 0).1.is_empty());
         }
         for (way, mut consumer) in [after, store.minibatches(), store.minibatches()].into_iter().enumerate() {
-            // With a time limit it says so each time.
+            // With a time limit, the consumer gets the error each time.
             assert!(matches!(consumer.next_timeout(Duration::ZERO), Err(ReadError::Aborted)));
             assert!(matches!(consumer.next_timeout(LIMIT), Err(ReadError::Aborted)));
             let errors = items(consumer, way % 3).1;
             assert!(matches!(errors[..], [ReadError::Aborted]), "{errors:?}");
         }
-        // Without consumers a store closes, and is not aborted.
+        // Without consumers, a store is closed but not aborted.
         let store = builder().build().unwrap();
         drop(store.minibatches());
         assert!(items(store.minibatches(), 0).1.is_empty());
     });
 }
 
-/// A lane that ends with half a pass loses rows, which is no error of a store that is aborted at the same moment.
+/// A lane that ends with half a pass loses rows. That is no error if the store is aborted at the same moment.
 #[test]
 fn an_abort_that_races_with_the_end_of_a_lane_is_never_an_error() {
     watchdog(|| {
@@ -596,7 +596,6 @@ fn rows_that_are_never_served_are_counted_by_reason() {
     });
 }
 
-/// What is left to do at the end does not depend on what the batch was made of.
 #[test]
 fn a_batch_that_comes_back_can_be_handed_to_another_store() {
     watchdog(|| {
@@ -610,7 +609,7 @@ fn a_batch_that_comes_back_can_be_handed_to_another_store() {
     });
 }
 
-/// Lanes open, write and end while the store is aborted; under `RoundRobin` each has a bound of its own.
+/// Lanes open, write and end while the store is aborted. Under `RoundRobin`, each lane has a bound of its own.
 #[test]
 fn an_abort_while_lanes_come_and_go_leaves_the_counters_right() {
     for merge in [Merge::Arrival, Merge::RoundRobin] {
@@ -657,7 +656,7 @@ fn an_abort_while_lanes_come_and_go_leaves_the_counters_right() {
     }
 }
 
-/// A run that has ended in order stays so, whatever becomes of its consumers.
+/// A run that has ended in order stays in order when its consumers are dropped.
 #[test]
 fn dropping_the_consumers_of_a_drained_store_changes_nothing() {
     watchdog(|| {
@@ -668,7 +667,7 @@ fn dropping_the_consumers_of_a_drained_store_changes_nothing() {
         let (rows, errors) = items(store.minibatches(), 0);
         assert_eq!(rows, 5);
         assert_failed(&errors, "the model failed");
-        // The only consumer is gone by now.
+        // The only consumer is gone.
         let (rows, errors) = items(store.minibatches(), 0);
         assert_eq!(rows, 0);
         assert_failed(&errors, "the model failed");

@@ -1,4 +1,4 @@
-//! Promise 4: each accepted row is served once or counted as dropped, whatever comes in between.
+//! Promise 4: each accepted row is served once or counted as dropped, in any sequence of calls.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -15,27 +15,27 @@ const COMPONENTS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// Hands rows of a component over on a lane, and perhaps forgets the handle at once.
+    /// Hands over rows of a component on a lane, and may drop the handle at once.
     Write {
         lane: usize,
         component: usize,
         rows: usize,
         forget: bool,
     },
-    /// The same rows of all components, in some order.
+    /// Hands over the same rows of all components, in some order.
     WriteAll {
         lane: usize,
         rows: usize,
         first: usize,
     },
-    /// A whole pass, its components in some order.
+    /// Hands over a whole pass, with its components in some order.
     Pass {
         lane: usize,
         rows: usize,
         first: usize,
         form: Form,
     },
-    /// The rows that components lack.
+    /// Hands over the rows that components lack.
     Level {
         lane: usize,
     },
@@ -53,7 +53,7 @@ enum Action {
     Flush,
 }
 
-/// How a pass is handed over.
+/// The way in which a pass is handed over.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     AtOnce,
@@ -114,12 +114,12 @@ struct Lane {
     producer: Option<Producer>,
     handed: [usize; COMPONENTS],
     first_id: usize,
-    /// Rows of every component that were discarded, unless they had been served.
+    /// Rows of every component that were discarded if they had not been served.
     emptied: usize,
 }
 
 impl Lane {
-    /// The next `rows` rows of a component.
+    /// Returns the next `rows` rows of a component.
     fn batch(&self, component: usize, rows: usize) -> Batch {
         let start = self.first_id + self.handed[component];
         match component {
@@ -188,7 +188,7 @@ impl Run {
         let handle = producer.extend(batch, component).unwrap();
         lane.handed[component] += rows;
         if !forget {
-            // Done or not, this must not disturb it.
+            // The flush may be done or not. Dropping it must not disturb the store.
             let _ = handle.is_done();
         }
     }
@@ -278,7 +278,7 @@ impl Run {
                 self.served_before_emptied = self.served.len();
                 self.lanes.iter_mut().for_each(|lane| lane.emptied = lane.most());
             }
-            // May not resolve while the ring is full.
+            // The flush may not resolve while the ring is full.
             Action::Flush => drop(self.store.flush()),
         }
         assert_adds_up(&self.store.stats());
@@ -331,7 +331,7 @@ proptest! {
     }
 }
 
-/// Threads on both sides, lanes that come and go, and everything adds up in the end.
+/// Threads write and read while lanes come and go. In the end, the counts add up.
 #[test]
 fn many_threads_lose_nothing() {
     for merge in [Merge::Arrival, Merge::RoundRobin] {

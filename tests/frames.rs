@@ -1,5 +1,5 @@
-//! Frames that come back while the trainer lags are freed: the store keeps the open ones, those that may be ready, and one more.
-//! Alone in its file, because it looks at the memory of the process.
+//! If frames come back while the trainer lags, the store frees them. It keeps the open frames, the frames that may be ready, and one
+//! more. This test is alone in its file, because it looks at the memory of the process.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -12,12 +12,12 @@ use activation_store::{Index, Minibatch, RingStore};
 use common::{LIMIT, Random, watchdog};
 use ndarray::{ArcArray2, Array2, s};
 
-/// Bytes of a frame. It has a mapping of its own, which is resident once all of its rows have been written.
+/// Bytes of a frame. A frame has a mapping of its own, which is resident when all of its rows have been written.
 const FRAME: usize = 16 << 20;
 const BATCH: usize = 64;
 const FEATURES: usize = FRAME / BATCH / 4;
 
-/// The process's memory, in frames.
+/// Returns the memory of the process, in frames.
 fn resident() -> f64 {
     common::resident() as f64 / FRAME as f64
 }
@@ -32,11 +32,11 @@ fn frames_that_come_back_while_the_trainer_lags_are_freed() {
         let rows: ArcArray2<f32> = Array2::ones((BATCH / 4, FEATURES)).into_shared();
         let lane = store.producer().unwrap();
         let before = resident();
-        // The batches are all the same memory.
+        // All batches share the same memory.
         let producing = thread::spawn(move || while lane.extend_blocking(rows.clone(), "a").is_ok() {});
         let settled = |lent: usize| {
             let most = (open + ready + 1 + lent) as f64 + 0.5;
-            // The trainer lags: the ring is full, the ready minibatches wait, and rows wait for the writer.
+            // The trainer lags. The ring is full, the ready minibatches wait, and rows wait for the writer.
             loop {
                 let stats = store.stats();
                 let lags = stats.frames_ready == ready && stats.components[0].queued > 0;
@@ -50,14 +50,14 @@ fn frames_that_come_back_while_the_trainer_lags_are_freed() {
         let mut take = |n: usize| -> VecDeque<Minibatch> {
             (0..n).map(|_| minibatches.next_timeout(LIMIT).unwrap().unwrap()).collect()
         };
-        // As many as the trainer keeps come on top.
+        // The frames that the trainer keeps come on top.
         let mut kept = take(10);
         assert!(settled(10) > 10.0, "the memory is measured");
         kept.drain(..7);
         settled(3);
         kept.clear();
         settled(0);
-        // Over and over, in any order, and also while rows are read.
+        // Frames come back again and again, in any order, and also while rows are read.
         let mut random = Random::new(1);
         for _ in 0..6 {
             kept.extend(take(8));

@@ -1,4 +1,4 @@
-//! Producers of a group end the stream: when all have returned, or when one fails.
+//! The producers of a group end the stream when all have returned, or when one fails.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -23,7 +23,7 @@ fn pass(at: usize, n: usize) -> [(&'static str, ndarray::Array2<f32>); 2] {
     [("b", rows(at..at + n, 1)), ("a", rows(at..at + n, 2))]
 }
 
-/// The rows that are served before an error, and the error.
+/// Returns the rows that are served before an error, and the error.
 fn drain_to_error(minibatches: &mut Minibatches) -> (Vec<Vec<usize>>, ReadError) {
     let mut served = Vec::new();
     loop {
@@ -133,9 +133,9 @@ fn an_error_reaches_every_consumer_once_after_the_rows_and_the_join_handle() {
     });
 }
 
-/// However deep `Closed` lies in the chain of sources.
+/// `Closed` may lie at any depth in the chain of sources.
 #[test]
-fn the_others_get_closed_and_have_ended_well() {
+fn the_other_producers_get_closed_and_end_without_an_error() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
@@ -177,7 +177,7 @@ fn the_others_get_closed_and_have_ended_well() {
 }
 
 #[test]
-fn going_on_without_a_failed_producer_is_asked_for() {
+fn the_others_go_on_without_a_failed_producer_only_if_asked_to() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
@@ -217,7 +217,7 @@ fn tasks_are_supervised_as_threads_are() {
             let (captured, trained) = block_on(async { futures::join!(capture, train) });
             assert_eq!((captured.is_err(), trained.is_err()), (fails, fails));
         }
-        // A cancelled task ends as one that has returned.
+        // A cancelled task ends like a task that has returned.
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
         drop(store.producers().task("cancelled", |_lane| std::future::pending::<Result<(), Boxed>>()).unwrap());
@@ -225,7 +225,7 @@ fn tasks_are_supervised_as_threads_are() {
     });
 }
 
-/// Slow and fast trainers and captures; the loop is left in every way.
+/// Tests slow and fast trainers and captures. The loop ends in every way.
 #[test]
 fn a_scope_never_outlives_its_loop() {
     #[derive(Clone, Copy, PartialEq, Debug)]
@@ -291,7 +291,7 @@ fn a_closed_store_starts_no_producer() {
     });
 }
 
-/// Lanes take turns in the order of the calls, however the threads run.
+/// Lanes take turns in the order of the calls. The order in which the threads run does not matter.
 #[test]
 fn a_producer_that_cannot_be_started_ends_no_stream() {
     watchdog(|| {
@@ -324,7 +324,7 @@ fn groups_repeat_under_round_robin() {
                     .try_for_each(|at| lane.extend_pass_blocking(pass(at, 15)))
             };
             group.spawn(format!("replica {replica}"), produce).unwrap();
-            // The threads before this one could write by now.
+            // The earlier threads have time to write here.
             (0..replica * 10).for_each(|_| thread::yield_now());
         }
         group.close();

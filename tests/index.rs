@@ -1,4 +1,4 @@
-//! `get`: rows, components, features; numbers, ranges, steps; each with the right number of axes.
+//! `get` takes numbers, ranges and steps for rows, components and features. The result has the right number of axes.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,7 +12,7 @@ const ROWS: usize = 10;
 const COMPONENTS: usize = 3;
 const FEATURES: usize = 4;
 
-/// What the store holds, as one array.
+/// The contents of the store, as one array.
 fn model() -> Array3<f32> {
     Array3::from_shape_fn((ROWS, COMPONENTS, FEATURES), |(row, component, feature)| {
         (row * 100 + component * 10 + feature) as f32
@@ -84,7 +84,7 @@ fn past_the_end_is_an_error_never_memory() {
             other => panic!("{other:?}"),
         };
         out_of_range(10.into(), ("row", 10, 10));
-        // Not the last one, though that is what -1 would be.
+        // This must not be the last row, although -1 would be.
         out_of_range(usize::MAX.into(), ("row", isize::MAX, 10));
         out_of_range((0..usize::MAX).into(), ("row", isize::MAX, 10));
         out_of_range((0, usize::MAX, 0).into(), ("component", isize::MAX, 3));
@@ -118,7 +118,7 @@ fn components_of_different_widths_are_got_one_by_one() {
     });
 }
 
-/// A ring's rows are where they will be served: ready minibatches first, in order.
+/// `get` on a ring shows the rows of ready minibatches first, in the order in which they will be served.
 #[test]
 fn a_ring_store_shows_what_it_will_serve() {
     watchdog(|| {
@@ -135,7 +135,7 @@ fn a_ring_store_shows_what_it_will_serve() {
         shown.sort_unstable();
         assert_eq!(shown, (0..14).collect::<Vec<_>>());
         store.close();
-        // Still there while it drains.
+        // The rows can still be read while the store drains.
         let rest: usize = minibatches.blocking().map(|minibatch| minibatch.unwrap().rows()).sum();
         assert_eq!(rest, 10);
         assert_eq!(store.get(0).unwrap_err(), IndexError::Ended);

@@ -1,4 +1,4 @@
-//! Lanes: opened and closed by the thousand, each with its own rows, merged by arrival or in turn.
+//! A store can open and close thousands of lanes. Each lane has its own rows. Lanes are merged by arrival or in turn.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -46,7 +46,7 @@ fn thousands_of_lanes_are_open_at_once() {
             for (lane, producer) in lanes.iter().enumerate() {
                 drop(producer.extend(rows(lane * 5..lane * 5 + 5, 2), 0).unwrap());
             }
-            // In another order than they were opened in.
+            // The lanes are written in another order than they were opened in.
             let ending = thread::spawn(move || lanes.into_iter().rev().for_each(drop));
             assert_exactly(0..15_000, &drain(&mut minibatches));
             ending.join().unwrap();
@@ -55,7 +55,7 @@ fn thousands_of_lanes_are_open_at_once() {
 }
 
 #[test]
-fn lanes_that_were_never_written_to_hold_nobody_up() {
+fn lanes_that_were_never_written_to_hold_no_other_lane_up() {
     for merge in [Merge::Arrival, Merge::RoundRobin] {
         watchdog(move || {
             let store = builder().merge(merge).build().unwrap();
@@ -75,7 +75,7 @@ fn lanes_take_turns_where_asked_to() {
         let store = builder().merge(Merge::RoundRobin).window(2048).build().unwrap();
         let (first, second) = (store.producer().unwrap(), store.producer().unwrap());
         let ahead = first.extend(rows(0..200, 2), 0).unwrap();
-        // 64 of them, and then it is the other's turn.
+        // After 64 rows, it is the turn of the other lane.
         while store.len() < 64 {
             thread::yield_now();
         }
@@ -85,7 +85,7 @@ fn lanes_take_turns_where_asked_to() {
             thread::yield_now();
         }
         assert!(!ahead.is_done());
-        // A lane that ends holds up nobody.
+        // A lane that has ended holds up no other lane.
         drop(second);
         assert_eq!(ahead.wait().unwrap().rows, 200);
         assert_eq!(store.len(), 264);
@@ -147,7 +147,7 @@ fn batches_without_rows_are_fine_everywhere() {
                 producer.extend_blocking(vec![at as f32; 3], "b").unwrap();
             }
             store.flush().wait().unwrap();
-            // Nothing but nothing: no minibatch comes of it.
+            // There are only batches without rows, so there is no minibatch.
             store.producer().unwrap().extend(Array2::<f32>::zeros((0, 2)), 0).map(drop).unwrap();
             drop((store, producer));
             assert_exactly(0..50, &drain(&mut minibatches));
@@ -157,7 +157,7 @@ fn batches_without_rows_are_fine_everywhere() {
 }
 
 #[test]
-fn each_lane_answers_for_its_own_unmatched_rows() {
+fn each_lane_reports_its_own_unmatched_rows() {
     watchdog(|| {
         let store = builder().component("b", 2).build().unwrap();
         let mut minibatches = store.minibatches();

@@ -10,12 +10,12 @@ use ndarray::{Array2, Array3, ArrayD, Axis, ShapeBuilder, s};
 const ROWS: usize = 24;
 const FEATURES: usize = 16;
 
-/// Values that are all different, none of them of a special size.
+/// Returns an array of different values, with no special size.
 fn plain() -> Array2<f32> {
     Array2::from_shape_fn((ROWS, FEATURES), |(row, feature)| (row * 100 + feature) as f32 + 0.5)
 }
 
-/// The same array in many layouts.
+/// Returns the same array in many layouts.
 fn layouts() -> Vec<(&'static str, Batch)> {
     let plain = plain();
     let fortran = {
@@ -75,7 +75,7 @@ fn layouts() -> Vec<(&'static str, Batch)> {
     ]
 }
 
-/// The rows of a store's only component, sorted by their first value.
+/// Returns the rows of a store's only component, sorted by their first value.
 fn served(store: &RingStore) -> Array2<f32> {
     let mut rows: Vec<Vec<f32>> = Vec::new();
     store.close();
@@ -105,7 +105,7 @@ fn every_layout_is_stored_as_the_rows_it_shows() {
     });
 }
 
-/// The same where rows are converted, whose code differs.
+/// Tests the same for rows that are converted, because other code copies them.
 #[test]
 fn every_layout_is_converted_as_the_rows_it_shows() {
     watchdog(|| {
@@ -132,15 +132,15 @@ fn a_shared_array_stays_the_callers() {
             let _ = store.extend(shared.clone(), 0).unwrap().wait().unwrap();
         }
         assert_eq!(shared, plain());
-        // The store has let go of it: no copy is made to own it.
+        // The store has dropped its share, so the array can be taken back without a copy.
         let address = shared.as_ptr();
         assert_eq!(shared.into_owned().as_ptr(), address);
         assert_eq!(store.len(), 3 * ROWS);
     });
 }
 
-/// Rows of 1 to 200 features: all lengths around the copy kernels' widths, in many rows, with a ring large enough for
-/// streaming stores and one that is not.
+/// Tests rows of 1 to 200 features, which cover all lengths around the widths of the copy kernels. One ring is large enough for
+/// streaming stores, and one is not.
 #[test]
 fn rows_of_any_width_arrive_whole() {
     for window in [64, 16_384] {

@@ -1,4 +1,4 @@
-//! A few small runs of everything that touches raw memory or crosses threads, few enough for Miri.
+//! Small runs of everything that touches raw memory or crosses threads. They are few enough for Miri.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -262,7 +262,7 @@ fn a_store_that_goes_on_from_a_snapshot() {
         (0..20).step_by(4).for_each(|at| pass(&store, at));
         let first = ids(&minibatches.blocking().next().unwrap().unwrap(), 0);
         let saving = minibatches.snapshot(dir.path(), form).unwrap();
-        // The pipeline goes on meanwhile.
+        // The pipeline goes on during this time.
         let second = ids(&minibatches.blocking().next().unwrap().unwrap(), 0);
         let _ = saving.wait().unwrap();
         let resumed = RingStore::builder().resume(dir.path()).unwrap();

@@ -1,9 +1,9 @@
 //! Promise 7: the rows of a minibatch, and of any contiguous eighth of it, spread evenly over the window.
 //!
-//! The measure is how far the rows' positions are from evenly spread over `WINDOW` rows (the Kolmogorov-Smirnov
-//! distance to the uniform distribution): at least 1/n for n rows, 1 for rows next to each other. The bounds are such
-//! that a queue, a shuffle of blocks (which draws the rows of a minibatch at random, and so less evenly) and a shuffle
-//! of half the window fail them; the tests show that they do.
+//! The measure says how far the positions of the rows are from an even spread over `WINDOW` rows: the Kolmogorov-Smirnov distance
+//! to the uniform distribution. It is at least 1/n for n rows, and 1 for rows next to each other. Three worse ways of mixing fail the
+//! bounds: a queue, a shuffle of blocks, and a shuffle of half the window. A shuffle of blocks draws the rows of a minibatch at random,
+//! and so less evenly. The tests show that the three fail.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -18,7 +18,7 @@ const BATCH: usize = 256;
 const WINDOW: usize = 32 * BATCH;
 const ROWS: usize = 20 * WINDOW;
 
-/// The ids of every minibatch, in order.
+/// Returns the ids of every minibatch, in order.
 type Served = Vec<Vec<usize>>;
 
 fn store(seed: u64, window: usize) -> Served {
@@ -51,7 +51,7 @@ fn shuffled_blocks() -> Served {
     ids.chunks(BATCH).map(<[usize]>::to_vec).collect()
 }
 
-/// How unevenly the positions spread over the window from `start`: between 1/n and 1.
+/// Returns how unevenly the positions spread over the window from `start`: between 1/n and 1.
 fn unevenness(ids: &[usize], start: usize) -> f64 {
     let mut positions: Vec<f64> = ids.iter().map(|&id| (id - start) as f64 / WINDOW as f64).collect();
     positions.sort_by(f64::total_cmp);
@@ -60,11 +60,11 @@ fn unevenness(ids: &[usize], start: usize) -> f64 {
     gaps.fold(0.0, f64::max)
 }
 
-/// The worst unevenness over full minibatches of the steady state: of the whole, and of its eighths.
+/// Returns the worst unevenness of the full minibatches in the steady state: of whole minibatches, and of their eighths.
 fn worst(served: &Served) -> (f64, f64) {
     let full = served.iter().filter(|ids| ids.len() == BATCH);
     let steady: Vec<_> = full.skip(WINDOW / BATCH).collect();
-    // The last window is dealt out shuffled at the end.
+    // The last window is shuffled at the end.
     let steady = &steady[..steady.len() - WINDOW / BATCH];
     assert!(steady.len() > 100);
     let (mut whole, mut eighths) = (0.0, 0.0);
@@ -78,12 +78,12 @@ fn worst(served: &Served) -> (f64, f64) {
     (whole, eighths)
 }
 
-/// Contiguous parts of a minibatch of that many rows, whether or not they are cut at a multiple of it.
+/// Returns all contiguous parts of a minibatch with this many rows, also the parts that do not start at a multiple of it.
 fn parts(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..=BATCH - rows).step_by(7).chain([BATCH - rows]).map(move |start| start..start + rows)
 }
 
-/// One row of each of 256 runs, evenly spread, is 1/256 from even; and at an eighth of them, 1/32.
+/// One row from each of 256 evenly spread runs is 1/256 from even. An eighth of them is 1/32 from even.
 const WHOLE: f64 = 3.0 / BATCH as f64;
 const EIGHTH: f64 = 3.0 / (BATCH / 8) as f64;
 
@@ -131,8 +131,8 @@ fn the_first_minibatch_comes_after_half_a_window_and_then_one_per_minibatch_of_r
     }
 }
 
-/// Rows that follow each other do not meet again: a minibatch takes one row of each run of 32, and the next row of the
-/// same frame is one of the next 32, at random.
+/// Neighbours in the sequence do not meet again. A minibatch takes one row of each run of 32. The next row of the same frame is a
+/// random one of the next 32.
 #[test]
 fn neighbours_in_the_sequence_are_not_neighbours_in_a_minibatch() {
     let served = store(5, WINDOW);
@@ -145,7 +145,7 @@ fn neighbours_in_the_sequence_are_not_neighbours_in_a_minibatch() {
             sorted.windows(2).filter(|pair| pair[1] == pair[0] + 1).count()
         })
         .sum();
-    // Last of a run, then first of the next: 1 in 32 × 32 for each of 255 pairs.
+    // The last row of a run is followed by the first of the next run: 1 in 32 × 32 for each of 255 pairs.
     let expected = steady.len() as f64 * 255.0 / 1024.0;
     assert!((meetings as f64) < 1.5 * expected && meetings as f64 > 0.5 * expected, "{meetings}, not {expected}");
 }
@@ -156,7 +156,7 @@ fn a_sequence_spreads_over_minibatches_as_planned() {
     let served = store(5, WINDOW);
     let steady = &served[WINDOW / BATCH..served.len() - WINDOW / BATCH];
     for sequence in [10, 100, 512, 3000] {
-        // Wherever the sequences start.
+        // The sequences may start anywhere.
         let score = |(i, ids): (usize, &Vec<usize>)| {
             let mut of_sequence: HashMap<usize, usize> = HashMap::new();
             ids.iter().for_each(|id| *of_sequence.entry((id + 7 * i) / sequence).or_default() += 1);
@@ -179,7 +179,7 @@ fn what_is_left_at_the_end_is_mixed_too() {
     }
 }
 
-/// Minibatches of 4,096 rows: any contiguous 32nd, and where rows of each age stand.
+/// Tests minibatches of 4,096 rows: any contiguous 32nd, and the slots of rows of each age.
 mod large_minibatches {
     use super::*;
 
@@ -223,13 +223,13 @@ mod large_minibatches {
         served[ends..served.len() - ends].to_vec()
     }
 
-    /// The positions of rows in the window, where the oldest row of the minibatch is at 0.
+    /// Returns the positions of rows in the window. The oldest row of the minibatch is at 0.
     fn positions(ids: &[usize]) -> Vec<f64> {
         let oldest = ids.iter().min().unwrap();
         ids.iter().map(|id| (id - oldest) as f64 / WINDOW as f64).collect()
     }
 
-    /// How far positions are from evenly spread: between 1/n and 1.
+    /// Returns how far positions are from an even spread: between 1/n and 1.
     fn unevenness(part: &[f64]) -> f64 {
         let mut sorted = part.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -257,10 +257,10 @@ mod large_minibatches {
 
     #[derive(Debug)]
     struct Measured {
-        /// The least part of the window that a 32nd spans, and the most that one is from evenly spread.
+        /// The least part of the window that a 32nd spans, and the most that a 32nd is from an even spread.
         span: f64,
         unevenness: f64,
-        /// The mean correlation of a row's slot with its position, and of the positions in two minibatches, slot by slot.
+        /// The mean correlation of the slot of a row with its position, and of the positions in two minibatches, slot by slot.
         slot_and_position: f64,
         two_minibatches: f64,
     }
@@ -268,7 +268,7 @@ mod large_minibatches {
     fn measure(served: &Served) -> Measured {
         let all: Vec<Vec<f64>> = served.iter().map(|ids| positions(ids)).collect();
         let slots: Vec<f64> = (0..BATCH).map(|slot| slot as f64).collect();
-        // Whether or not they are cut at a multiple of their length.
+        // The parts may start anywhere, not only at a multiple of their length.
         let parts = || all.iter().flat_map(|minibatch| minibatch.windows(PART).step_by(37));
         let pairs = (0..all.len()).flat_map(|i| (i + 1..all.len()).map(move |j| (i, j))).step_by(11);
         Measured {
@@ -300,7 +300,7 @@ mod large_minibatches {
         assert!(queue.span < SPAN / 2.0 && queue.unevenness > 2.0 * UNEVENNESS, "{queue:?}");
         assert!(queue.slot_and_position.abs() > 2.0 * CORRELATION, "{queue:?}");
         assert!(queue.two_minibatches.abs() > 2.0 * CORRELATION, "{queue:?}");
-        // Shuffled blocks have no slot that is always old either, but their parts are only as even as chance makes them.
+        // In shuffled blocks, too, no slot is always old. But their parts are only as even as chance makes them.
         let blocks = measure(&shuffled_blocks());
         assert!(blocks.unevenness > 2.0 * UNEVENNESS, "{blocks:?}");
     }

@@ -10,12 +10,12 @@ use std::thread::{self, ThreadId};
 use activation_store::{ActivationStore, Batch, Merge, RingStore, TensorStore};
 use common::{finish, rows, watchdog};
 
-/// Memory that notes who reads and who drops it, and may hold its reader up.
+/// Memory that notes which thread reads it and which thread drops it. It can hold up its reader.
 struct Watched {
     values: Vec<f32>,
     readers: Arc<Mutex<Vec<ThreadId>>>,
     droppers: Arc<Mutex<Vec<ThreadId>>>,
-    /// Waits for a word before it shows anything, once made.
+    /// If set, every thread except `maker` waits for a message before it sees the values.
     gate: Option<Mutex<Receiver<()>>>,
     maker: ThreadId,
 }
@@ -48,7 +48,7 @@ fn watched(n: usize, gate: Option<Receiver<()>>) -> (Batch, Threads, Threads) {
         maker: thread::current().id(),
     };
     let batch = Batch::from_owner(owner, 2).unwrap();
-    // Its length was asked for.
+    // The constructor asked for the length.
     readers.lock().unwrap().clear();
     (batch, readers, droppers)
 }
@@ -79,7 +79,7 @@ fn no_row_is_read_or_freed_on_the_callers_thread() {
     });
 }
 
-/// The writer is stuck in the middle of a batch, and still nobody waits.
+/// The writer is stuck in the middle of a batch, and still no caller waits.
 #[test]
 fn extend_returns_while_the_writer_is_held_up() {
     watchdog(|| {
@@ -99,7 +99,7 @@ fn extend_returns_while_the_writer_is_held_up() {
             handles.push(ring.extend(rows(at * 5..at * 5 + 5, 2), 0).unwrap());
             handles.push(ring.append(vec![0.0_f32; 2], 0).unwrap());
         }
-        // Nor do these wait.
+        // These calls do not wait either.
         drop(ring.producer().unwrap());
         drop(ring.flush());
         let _ = ring.stats();
@@ -142,7 +142,7 @@ fn extend_returns_while_the_ring_and_the_queue_are_full() {
     }
 }
 
-/// Another thread waits for the writer, to empty the store, and still nobody else does.
+/// Another thread waits until the writer empties the store, and still no other caller waits.
 #[test]
 fn extend_returns_while_another_thread_empties_the_store() {
     watchdog(|| {
@@ -157,7 +157,7 @@ fn extend_returns_while_another_thread_empties_the_store() {
             let store = store.clone();
             move || store.empty()
         });
-        // There is no room until the other thread has begun.
+        // There is no room until the other thread has begun to empty the store.
         let handle = loop {
             match store.extend(rows(0..10, 2), 0) {
                 Ok(handle) => break handle,

@@ -1,4 +1,4 @@
-//! Promise 9: a `tracing` subscriber that panics keeps no caller from hearing why the writer ended. Alone in its file, because
+//! Promise 9: if a `tracing` subscriber panics, every caller still learns why the writer ended. This test is alone in its file, because
 //! the subscriber is for the whole process.
 #![allow(clippy::unwrap_used)]
 
@@ -35,7 +35,7 @@ impl Subscriber for Panics {
     fn exit(&self, _: &Id) {}
 }
 
-/// Memory that is good on the thread that made it, and panics when the writer reads it.
+/// Memory that works on the thread that made it, and panics when the writer reads it.
 struct Bomb(Vec<f32>, thread::ThreadId);
 
 impl AsRef<[f32]> for Bomb {

@@ -28,7 +28,7 @@ fn pass(ids: std::ops::Range<usize>) -> Vec<Rows> {
     vec![("a", rows(ids.clone(), 2).into()), ("id", id_rows(ids.clone()).into()), ("c", rows(ids, 3).into())]
 }
 
-/// The ids of a minibatch's rows, which all components agree on.
+/// Returns the ids of a minibatch's rows. Fails unless all components agree on them.
 fn tokens(minibatch: &Minibatch) -> Vec<usize> {
     let tokens = ids(minibatch, 0);
     assert_eq!(tokens, long_ids(minibatch, 1), "misaligned");
@@ -45,7 +45,7 @@ fn finish(store: &RingStore) -> Vec<Vec<usize>> {
     drain(&mut store.minibatches())
 }
 
-/// Hands a pass over, in one of the ways there are.
+/// Hands a pass over in one of the possible ways.
 type Form = fn(&Producer, Vec<Rows>) -> Result<Option<WriteHandle>, RefusedPass>;
 
 fn gathered(lane: &Producer, pass: Vec<Rows>) -> Pass {
@@ -67,7 +67,7 @@ const AT_ONCE: [(&str, Form); 4] = [
     }),
 ];
 
-/// The ways that gather it first.
+/// The ways that gather the pass first.
 const GATHERED: [(&str, Form); 3] = [
     ("commit", |lane, pass| gathered(lane, pass).commit().map(Some)),
     ("try_commit", |lane, pass| gathered(lane, pass).try_commit().map(Some)),
@@ -78,7 +78,7 @@ fn forms() -> impl Iterator<Item = (&'static str, Form)> {
     AT_ONCE.into_iter().chain(GATHERED)
 }
 
-/// Fails unless these are the batches of a pass, in the same order.
+/// Fails unless the batches are the batches of the pass, in the same order.
 fn assert_given_back(batches: &[Batch], given: &[Rows]) {
     assert_eq!(batches.len(), given.len(), "all come back");
     for (batch, (component, given)) in batches.iter().zip(given) {
@@ -107,7 +107,7 @@ fn components_may_come_in_any_order() {
     }
 }
 
-/// What is wrong with a pass of six rows, and words that the message must have.
+/// Ways to make a pass of six rows wrong, with words that the message must have.
 type Wrong = (fn() -> Vec<Rows>, &'static [&'static str]);
 
 const WRONG: [Wrong; 9] = [
@@ -128,7 +128,7 @@ const WRONG: [Wrong; 9] = [
     (|| with(2, ("c", Array2::<u32>::zeros((6, 3)).into())), &["2 (\"c\") holds f32", "u32"]),
 ];
 
-/// A pass with one entry replaced.
+/// Returns a pass with one entry replaced.
 fn with(entry: usize, other: Rows) -> Vec<Rows> {
     let mut pass = pass(0..6);
     pass[entry] = other;
@@ -158,7 +158,7 @@ fn a_pass_that_is_wrong_comes_back_whole_and_in_order_with_the_reason() {
             check("Permit", ring.reserve_pass(6).wait().unwrap().extend_pass(given()).map(drop));
             check("TensorStore", tensor.extend_pass(given()).map(drop));
         }
-        // Nothing was left behind, and no room is taken.
+        // The refused passes left nothing behind and take no room.
         assert_eq!(lane.try_extend_pass(pass(0..20)).unwrap().wait().unwrap().first_row, 0);
         assert_eq!(tensor.extend_pass(pass(0..20)).unwrap().wait().unwrap().first_row, 0);
         assert_exactly(0..20, &finish(&ring));
@@ -170,10 +170,10 @@ fn a_full_queue_refuses_a_pass_as_a_whole() {
     for when_full in [WhenFull::Wait, WhenFull::Reject] {
         watchdog(move || {
             let store = builder().merge(Merge::RoundRobin).when_full(when_full).build().unwrap();
-            // The lane whose turn it is has no rows, so those of the other stay in the queue.
+            // The lane whose turn it is has no rows, so the rows of the other lane stay in the queue.
             let (other, lane) = (store.producer().unwrap(), store.producer().unwrap());
             drop(lane.try_extend_pass(pass(0..15)).unwrap());
-            // A permit waits for room, whatever the store is to do when it is full.
+            // A permit always waits for room, also if the store rejects rows when it is full.
             for (name, form) in forms().filter(|(name, _)| *name != "Permit::extend_pass") {
                 if when_full == WhenFull::Wait && !name.starts_with("try") {
                     continue;
@@ -187,7 +187,7 @@ fn a_full_queue_refuses_a_pass_as_a_whole() {
                 assert!(full.message.starts_with(text), "{name}: {}", full.message);
                 assert_given_back(&refused.batches, &pass(15..21));
             }
-            // The lane is even and lacks none: the next pass goes where the refused ones would have gone.
+            // The lane is even and lacks no rows. The next pass goes where the refused passes would have gone.
             let handle = lane.try_extend_pass(pass(15..20)).unwrap();
             drop(other);
             assert_eq!(handle.wait().unwrap().first_row, 15);
@@ -258,7 +258,7 @@ fn an_uneven_lane_takes_no_pass_until_it_is_even_again() {
                 assert!(text.contains(words), "{name}: {text}");
             }
             assert_given_back(&refused.batches, &pass(4..7));
-            // Other lanes do not mind.
+            // Other lanes still take passes.
             let _ = other.extend_pass(pass(100..103)).unwrap().wait().unwrap();
             drop(lane.extend(rows(0..4, 3), "c").unwrap());
             assert!(
@@ -293,7 +293,7 @@ fn a_pass_without_rows_is_answered_at_once_even_by_a_full_store() {
     }
 }
 
-/// `empty` discards what is there; the rest of a pass that was written component by component is discarded as it comes.
+/// `empty` discards all rows. If a pass is written component by component, the store discards its other components when they come.
 #[test]
 fn after_empty_a_lane_goes_on_where_it_was() {
     watchdog(|| {
@@ -389,7 +389,7 @@ fn the_handle_resolves_when_all_rows_are_in_and_lent_memory_is_back() {
             thread::spawn(move || minibatches.blocking().map(|minibatch| minibatch.unwrap().rows()).sum::<usize>());
         assert_eq!(handle.wait().unwrap().rows, 100);
         assert_eq!(returned.load(Ordering::SeqCst), 4);
-        // A refused pass is the caller's.
+        // A refused pass belongs to the caller.
         store.close();
         let refused = store.extend_pass([("b", lent(2, 3)), ("a", lent(2, 2))]).unwrap_err();
         assert_eq!(returned.load(Ordering::SeqCst), 4);
@@ -399,12 +399,12 @@ fn the_handle_resolves_when_all_rows_are_in_and_lent_memory_is_back() {
     });
 }
 
-/// A model that fails after its first hook.
+/// Writes a pass like a model that fails after its first hook.
 fn half_a_pass(lane: &Producer, then: impl FnOnce()) -> Result<WriteHandle, WriteError> {
     let mut half = lane.begin_pass();
     half.put("id", id_rows(0..5))?;
     then();
-    // One row too few.
+    // This batch has one row too few.
     half.put("a", rows(0..4, 2))?;
     Ok(half.commit()?)
 }
@@ -470,7 +470,7 @@ fn a_refused_component_leaves_the_gathered_pass_as_it_was() {
         gathered.put("id", id_rows(0..6)).unwrap();
         gathered.put("a", rows(0..6, 2)).unwrap();
         assert_eq!(gathered.commit().unwrap().wait().unwrap().rows, 6);
-        // An incomplete pass comes back in the order in which it was put together.
+        // An incomplete pass comes back in the order in which its batches were put.
         let mut gathered = store.begin_pass();
         gathered.put("c", rows(6..9, 3)).unwrap();
         gathered.put("a", rows(6..9, 2)).unwrap();
@@ -538,7 +538,7 @@ fn a_tensor_store_takes_a_pass_as_a_whole() {
     });
 }
 
-/// Through a pointer, too, a pass is written as the store itself writes it, not as the trait's default does.
+/// A pointer to a store writes a pass as the store does, not as the default method of the trait does.
 #[test]
 fn pointers_to_a_store_write_passes_as_the_store_does() {
     fn by_reference(store: &impl ActivationStore, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
@@ -577,7 +577,7 @@ fn pointers_to_a_store_write_passes_as_the_store_does() {
     });
 }
 
-/// Looks at how much memory is back at the moment in which a handle resolves.
+/// Checks how much memory is back at the moment when a handle resolves.
 struct Looks {
     returned: Arc<AtomicUsize>,
     seen: Arc<AtomicUsize>,
@@ -609,7 +609,7 @@ fn lent_memory_of_a_pass_is_back_when_an_abort_fails_its_handle() {
         let seen = Arc::new(AtomicUsize::new(0));
         let waker = std::task::Waker::from(Arc::new(Looks { returned: returned.clone(), seen: seen.clone() }));
         assert!(handle.poll_unpin(&mut std::task::Context::from_waker(&waker)).is_pending());
-        // The writer moves it into its lane, if it has not, before it sees the abort.
+        // If the pass is not in its lane yet, the writer moves it there before it sees the abort.
         let _ = store.get((0, 0));
         store.abort();
         while seen.load(Ordering::SeqCst) == 0 {

@@ -1,5 +1,5 @@
-//! Promise 9: a panic in the writer reaches every waiter and every later call, with its cause; rows that lost their
-//! counterparts are reported, and end no loop.
+//! Promise 9: a panic in the writer reaches every waiter and every later call, with its cause. Rows that lost their counterparts are
+//! reported, and do not end the training loop.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -79,7 +79,7 @@ fn the_panic_reaches_every_waiter_of_a_ring_store() {
     for kind in KINDS.repeat(20) {
         watchdog(move || {
             let store = builder().build().unwrap();
-            // Everybody waits before the bomb goes off.
+            // All callers wait before the bomb goes off.
             let mut consumer = store.minibatches();
             let reading = thread::spawn(move || consumer.blocking().next().unwrap().unwrap_err());
             let mut stream = store.minibatches();
@@ -88,7 +88,7 @@ fn the_panic_reaches_every_waiter_of_a_ring_store() {
             let its_own = store.extend(bomb(kind, 8), 0).unwrap();
             let outcome = store.extend(rows(5..10, 2), 0).map_err(|refused| refused.error);
             let outcomes: Vec<_> = [before.wait(), its_own.wait(), outcome.and_then(|handle| handle.wait())].into();
-            // Answered before, or told that its rows are lost with the store.
+            // The handle was resolved before, or its rows are lost with the store.
             match &outcomes[0] {
                 Ok(written) => assert_eq!(written.rows, 5),
                 Err(error) => assert_poisoned(error, kind),
@@ -99,7 +99,7 @@ fn the_panic_reaches_every_waiter_of_a_ring_store() {
                 let error = reader.join().unwrap();
                 assert!(matches!(&error, ReadError::Poisoned { cause: text } if text.contains(cause(kind))), "{error}");
             }
-            // And every later call.
+            // Every later call gets the panic, too.
             let refused = store.extend(rows(5..10, 2), 0).unwrap_err();
             assert_poisoned(&refused.error, kind);
             assert_eq!(refused.into_batch().rows(), 5);
@@ -156,7 +156,7 @@ fn the_panic_reaches_those_blocked_by_a_full_queue() {
 }
 
 #[test]
-fn a_get_under_way_hears_of_the_panic() {
+fn a_get_under_way_gets_the_panic() {
     watchdog(|| {
         for _ in 0..30 {
             let store = builder().build().unwrap();
@@ -190,7 +190,7 @@ fn the_panic_reaches_every_waiter_of_a_tensor_store() {
             assert!(matches!(&error, IndexError::Poisoned { cause: text } if text.contains(cause(kind))), "{error}");
             let error = store.epoch(4).map(|_| ()).unwrap_err();
             assert!(error.to_string().contains(cause(kind)), "{error}");
-            // No error to return, but no hang either.
+            // These calls return no error, but do not hang.
             store.shuffle();
             store.empty();
             let _ = store.len();
@@ -241,7 +241,7 @@ fn minibatches_taken_before_the_panic_stay_good() {
 }
 
 #[test]
-fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_nobody() {
+fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_no_caller() {
     watchdog(|| {
         let store = builder().build().unwrap();
         drop(store.extend(rows(0..100, 2), 0).unwrap());
@@ -251,14 +251,14 @@ fn a_batch_of_a_lane_that_panics_on_drop_after_abort_hurts_nobody() {
         let _ = its_own.wait().unwrap_err();
         let _ = other.wait().unwrap_err();
         let mut minibatches = store.minibatches();
-        // Aborted or poisoned: ended in any case.
+        // The store is aborted or poisoned, so it has ended.
         assert!(!matches!(minibatches.next_timeout(LIMIT), Ok(Some(_))));
     });
 }
 
-/// Memory that panics when dropped does so for every batch, not for one.
+/// Several batches panic when they are dropped, not only one.
 #[test]
-fn several_panics_on_drop_leave_nobody_waiting() {
+fn several_panics_on_drop_leave_no_caller_waiting() {
     for abort in [false, true] {
         watchdog(move || {
             let store = builder().build().unwrap();
@@ -271,14 +271,14 @@ fn several_panics_on_drop_leave_nobody_waiting() {
                 store.abort();
             }
             while let Ok(Some(_)) = minibatches.next_timeout(LIMIT) {}
-            // The writer has ended, one way or the other; some of these may have been done before.
+            // The writer has ended in one way or the other. Some of these writes may have been done before.
             let outcomes: Vec<_> = handles.into_iter().map(|handle| handle.wait()).collect();
             assert!(outcomes.last().unwrap().is_err());
             let _ = flush.wait();
 
             let tensor = TensorStore::builder().component("a", 2).max_items(10_000).build().unwrap();
             let mut handles = vec![tensor.extend(rows(0..2000, 2), 0).unwrap()];
-            // One that is refused comes back to this thread, which must not drop it.
+            // A refused batch comes back to this thread, which must not drop it.
             let bombs = (0..20).map(|_| tensor.extend(bomb(Kind::Drop, 8), 0));
             handles.extend(bombs.filter_map(|outcome| outcome.map_err(std::mem::forget).ok()));
             for handle in handles {
@@ -289,7 +289,7 @@ fn several_panics_on_drop_leave_nobody_waiting() {
     }
 }
 
-/// Unlike [`Bomb`], even while another panic unwinds, which ends the process unless each is dropped on its own.
+/// Panics on drop even while another panic unwinds, unlike [`Bomb`]. That ends the process unless each batch is dropped on its own.
 struct AlwaysPanics(Vec<f32>);
 
 impl AsRef<[f32]> for AlwaysPanics {
@@ -308,14 +308,14 @@ fn two_bombs() -> [(&'static str, Batch); 2] {
     ["a", "b"].map(|component| (component, Batch::from_owner(AlwaysPanics(vec![0.5; 16]), 2).unwrap()))
 }
 
-/// Both batches of a row are done with in the same step. A second panic while the first unwinds would end the process.
+/// The writer drops both batches of a row in the same step. A second panic while the first one unwinds would end the process.
 #[test]
 fn two_components_that_panic_on_drop_at_once_poison_once() {
     type Write = fn(&RingStore);
     let writes: [Write; 3] = [
         |store| two_bombs().into_iter().for_each(|(component, batch)| drop(store.extend(batch, component).unwrap())),
         |store| drop(store.extend_pass(two_bombs()).unwrap()),
-        // Later rows of the same pass are given up with the store.
+        // Later rows of the same pass are lost with the store.
         |store| (0..3).for_each(|_| drop(store.extend_pass(two_bombs()).map_err(std::mem::forget))),
     ];
     for write in writes {
@@ -348,7 +348,7 @@ fn passes_that_panic_on_drop_when_they_are_given_up_hurt_no_caller() {
                 let handle = store.extend_pass([("a", rows(0..200, 2)), ("b", rows(0..200, 2))]).unwrap();
                 let flush = store.flush();
                 end(&store);
-                // Answered one way or the other, as is every later call.
+                // The handle gets one outcome or the other, and so does every later call.
                 let _ = (handle.wait(), flush.wait());
                 while !store.is_closed() {
                     thread::yield_now();
@@ -369,7 +369,7 @@ fn the_panic_is_the_last_item_of_a_stream() {
         assert!(minibatches.blocking().next().unwrap().unwrap_err().is_poisoned());
         assert!(minibatches.blocking().next().is_none());
         assert!(block_on(minibatches.next()).is_none());
-        // Asked with a time limit, it says so each time.
+        // With a time limit, the consumer gets the panic each time.
         assert!(minibatches.next_timeout(LIMIT).unwrap_err().is_poisoned());
     });
 }
@@ -397,7 +397,7 @@ fn rows_that_lost_their_counterparts_refuse_no_other_batch() {
 }
 
 #[test]
-fn rows_that_lost_their_counterparts_surface_at_flush() {
+fn a_flush_reports_rows_that_lost_their_counterparts() {
     watchdog(|| {
         let store = pair().build().unwrap();
         let producer = store.producer().unwrap();

@@ -1,4 +1,4 @@
-//! What a full store does when it may not wait: refuse the newest rows, or discard the oldest.
+//! A full store that may not wait refuses the newest rows or discards the oldest.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,7 +38,7 @@ fn reject_refuses_what_does_not_fit_and_serves_the_rest_once() {
                 }
             }
         }
-        // Some 45 rows fit the ring, 20 the queue; nobody consumes.
+        // About 45 rows fit the ring, and 20 fit the queue. No consumer takes rows.
         assert!(refused > 100, "{refused}");
         let blocking = store.extend_blocking(rows(2000..2021, 2), 0);
         assert!(blocking.unwrap_err().error.is_full(), "it does not wait either");
@@ -60,7 +60,7 @@ fn drop_oldest_never_waits_and_counts_what_it_drops() {
         let store = builder(WhenFull::DropOldest).build().unwrap();
         let mut minibatches = store.minibatches();
         for at in (0..5000).step_by(50) {
-            // Nobody consumes, yet every write is done.
+            // No consumer takes rows, but every write is done.
             let written = store.extend(rows(at..at + 50, 2), 0).unwrap().wait().unwrap();
             assert_eq!(written.first_row, at as u64);
             let stats = store.stats();
@@ -75,7 +75,7 @@ fn drop_oldest_never_waits_and_counts_what_it_drops() {
         let component = &stats.components[0];
         assert_eq!((component.accepted, component.served), (5000, distinct.len() as u64));
         assert_eq!(component.dropped.total(), 5000 - distinct.len() as u64);
-        // The newest are still there; those that were ready first are gone.
+        // The newest rows are still there. The rows that were ready first are gone.
         assert!(distinct.contains(&4999) && !distinct.iter().any(|&id| id < 4800), "{distinct:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! A recorder is a store: components come one by one, stay aligned, and are read where they lie.
+//! A recorder is a store. Components come one by one, stay aligned, and are read from the disk.
 #![allow(clippy::unwrap_used)]
 
 use activation_store::{ActivationStore, Batch, Index, IndexError, Recorder, Recording, WriteError};
@@ -30,7 +30,7 @@ fn components_that_come_one_by_one_are_a_pass_when_all_have_come() {
     let second = store.extend(rows(3, 2, 1.0), 0).unwrap();
     assert_eq!(first.wait().unwrap().rows, 3);
     assert_eq!(second.wait().unwrap().first_row, 0);
-    // One component only: the pass is discarded.
+    // Only one component comes, so the pass is discarded.
     let lost = store.extend(rows(1, 2, 5.0), 0).unwrap();
     assert_eq!(recorder.finish().unwrap().rows, 3);
     assert!(matches!(lost.wait(), Err(WriteError::Closed(_))));
@@ -40,7 +40,7 @@ fn components_that_come_one_by_one_are_a_pass_when_all_have_come() {
 }
 
 #[test]
-fn what_is_in_whole_shards_can_be_read_and_empty_discards_the_rest() {
+fn rows_in_whole_shards_can_be_read_and_empty_discards_the_other_rows() {
     let dir = TempDir::new().unwrap();
     let recorder = recorder(&dir);
     let pass = |value: f32| drop(recorder.extend_pass([("a", rows(3, 2, value)), ("b", rows(3, 1, -value))]).unwrap());

@@ -1,4 +1,4 @@
-//! A disk that is full and a folder that cannot be written: the error says so, and what is whole stays usable.
+//! If a disk is full or a folder cannot be written, the error says so, and whole shards stay usable.
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
@@ -11,7 +11,8 @@ use std::process::Command;
 use activation_store::{Recorder, RecorderBuilder, Recording};
 use ndarray::Array2;
 
-/// Set in the process whose `/mnt` is a disk of 2 MiB; in the one that may not write, to the folder.
+/// The variable is set in two processes. In one, `/mnt` is a disk of 2 MiB. In the other, it names a folder that the process may not
+/// write to.
 const SMALL_DISK: &str = "RECORDING_ON_SMALL_DISK";
 const FORBIDDEN: &str = "RECORDING_FORBIDDEN_DIR";
 
@@ -19,7 +20,7 @@ fn builder() -> RecorderBuilder {
     Recorder::builder().component("a", 256).shard_rows(200)
 }
 
-/// Passes of 50 KiB until one is refused or its handle fails. Returns the error and the passes that were taken.
+/// Records passes of 50 KiB until one is refused or its handle fails. Returns the error and the passes that were taken.
 fn fill(recorder: &Recorder) -> (String, u64) {
     for pass in recorder.resumed().passes.. {
         let rows = Array2::from_elem((50, 256), pass as f32);
@@ -46,7 +47,7 @@ fn on_small_disk() {
     assert!(again.contains("No space left"), "{again}");
     assert!(recorder.finish().is_err());
 
-    // Whole shards stay usable, and after there is room the lane goes on.
+    // Whole shards stay usable, and the lane goes on when there is room again.
     let recording = Recording::open(dir).unwrap();
     recording.verify(|_, _| ()).unwrap();
     assert!(recording.rows() >= 200 && recording.rows() <= 50 * taken, "{} rows of {taken} passes", recording.rows());
@@ -64,7 +65,7 @@ fn on_small_disk() {
     assert!(found.rows().into_iter().enumerate().all(|(row, values)| values[0] == (row / 50) as f32));
 }
 
-/// Runs a test of this file as a user who has no rights of root, if the system lets us.
+/// Runs a test of this file as a user without the rights of root, if the system allows it.
 fn run(program: &mut Command, test: &str) {
     let output = program.args(["--exact", test, "--nocapture"]).output().unwrap();
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
@@ -116,7 +117,7 @@ fn a_folder_without_permission_is_named_and_can_be_read() {
     fs::set_permissions(&recording, fs::Permissions::from_mode(0o555)).unwrap();
     let exe = dir.path().join("test");
     fs::copy(env::current_exe().unwrap(), &exe).unwrap();
-    // Root may write everywhere; in a user namespace of its own it may not.
+    // Root may write everywhere, but not in a user namespace of its own.
     let mut program = match fs::write(recording.join("probe"), "") {
         Err(_) => Command::new(&exe),
         Ok(()) => {

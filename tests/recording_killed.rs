@@ -1,4 +1,4 @@
-//! A recording process that is killed loses at most the shard that it was writing.
+//! A recording process that is killed loses no shard that it has reported as safe.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -48,7 +48,7 @@ fn check(dir: &Path, safe: u64) -> u64 {
 }
 
 #[test]
-fn what_was_said_to_be_safe_is_there_after_a_kill() {
+fn passes_that_were_reported_safe_are_there_after_a_kill() {
     let kills: usize = env::var("RECORDING_KILLS").map_or(3, |kills| kills.parse().unwrap());
     let dir = env::temp_dir().join(format!("recording-killed-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
@@ -61,7 +61,7 @@ fn what_was_said_to_be_safe_is_there_after_a_kill() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // The child goes on while the lines are read, so the kill comes at any place.
+        // The child goes on while this test reads the lines, so the kill can come at any point.
         let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         let mut safe = lines.filter_map(|line| line.strip_prefix("safe ").map(|passes| passes.parse::<u64>().unwrap()));
         let last = safe.nth(kill % 5).unwrap();

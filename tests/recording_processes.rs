@@ -1,4 +1,4 @@
-//! Two processes record into one folder at once, each its own lane, without a lock.
+//! Two processes record into one folder at once without a lock. Each process has its own lane.
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
 
@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use activation_store::{Recorder, Recording};
 use ndarray::Array2;
 
-/// Set in the processes that record: the folder, and the lane.
+/// These variables are set in the processes that record. They name the folder and the lane.
 const CHILD: &str = "RECORDING_PROCESSES_DIR";
 const LANE: &str = "RECORDING_PROCESSES_LANE";
 const PASSES: usize = 200;
@@ -34,7 +34,7 @@ fn spawn(dir: &std::path::Path, lane: &str) -> Child {
 fn two_processes_record_at_once_while_a_third_reads() {
     let dir = tempfile::tempdir().unwrap();
     let mut children = ["rank-0", "rank-1"].map(|lane| spawn(dir.path(), lane));
-    // What there is at any time is whole.
+    // All shards that exist at any time are whole.
     while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
         if let Ok(recording) = Recording::open(dir.path()) {
             recording.check_files().unwrap();

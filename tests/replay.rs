@@ -1,4 +1,4 @@
-//! A recording is replayed exactly once for each epoch, over all ranks, from any position.
+//! A replay gives out each row exactly once in each epoch, over all ranks. It can go on from any position.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use activation_store::{Form, Minibatches, Recorder, Recording, Replay, RingStore
 use ndarray::Array2;
 use proptest::prelude::*;
 
-/// A folder that goes away with its owner.
+/// A folder that is removed with its owner.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -23,7 +23,7 @@ fn folder(name: &str) -> Folder {
     Folder(path)
 }
 
-/// Two recorders at once; the rows of lane l are l * 1000, l * 1000 + 1, ...
+/// Records with two recorders at once. The rows of lane l are l * 1000, l * 1000 + 1, ...
 fn record(folder: &Folder, rows: [usize; 2], shard_rows: usize) -> Recording {
     thread::scope(|scope| {
         for (lane, rows) in rows.into_iter().enumerate() {
@@ -193,7 +193,7 @@ fn a_shard_that_is_damaged_ends_the_stream_with_an_error_that_names_it() {
 }
 
 #[test]
-fn rows_are_got_in_any_order() {
+fn get_returns_rows_in_any_order() {
     let folder = folder("get");
     let recording = record(&folder, [50, 31], 8);
     let rows = [49_u64, 0, 80, 50, 0, 51];

@@ -1,4 +1,4 @@
-//! A replay warns of a window that holds less than two shards. One test, for a subscriber is for the whole process.
+//! A replay warns if the window holds less than two shards. There is only one test, because a subscriber is for the whole process.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use common::messages::Messages;
 use common::{drain, rows};
 
 #[test]
-fn a_window_of_less_than_two_shards_is_warned_of() {
+fn a_window_of_less_than_two_shards_gives_a_warning() {
     let messages = Messages::of_process();
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::builder().component("a", 1).shard_rows(50).create(dir.path()).unwrap();
@@ -16,7 +16,7 @@ fn a_window_of_less_than_two_shards_is_warned_of() {
         drop(recorder.extend_pass([("a", rows(first..first + 50, 1))]).unwrap());
     }
     recorder.finish().unwrap();
-    // The last one holds everything.
+    // The last window holds all rows.
     for (window, warnings) in [(100, 0), (90, 1), (200, 1)] {
         let builder = RingStore::builder().batch_size(10).window(window);
         let store = Recording::open(dir.path()).unwrap().replay().into_ring(builder).unwrap();

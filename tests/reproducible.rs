@@ -1,4 +1,4 @@
-//! Promise 6: the minibatches are a function of the configuration, the seed and the rows, bit for bit.
+//! Promise 6: the same configuration, seed and rows give the same minibatches, bit for bit.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -32,7 +32,7 @@ fn positions(rows: usize, salt: u64) -> Array2<i64> {
     Array2::from_shape_fn((rows, 1), |(row, _)| row as i64 + ((salt as i64) << 32))
 }
 
-/// All bytes of all minibatches.
+/// Returns all bytes of all minibatches.
 type Bits = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn bits(minibatches: &mut Minibatches, pace: &mut Random) -> Bits {
@@ -51,12 +51,12 @@ fn bits(minibatches: &mut Minibatches, pace: &mut Random) -> Bits {
     bits
 }
 
-/// Writes both components in pieces, in whatever order.
+/// Writes both components in pieces, in any order.
 fn write(producer: &Producer, salt: u64, cuts: &mut Random, most: usize) {
     let (a, ids) = (activations(ROWS, salt), positions(ROWS, salt));
     let mut at = [0; 2];
     while at != [ROWS; 2] {
-        // Not far ahead of each other: within the bound on the skew.
+        // The components stay close together, within the bound on the skew.
         let component = if at[0] == ROWS || at[1] < ROWS && at[1] <= at[0] { 1 } else { 0 };
         let n = (1 + cuts.below(most)).min(ROWS - at[component]);
         let range = s![at[component]..at[component] + n, ..];
@@ -83,7 +83,7 @@ fn one_lane(seed: u64, cuts: u64, most: usize, ready_frames: usize) -> Bits {
 }
 
 #[test]
-fn cutting_pace_and_readiness_change_nothing() {
+fn the_sizes_of_batches_the_pace_and_ready_frames_change_nothing() {
     let reference = one_lane(7, 0, 1, 1);
     assert_eq!(reference.len(), ROWS.div_ceil(16));
     for (cuts, most, ready_frames) in [(1, 10, 1), (2, 100, 2), (3, ROWS, 5), (4, 33, 3)] {
@@ -113,7 +113,7 @@ fn round_robin(seed: u64, lanes: u64, threads: usize, cuts: u64) -> Bits {
                 thread::spawn(move || {
                     let mut cuts = Random::new(cuts + share.len() as u64);
                     let mut at = vec![0; share.len()];
-                    // A thread goes from lane to lane, for a lane that waits for its turn must not wait for itself.
+                    // A thread goes from lane to lane. If it waited for one lane, the turn of its other lanes would never come.
                     while at.iter().any(|&at| at < ROWS) {
                         for (at, (lane, producer)) in at.iter_mut().zip(&share) {
                             let n = (1 + cuts.below(50)).min(ROWS - *at);
@@ -181,7 +181,7 @@ fn lanes_of_different_lengths_still_repeat() {
     }
 }
 
-/// However far the writer had got when the store was emptied, and whose turn it was.
+/// The result does not depend on how far the writer was when the store was emptied, or on which lane had the turn.
 #[test]
 fn emptying_repeats() {
     let run = |merge: Merge, dawdle: usize| {
@@ -197,7 +197,7 @@ fn emptying_repeats() {
             store.empty();
         }
         for salt in 10..20 {
-            // One after the other: under `Merge::Arrival` this is their order.
+            // The lanes write one after the other. Under `Merge::Arrival`, this is the order of their rows.
             for (lane, salt) in lanes.iter().zip([salt, salt + 100]) {
                 drop(lane.extend_pass(pass(salt)).unwrap());
             }

@@ -1,4 +1,4 @@
-//! Promise 12: a resumed store serves, bit for bit, what the uninterrupted one would have served.
+//! Promise 12: a resumed store serves, bit for bit, what the store would have served without the interruption.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -16,7 +16,7 @@ use ndarray::Array2;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// How a lane is written.
+/// The way in which a lane is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Style {
     Passes,
@@ -27,21 +27,21 @@ enum Style {
 #[derive(Clone, Debug)]
 struct Case {
     merge: Merge,
-    /// 0: the store's own lane alone.
+    /// The number of lanes. 0 means only the store's own lane.
     lanes: usize,
     named: bool,
     style: Style,
-    /// Of each lane; lanes have different numbers.
+    /// Sets the rows of a lane. Lanes have different numbers of rows.
     rows: usize,
     batch_size: usize,
     window: usize,
     drop_last: bool,
     seed: u64,
-    /// After which part of all minibatches the store is left.
+    /// The part of all minibatches after which the store is dropped.
     stop: f64,
     /// Whether lanes are sent again from the start.
     again: bool,
-    /// Of the first snapshot, and of the second.
+    /// The forms of the first and the second snapshot.
     forms: [Form; 2],
 }
 
@@ -80,7 +80,7 @@ impl Case {
         self.rows + lane * self.rows / 3
     }
 
-    /// The passes of a lane.
+    /// Returns the passes of a lane.
     fn passes(&self, lane: usize) -> Vec<Range<usize>> {
         let mut random = Random::new(self.seed + lane as u64);
         let (mut passes, mut start) = (Vec::new(), 0);
@@ -92,7 +92,7 @@ impl Case {
         passes
     }
 
-    /// Writes a lane from a pass and a row on, until it ends or the store is closed.
+    /// Writes a lane from a pass and a row on, until the lane ends or the store is closed.
     fn write(&self, producer: &impl Lane, lane: usize, from: Option<&ResumeAt>) {
         let (first_pass, row) = from.map_or((0, 0), |at| (at.passes as usize, at.row as usize));
         for (number, pass) in self.passes(lane).into_iter().enumerate() {
@@ -113,7 +113,7 @@ impl Case {
         }
     }
 
-    /// Runs a store that is new, or goes on from a snapshot, until `stop` minibatches have been taken in all, or to the end.
+    /// Runs a new store, or a store that goes on from a snapshot. Stops when `stop` minibatches have been taken in all, or at the end.
     fn run(&self, from: Option<&Saved>, stop: Option<(usize, Form)>) -> Run {
         let store = match from {
             Some(Saved::Memory(bytes)) => {
@@ -142,7 +142,7 @@ impl Case {
                     true => store.producer_named(&format!("replica {lane}")),
                     false => store.producer(),
                 };
-                // A store that had served everything is closed.
+                // If the saved store had served everything, the resumed store is closed.
                 let producers: Vec<Producer> = (0..self.lanes).map_while(|lane| open(lane).ok()).collect();
                 assert!(producers.len() == self.lanes || resumed && resume_at.is_empty());
                 for (lane, producer) in producers.into_iter().enumerate() {
@@ -203,13 +203,13 @@ fn save(minibatches: &mut Minibatches, form: Form, k: usize) -> Saved {
     let dir = tempfile::tempdir().unwrap();
     let handle = match minibatches.snapshot(dir.path(), form) {
         Ok(handle) => handle,
-        // Not yet.
+        // The store cannot take a full snapshot yet.
         Err(SnapshotError::DealsAgain { .. }) => minibatches.snapshot(dir.path(), Form::Light).unwrap(),
         Err(error) => panic!("{error}"),
     };
     let state = minibatches.state().unwrap();
     assert_eq!(state.minibatches() as usize, k);
-    // The pipeline goes on meanwhile.
+    // The pipeline goes on during this time.
     minibatches.blocking().take(k % 4).for_each(|minibatch| assert!(minibatch.is_ok()));
     let folder = handle.wait().unwrap();
     assert_eq!(folder, dir.path().join(format!("snapshot-{k}")));
@@ -292,7 +292,7 @@ fn check(case: &Case) {
             assert_eq!(at.value, value);
         }
     }
-    // Once more in the middle of what is left.
+    // The store is saved and resumed once more, in the middle of the minibatches that are left.
     let j = k + (all - k) / 2;
     let second = case.run(Some(&saved), Some((j, case.forms[1])));
     let third = case.run(second.saved.as_ref(), None);

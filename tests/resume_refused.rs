@@ -1,4 +1,4 @@
-//! What a resumed store refuses, and what it says. Nothing hangs, nothing wrong is served.
+//! A resumed store refuses wrong input and says why. Nothing hangs, and nothing wrong is served.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,7 @@ fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 3).batch_size(8).window(32).ready_frames(4).seed(5)
 }
 
-/// Rows 0 to 48 of the store's own lane, in passes of 6, and one minibatch taken.
+/// Makes a store with rows 0 to 48 on its own lane, in passes of 6, and takes one minibatch.
 fn filled(builder: RingStoreBuilder) -> (RingStore, Minibatches) {
     let store = builder.build().unwrap();
     let mut minibatches = store.minibatches();
@@ -47,7 +47,7 @@ fn a_setting_that_does_not_match_is_named_with_both_values() {
         let said = refused(builder);
         assert!(said.contains(says), "{said}");
     }
-    // What does not change what is served may differ.
+    // Settings that do not change the minibatches may differ.
     let same = builder().component("a", 3).seed(5).ready_frames(4).queue_rows(100).allow_overcommit(true);
     assert_eq!(same.resume_from(&snapshot).unwrap().batch_size(), 8);
 }
@@ -109,7 +109,7 @@ fn an_abort_fails_the_snapshot_that_is_being_written() {
         let (store, minibatches) = filled(builder());
         let handle = minibatches.snapshot(dir.path(), Form::Full).unwrap();
         store.abort();
-        // It may have been faster.
+        // The snapshot may have been faster than the abort.
         match handle.wait() {
             Ok(folder) => assert!(folder.ends_with("snapshot-1")),
             Err(SnapshotError::Ended(_)) => assert!(Snapshots::new(dir.path()).list().unwrap().is_empty()),
@@ -182,13 +182,13 @@ fn while_rows_are_dealt_again_only_ready_minibatches_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let error = minibatches.snapshot(dir.path(), Form::Full).unwrap_err();
         assert!(matches!(error, SnapshotError::DealsAgain { left: 40 }), "{error}");
-        // A light one says the same as the first.
+        // A light snapshot has the same contents as the first one.
         assert_eq!(minibatches.state().unwrap().resume_at(), snapshot().resume_at());
     });
 }
 
 #[test]
-fn emptying_while_rows_are_dealt_again_starts_anew_behind_them() {
+fn emptying_while_rows_are_dealt_again_starts_anew_after_them() {
     watchdog(|| {
         let resumed = RingStore::builder().resume_from(&snapshot()).unwrap();
         let mut minibatches = resumed.minibatches();

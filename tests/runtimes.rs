@@ -1,4 +1,4 @@
-//! The same store under tokio's two flavours, another executor, and no runtime at all.
+//! The same store runs under tokio's two flavours, under another executor, and without a runtime.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -110,7 +110,8 @@ fn an_executor_may_poll_from_many_threads_at_once() {
     });
 }
 
-/// A task that blocks never gets back to tokio, which then has it wait for its next turn: for ever.
+/// A task that blocks never returns to tokio. When its budget of polls is used up, tokio tells it to wait for its next turn, which would
+/// never come.
 #[test]
 fn thousands_of_waits_in_one_task_do_not_hang() {
     for runtime in [current_thread, multi_thread] {
@@ -221,7 +222,7 @@ fn a_tensor_store_outlives_its_runtime() {
     }
 }
 
-/// A writer that never ended would keep the memory it was lent, or its thread: the shutdown would wait for it.
+/// If a writer did not end, it would keep its lent memory and its thread, and the shutdown would wait for the thread.
 #[test]
 fn writers_end_with_their_stores() {
     for runtime in [current_thread, multi_thread] {
@@ -243,7 +244,7 @@ fn writers_end_with_their_stores() {
                     drop(store.extend(lend(), 0).unwrap());
                 }
             }
-            // Both writers of a runtime's blocking pool must end for this to return.
+            // This returns only if both writers on the blocking pool of the runtime end.
             let (done, shut_down) = mpsc::channel();
             std::thread::spawn(move || {
                 drop(runtime);
@@ -270,7 +271,7 @@ fn the_blocking_consumer_works_inside_a_runtime() {
     });
 }
 
-/// Stacks so large that the operating system refuses every thread.
+/// The stacks are so large that the operating system refuses every thread.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_runtime_that_cannot_start_a_thread_is_an_error_not_a_panic() {
@@ -287,16 +288,16 @@ fn a_runtime_that_cannot_start_a_thread_is_an_error_not_a_panic() {
             let tensor = TensorStore::builder().component("a", 3).max_items(20);
             refused(tensor.runtime(runtime.handle().clone()).build().map(drop));
         }
-        // Without the runtime it works.
+        // Without the runtime, the store can be built.
         let store = builder().build().unwrap();
         let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
         assert_exactly(0..20, &common::finish(&store));
     });
 }
 
-/// Whichever comes first, and also if the writer sees both at once.
+/// The request or the shutdown may come first, or the writer may see both at once.
 #[test]
-fn requests_are_fulfilled_although_the_runtime_shuts_down_meanwhile() {
+fn requests_are_fulfilled_although_the_runtime_shuts_down_at_the_same_time() {
     for round in 0..200 {
         watchdog(move || {
             let runtime = multi_thread();

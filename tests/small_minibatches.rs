@@ -54,8 +54,8 @@ fn every_row_is_served_once_in_minibatches_of_the_configured_size() {
     }
 }
 
-/// The mean distance between rows that are served one after the other, against the window: 0 for a FIFO, a third for rows
-/// at random.
+/// Compares the mean distance between rows that are served one after the other with the window. It is 0 for a FIFO, and a third for
+/// random rows.
 #[test]
 fn a_minibatch_of_one_row_is_a_random_row_of_the_window() {
     for (batch_size, window) in [(1, 1024), (2, 1024), (4, 512), (7, 700), (32, 4096)] {
@@ -74,7 +74,7 @@ fn a_minibatch_of_one_row_is_a_random_row_of_the_window() {
     }
 }
 
-/// Minibatches of one frame are changed, kept and dropped by several threads.
+/// Several threads change, keep and drop the minibatches of one frame.
 #[test]
 fn minibatches_that_share_a_frame_do_not_share_rows() {
     watchdog(|| {
@@ -122,7 +122,7 @@ fn a_partly_served_frame_can_be_emptied_read_and_dropped() {
             let id = ids(&kept, 0);
             store.flush().wait().unwrap();
             assert_eq!(store.len(), 399);
-            // What is left of the frame can be read, and nothing else.
+            // Only the rows that are left in the frame can be read.
             let mut there: Vec<usize> =
                 (0..399).map(|row| store.get((row, 1)).unwrap().iter().map(|&id| id as usize).sum()).collect();
             there.push(id[0]);

@@ -1,5 +1,5 @@
-//! A window of 2 GiB: built before its memory is there, ended in the middle of its start, and gone with its store. One test,
-//! for it watches the memory of the whole process.
+//! A store with a window of 2 GiB is built before its memory is there, is ended in the middle of its start, and gives its memory
+//! back. There is only one test, because it watches the memory of the whole process.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -25,14 +25,14 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-/// A thread that writes until the store takes nothing more.
+/// Starts a thread that writes until the store takes no more rows.
 fn write_until_gone(store: &RingStore) -> thread::JoinHandle<()> {
     let producer = store.producer().unwrap();
     let batch = rows(0..256, FEATURES).into_shared();
     thread::spawn(move || while producer.extend_blocking(batch.clone(), 0).is_ok() {})
 }
 
-/// A runtime whose blocking pool is busy until something is sent, or the sender is dropped.
+/// Makes a runtime whose blocking pool is busy until a message is sent or the sender is dropped.
 fn busy_runtime() -> (Runtime, mpsc::Sender<()>) {
     let runtime = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).build().unwrap();
     let (release, released) = mpsc::channel();
@@ -52,7 +52,7 @@ fn a_large_window_costs_nothing_before_its_writer_starts_nor_after_its_store_end
         let little = before + WINDOW / 8;
         let gone = || wait_until(|| resident() < little);
 
-        // The writer cannot start, but the store is built, and takes rows.
+        // The writer cannot start, but the store is built and takes rows.
         let (runtime, release) = busy_runtime();
         let store = builder().runtime(runtime.handle().clone()).build().unwrap();
         let mut minibatches = store.minibatches();
@@ -65,7 +65,7 @@ fn a_large_window_costs_nothing_before_its_writer_starts_nor_after_its_store_end
         drop((store, minibatches, runtime));
         gone();
 
-        // Aborted before the writer starts.
+        // This store is aborted before its writer starts.
         let (runtime, release) = busy_runtime();
         let store = builder().runtime(runtime.handle().clone()).build().unwrap();
         let mut minibatches = store.minibatches();
@@ -78,7 +78,7 @@ fn a_large_window_costs_nothing_before_its_writer_starts_nor_after_its_store_end
         drop((store, minibatches, runtime));
         gone();
 
-        // Aborted, and dropped, while the memory comes with the first rows.
+        // These stores are aborted or dropped while the memory comes with the first rows.
         for abort in [true, false] {
             let store = builder().build().unwrap();
             let mut minibatches = store.minibatches();
@@ -93,7 +93,7 @@ fn a_large_window_costs_nothing_before_its_writer_starts_nor_after_its_store_end
             gone();
         }
 
-        // A runtime that shuts down while the memory comes takes nothing with it.
+        // A runtime shuts down while the memory comes. The store goes on.
         let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let store = builder().runtime(runtime.handle().clone()).build().unwrap();
         let writing = write_until_gone(&store);

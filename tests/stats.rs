@@ -1,4 +1,4 @@
-//! The counters add up at every moment, and say who waits for whom.
+//! The counters add up at every moment, and say which side waits for the other.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -30,7 +30,7 @@ fn the_counters_add_up_at_every_moment() {
                     while !done.load(Ordering::SeqCst) {
                         let stats = store.stats();
                         assert_adds_up(&stats);
-                        // What has happened stays so.
+                        // These counts never go down.
                         for (now, before) in stats.components.iter().zip(&before.components) {
                             assert!(now.accepted >= before.accepted && now.served >= before.served);
                             assert!(now.dropped.total() >= before.dropped.total());
@@ -54,7 +54,7 @@ fn the_counters_add_up_at_every_moment() {
                                 thread::yield_now();
                             }
                             for at in (lane * 10_000..lane * 10_000 + 3000).step_by(12) {
-                                // Where rows are rejected the components fall out of step, which is fine here.
+                                // If rows are rejected, the components are no longer even. That does not matter here.
                                 let _ = producer.extend_blocking(rows(at..at + 12, 2), 0);
                                 let _ = producer.extend_blocking(rows(at..at + 12, 1), 1);
                             }
@@ -111,7 +111,7 @@ fn each_number_is_what_it_says() {
         assert_eq!(store.stats().frames_lent, 0);
         store.empty();
         expect([36, 34], [0, 0], 10, [26, 24]);
-        // The counterparts of rows that are gone.
+        // These are the counterparts of rows that are gone.
         let _ = store.extend(rows(34..36, 1), 1).unwrap().wait().unwrap();
         expect([36, 36], [0, 0], 10, [26, 26]);
         store.close();
@@ -165,7 +165,7 @@ fn queued_and_accepted_are_counted_at_the_same_moment() {
     });
 }
 
-/// A consumer waits from when it finds nothing until there is something, however it goes on then.
+/// A consumer starts to wait when it finds no minibatch, and stops when there is one. What it does next does not count.
 #[test]
 fn only_waiting_counts_as_waiting() {
     let moment = Duration::from_millis(20);
@@ -177,7 +177,7 @@ fn only_waiting_counts_as_waiting() {
     watchdog(move || {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
-        // Polled as a stream, it counts as waiting until it is polled again, or dropped.
+        // If the consumer is polled as a stream, it counts as waiting until it is polled again or dropped.
         assert!(minibatches.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
         let asked = Instant::now();
         let_pass(asked);
@@ -189,7 +189,7 @@ fn only_waiting_counts_as_waiting() {
         }
         let waited = store.stats().waited_for_producers;
         assert!(waited >= moment && waited <= asked.elapsed() + moment);
-        // What it does now is not waiting.
+        // The consumer no longer waits.
         let_pass(Instant::now());
         assert_eq!(store.stats().waited_for_producers, waited);
         drop(minibatches.next_timeout(LIMIT).unwrap().unwrap());
@@ -212,7 +212,7 @@ fn only_waiting_counts_as_waiting() {
         let waited = store.stats().waited_for_producers;
         let_pass(Instant::now());
         assert_eq!(store.stats().waited_for_producers, waited);
-        // Nor is there anything to wait for at the end, whether the consumer has seen it or not.
+        // At the end there is nothing to wait for, even if the consumer has not seen the end.
         let mut minibatches = store.minibatches();
         assert!(minibatches.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
         store.close();
@@ -239,7 +239,7 @@ fn waits_are_counted_on_the_side_that_waits() {
             thread::yield_now();
         }
         while store.stats().waited_for_consumers < Duration::from_millis(20) {
-            thread::yield_now(); // counted while it goes on
+            thread::yield_now(); // the wait is counted while it goes on
         }
         let before = store.stats().waited_for_producers;
         store.close();
@@ -250,7 +250,7 @@ fn waits_are_counted_on_the_side_that_waits() {
     });
 }
 
-/// A future of the next minibatch that is dropped waits no longer, although the consumer stays.
+/// If the future of the next minibatch is dropped, it no longer counts as waiting, although the consumer stays.
 #[test]
 fn a_dropped_future_of_the_next_minibatch_no_longer_counts_as_waiting() {
     let moment = Duration::from_millis(20);
@@ -283,14 +283,14 @@ fn a_dropped_future_of_the_next_minibatch_no_longer_counts_as_waiting() {
             }
             assert_eq!(store.stats().waited_for_producers, waited, "no consumer waits");
         }
-        // Asked again, it waits again, and is woken.
+        // When the consumer is asked again, it waits again and is woken.
         let reading = thread::spawn(move || minibatches.blocking().next().unwrap().unwrap().rows());
         drop(store.extend_pass([("a", rows(0..100, 2)), ("b", rows(0..100, 1))]).unwrap());
         assert_eq!(reading.join().unwrap(), 10);
     });
 }
 
-/// What is left of a store that is closed waits for its consumers, but no producer does.
+/// The rows that are left in a closed store wait for its consumers, but no producer does.
 #[test]
 fn no_producer_waits_for_consumers_once_the_store_is_closed() {
     watchdog(|| {
@@ -302,7 +302,7 @@ fn no_producer_waits_for_consumers_once_the_store_is_closed() {
         }
         store.close();
         let waited = store.stats().waited_for_consumers;
-        // The writer goes on, and waits for room again and again.
+        // The writer goes on and waits for room again and again.
         for _ in 0..10 {
             drop(minibatches.next_timeout(LIMIT).unwrap().unwrap());
             let since = Instant::now();
@@ -325,7 +325,7 @@ fn counts_are_shown_in_one_line() {
         store.flush().wait().unwrap();
         let waits = "; producers waited 0.0 s for consumers, consumers 0.0 s for producers";
         let line = |stats: &Stats| {
-            // Times are not for tests.
+            // The test cannot know the times.
             let stats = Stats::clone(stats);
             stats.to_string().split("; producers waited").next().unwrap().to_owned()
         };
@@ -338,7 +338,7 @@ fn counts_are_shown_in_one_line() {
         assert!(stats.to_string().ends_with(waits), "{stats}");
         stats.waited_for_producers = Duration::from_millis(1540);
         assert!(stats.to_string().ends_with("consumers 1.5 s for producers"), "{stats}");
-        // Of components that differ for the moment, the one that is furthest counts.
+        // If the components differ at the moment, the one with the most rows counts.
         let ComponentStats { accepted, .. } = &mut stats.components[1];
         *accepted = 31;
         assert!(stats.to_string().starts_with("31 rows taken, 20 served"), "{stats}");
@@ -346,7 +346,7 @@ fn counts_are_shown_in_one_line() {
 }
 
 #[test]
-fn a_monitor_looks_and_holds_nothing_open() {
+fn a_monitor_looks_and_keeps_nothing_open() {
     watchdog(|| {
         let store = builder().build().unwrap();
         let monitor = store.monitor();
@@ -357,25 +357,25 @@ fn a_monitor_looks_and_holds_nothing_open() {
         store.flush().wait().unwrap();
         assert_eq!(monitor.stats().components, store.stats().components);
         assert!(!monitor.is_closed());
-        // It is no handle that can write, so the stream ends without it.
+        // A monitor cannot write, so the stream ends although the monitor stays.
         let mut minibatches = store.minibatches();
         drop(store);
         assert!(monitor.is_closed());
         assert_eq!(drain(&mut minibatches).concat().len(), 25);
-        // Nor is it a consumer.
+        // A monitor is not a consumer.
         let store = builder().build().unwrap();
         let monitor = store.monitor();
         drop(store.minibatches());
         assert!(monitor.is_closed());
         assert!(store.extend(rows(0..1, 2), 0).unwrap_err().error.is_closed());
-        // The numbers stay when all else is gone.
+        // The numbers stay when everything else is gone.
         drop((minibatches, store));
         assert_eq!(another.stats().components[0].served, 25);
         assert!(format!("{another:?}").contains("served: 25"));
     });
 }
 
-/// A trainer that has a consumer, and no handle of the store, can look and end the store.
+/// A trainer that has only a consumer, and no handle of the store, can look at the store and end it.
 #[test]
 fn a_consumer_looks_and_ends_the_store() {
     watchdog(|| {

@@ -1,5 +1,5 @@
-//! A subscriber of `tracing` events may look at the store that they come from. Alone in its file, for it is for the whole
-//! process.
+//! A subscriber of `tracing` events may look at the store that sends the events. This test is alone in its file, because a subscriber is
+//! for the whole process.
 #![allow(clippy::unwrap_used)]
 
 mod common;

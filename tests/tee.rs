@@ -21,7 +21,7 @@ fn pass(rows: usize, value: f32) -> [(&'static str, Batch); 2] {
     [("b", Array2::from_elem((rows, 1), -value).into()), ("a", Array2::from_elem((rows, 2), value).into())]
 }
 
-/// Counts the owners that are gone.
+/// Counts the owners that were dropped.
 struct Counted(Vec<f32>, Arc<AtomicUsize>);
 
 impl AsRef<[f32]> for Counted {
@@ -71,7 +71,7 @@ fn both_have_every_row_and_lent_memory_is_released_once() {
 }
 
 #[test]
-fn what_the_ring_refuses_is_not_recorded_and_comes_back_as_it_was_given() {
+fn a_pass_that_the_ring_refuses_is_not_recorded_and_comes_back_as_it_was_given() {
     let dir = TempDir::new().unwrap();
     let store = ring().queue_rows(4).when_full(WhenFull::Reject).build().unwrap();
     let minibatches = store.minibatches();
@@ -94,7 +94,7 @@ fn what_the_ring_refuses_is_not_recorded_and_comes_back_as_it_was_given() {
     let refused = tee.extend_pass(pass(4, 0.0)).unwrap_err();
     assert!(matches!(refused.error, WriteError::Closed(_)), "{refused}");
     assert_eq!(refused.batches.len(), 2);
-    // The recording goes on alone.
+    // The recording goes on without the ring.
     let (_, recorder) = tee.into_parts();
     drop(recorder.extend_pass(pass(4, 0.0)).unwrap());
     assert_eq!(recorder.finish().unwrap().passes, taken + 1);

@@ -1,4 +1,4 @@
-//! The store of fixed size: full, shuffled, indexed, looped over.
+//! The store of fixed size can be filled, shuffled, indexed and looped over.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -46,7 +46,7 @@ fn past_the_end_is_store_full_with_nothing_changed() {
         );
         assert_eq!(refused.into_batch().to_f32(), rows(8..11, 3));
         assert_eq!(store.current_activations_stored_per_component(), [8, 8]);
-        // Exactly full is not too full.
+        // A batch that fills the store exactly is taken.
         let written = store.extend(rows(8..10, 3), 0).unwrap().wait().unwrap();
         assert_eq!((written.rows, written.first_row), (2, 8));
         assert!(store.append(vec![0.0_f32; 3], 0).unwrap_err().error.is_full());
@@ -66,7 +66,7 @@ fn len_is_the_minimum_over_components() {
         assert_eq!(store.len(), 4);
         assert_eq!(store.current_activations_stored_per_component(), [7, 4]);
         assert!(store.get((3, 0)).is_ok());
-        // Written for component 0, but not a whole row.
+        // The row has only component 0, so it does not count.
         assert_eq!(store.get((4, 0)).unwrap_err().to_string(), "row index 4 is out of range: there are 4");
         assert_eq!(store.max_items(), 10);
     });
@@ -89,7 +89,7 @@ fn reads_see_every_write_handed_over_before() {
 fn blocking_writes_keep_their_place_among_the_others() {
     watchdog(|| {
         let store = store(100_000, 0);
-        // Each component from a thread of its own: handed over, stored at once, handed over.
+        // Each component has its own thread, which hands over a batch, stores one at once, and hands over another.
         thread::scope(|scope| {
             scope.spawn(|| {
                 for at in (0..90_000).step_by(900) {
@@ -115,9 +115,9 @@ fn blocking_writes_keep_their_place_among_the_others() {
 }
 
 #[test]
-fn gathered_rows_are_those_that_get_gives() {
+fn gather_gives_the_same_rows_as_get() {
     watchdog(|| {
-        // Narrower and wider than what is fetched ahead; few rows, and more than are kept in a cache.
+        // The rows are narrower or wider than the prefetch. There are few rows, or more than fit a cache.
         for (features, n) in [(3, 40), (64, 5000), (1000, 300)] {
             let builder = TensorStore::builder().component("a", features).component("b", features);
             let stored = builder.max_items(n).seed(3).build().unwrap();
@@ -164,7 +164,7 @@ fn every_epoch_has_every_row_once_in_another_order() {
         assert_eq!(under_way.size_hint(), (0, Some(2)));
         let ordinals: Vec<_> = store.epoch(32).unwrap().map(|minibatch| minibatch.ordinal()).collect();
         assert_eq!(ordinals, [0, 1, 2]);
-        // A minibatch larger than the store holds what there is.
+        // A minibatch that is larger than the store has all its rows.
         assert_eq!(epoch(&store, 1000).iter().map(Vec::len).collect::<Vec<_>>(), [90]);
         assert!(store.epoch(0).is_err());
     });
@@ -210,7 +210,7 @@ fn shuffle_permutes_whole_rows() {
         let mut sorted = after.clone();
         sorted.sort_by(f32::total_cmp);
         assert_eq!(sorted, before);
-        // Rows that come later are found behind.
+        // Later rows are found behind the others.
         drop(store.extend(rows(45..50, 2), 1).unwrap());
         assert_eq!(order(&store)[..45], after);
         assert_eq!(order(&store)[45..], [45.0, 46.0, 47.0, 48.0, 49.0]);
@@ -305,7 +305,7 @@ fn batches_without_rows_or_features_change_nothing() {
             Batch::from_vec(Vec::<f32>::new(), 3).unwrap(),
             Batch::from_vec(Vec::<f32>::new(), 0).unwrap(),
             Batch::from_owner(Vec::<f32>::new(), 0).unwrap(),
-            // To be converted, if there were anything.
+            // These would be converted if there were any values.
             Batch::from_vec(Vec::<half::f16>::new(), 0).unwrap(),
         ] {
             assert_eq!(store.extend(empty, 0).unwrap().wait().unwrap().rows, 0);

@@ -1,4 +1,5 @@
-//! Writers end with their stores: no thread is left behind. Alone in its file, for it counts the process's threads.
+//! Writers end with their stores and leave no thread behind. This test is alone in its file, because it counts the threads of the
+//! process.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -7,14 +8,14 @@ mod common;
 use activation_store::{Batch, RingStore, TensorStore};
 use common::{rows, watchdog};
 
-/// Threads of writers that do not run on a runtime, by their name (of which Linux keeps 15 bytes).
+/// Counts the threads of writers that do not run on a runtime. Finds them by their name, of which Linux keeps 15 bytes.
 fn writers() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.ok()?.path().join("comm")).ok();
     tasks.filter_map(name).filter(|name| name.starts_with("activation-stor")).count()
 }
 
-/// A new thread takes its name itself, and an ended one goes when the system gets round to it.
+/// Waits until there are `count` writers. A new thread sets its own name, and an ended thread may stay for a moment.
 fn until_writers_are(count: usize, what: &str) {
     common::watchdog_for(what, move || {
         while writers() != count {
@@ -94,7 +95,7 @@ fn no_thread_outlives_its_store() {
     until_no_writer_is_left("a tensor store whose epoch goes on");
     assert_eq!((epoch.count(), handle.wait().unwrap().rows), (10, 100));
 
-    // Moved from a runtime to a thread of its own, and ended there.
+    // These writers move from a runtime to a thread of their own, and end there.
     for multi_thread in [false, true] {
         let runtime = match multi_thread {
             false => tokio::runtime::Builder::new_current_thread().build().unwrap(),
@@ -112,7 +113,7 @@ fn no_thread_outlives_its_store() {
         until_no_writer_is_left("a store that outlived its runtime");
     }
 
-    // Many at once.
+    // Many writers run at once.
     let stores: Vec<_> = (0..50).map(|_| build()).collect();
     until_writers_are(50, "fifty writers");
     stores.iter().for_each(|store| drop(store.extend(rows(0..100, 2), 0).unwrap()));

@@ -1,4 +1,4 @@
-//! Who waits for whom, as `tracing` events. One test, for a subscriber is for the whole process.
+//! `tracing` events say which side waits for the other. There is only one test, because a subscriber is for the whole process.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! One trait for every store: as an object, shared between hooks, filled with test data.
+//! Every store has the same trait. It works as an object, shared between hooks, and filled with test data.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,7 @@ use activation_store::{
 use common::{rows, watchdog};
 use ndarray::{ArrayD, s};
 
-/// The least that a store can be.
+/// A store that implements only the required methods.
 #[derive(Default)]
 struct ListStore(Mutex<Vec<Vec<f32>>>);
 
@@ -130,7 +130,7 @@ fn filling_a_store_that_is_too_small_says_so() {
     });
 }
 
-/// Two lists, of which each takes so many rows.
+/// Two lists. Each list takes a limited number of rows.
 struct TwoLists(Mutex<[usize; 2]>, usize);
 
 impl ActivationStore for TwoLists {
@@ -161,21 +161,21 @@ impl ActivationStore for TwoLists {
     }
 }
 
-/// A store that does not say how it takes a pass takes one component after the other.
+/// A store that does not implement `extend_pass` takes one component after the other.
 #[test]
-fn a_store_takes_passes_component_by_component_unless_it_says_how() {
+fn a_store_takes_passes_component_by_component_by_default() {
     let pass = |n| vec![(1, Batch::from(rows(0..n, 3))), (0, rows(0..n, 4).into())];
     let store: Arc<dyn ActivationStore> = Arc::new(TwoLists(Mutex::new([5, 0]), 20));
     let written = store.extend_pass(pass(10)).unwrap().wait().unwrap();
     assert_eq!((written.rows, written.first_row), (10, 0), "as the first");
     assert_eq!(store.current_activations_stored_per_component(), [15, 10]);
-    // The first component is taken, and the rest comes back.
+    // The first component is taken, and the other one comes back.
     let refused = store.extend_pass(pass(6)).unwrap_err();
     assert_eq!(refused.to_string(), "the list is long enough");
     assert_eq!(refused.batches.len(), 1);
     assert_eq!(refused.batches[0].to_f32(), rows(0..6, 4));
     assert_eq!(store.current_activations_stored_per_component(), [15, 16]);
-    // The first is refused: all comes back, in order.
+    // The first component is refused, so both come back, in order.
     let refused = store.extend_pass(pass(5)).unwrap_err();
     assert_eq!(refused.batches.iter().map(Batch::features).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(store.extend_pass(Vec::new()).unwrap().wait().unwrap().rows, 0);

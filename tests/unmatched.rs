@@ -1,5 +1,5 @@
-//! Rows that lose their counterparts are warned of once, counted all, and reported by a flush once for each lane. One test,
-//! for a subscriber is for the whole process.
+//! If rows lose their counterparts, there is one warning, all rows are counted, and a flush reports each lane once. There is only one
+//! test, because a subscriber is for the whole process.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +9,7 @@ use common::messages::Messages;
 use common::{rows, watchdog};
 
 #[test]
-fn lost_rows_are_warned_of_once_and_reported_once_for_each_lane() {
+fn lost_rows_give_one_warning_and_one_report_for_each_lane() {
     let messages = Messages::of_process();
     for (stores, merge) in [Merge::Arrival, Merge::RoundRobin].into_iter().enumerate() {
         let messages = messages.clone();
@@ -24,11 +24,11 @@ fn lost_rows_are_warned_of_once_and_reported_once_for_each_lane() {
                 drop(lane.extend(rows(0..lost / 2, 1), "b").unwrap());
                 drop(lane);
                 if lost % 3 == 0 {
-                    // Those of three lanes, oldest first, each once.
+                    // The flushes report three lanes, the oldest first, each once.
                     reported.extend(std::iter::from_fn(|| store.flush().wait().err()));
                 }
             }
-            // A lane that is even loses none.
+            // An even lane loses no rows.
             let lane = store.producer().unwrap();
             drop(lane.extend_pass([("a", rows(0..3, 2)), ("b", rows(0..3, 1))]).unwrap());
             drop(lane);

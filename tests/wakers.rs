@@ -111,7 +111,7 @@ fn a_writers_waker_that_panics_leaves_no_other_asleep() {
     }
 }
 
-/// The panic comes out of the call that woke it; the others are woken all the same.
+/// The panic comes out of the call that woke the waker. The other wakers are still woken.
 #[test]
 fn a_waker_that_panics_in_a_callers_thread_leaves_no_other_asleep() {
     for end in [RingStore::close, RingStore::abort] {
@@ -139,13 +139,13 @@ fn a_waker_that_panics_in_a_callers_thread_leaves_no_other_asleep() {
     }
 }
 
-/// Both callers in line have the counterparts they need; the first one's waker panics.
+/// Both callers in line get the counterparts that they need. The waker of the first one panics.
 #[test]
 fn a_waker_that_panics_in_a_hand_over_leaves_no_other_asleep() {
     watchdog(|| {
         let store = builder().max_skew(1000).build().unwrap();
         let mut minibatches = store.minibatches();
-        // The ring, then the queue fills up.
+        // First the ring, then the queue fills up.
         while store.stats().waited_for_consumers.is_zero() {
             drop(store.extend_pass(pass(20)).unwrap());
         }
@@ -166,9 +166,9 @@ fn a_waker_that_panics_in_a_hand_over_leaves_no_other_asleep() {
     });
 }
 
-/// The request is taken in the step in which a waker panics.
+/// The writer takes the request in the step in which a waker panics.
 #[test]
-fn a_get_hears_of_the_panic_of_a_waker() {
+fn a_get_gets_the_panic_of_a_waker() {
     for _ in 0..50 {
         watchdog(|| {
             let store = builder().build().unwrap();
@@ -194,7 +194,7 @@ fn a_get_hears_of_the_panic_of_a_waker() {
     }
 }
 
-/// What foreign code may call from wherever it runs: anything that does not wait for the store.
+/// Calls everything that foreign code may call: all methods that do not wait for the store.
 fn call_back(store: &RingStore) {
     let _ = (store.stats(), store.len(), store.is_closed(), store.components().len());
     let _ = format!("{store:?} {:?} {}", store.monitor(), store.stats());
@@ -232,7 +232,7 @@ const CALLS: [(&str, Call); 4] = [
     }),
 ];
 
-/// Calls back the first time it is woken or, as the owner of a batch, read or dropped.
+/// Calls back once: when it is first woken, or when it is first read or dropped as the owner of a batch.
 struct CallsBack {
     store: Mutex<Option<RingStore>>,
     call: Call,
@@ -280,7 +280,7 @@ impl Drop for CallsBack {
 #[test]
 fn wakers_may_call_back_into_the_store() {
     for (what, call) in CALLS {
-        // A consumer, a handle, a flush, a reservation.
+        // The waker is used by a consumer, a handle, a flush and a reservation.
         for waits in 0..4 {
             common::watchdog_for(&format!("waiting in way {waits}, a waker that {what}"), move || {
                 let store = builder().build().unwrap();

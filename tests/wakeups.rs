@@ -1,4 +1,4 @@
-//! No caller is left asleep: every wait ends as soon as what it waits for has come.
+//! No caller is left asleep. Every wait ends as soon as its event has come.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +17,7 @@ fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 1).batch_size(10).window(10).ready_frames(1)
 }
 
-/// The consumer starts to wait just as a minibatch arrives, over and over.
+/// The consumer starts to wait just when a minibatch arrives, again and again.
 #[test]
 fn no_arrival_is_missed() {
     watchdog(|| {
@@ -43,7 +43,7 @@ fn no_arrival_is_missed() {
     });
 }
 
-/// Fewer rows leave the queue than a caller is woken for while the writer works: it is woken once the writer stops.
+/// So few rows leave the queue that the working writer does not wake the caller. The caller is woken when the writer stops.
 #[test]
 fn a_caller_is_woken_before_the_writer_waits_for_consumers() {
     watchdog(|| {
@@ -99,7 +99,7 @@ fn a_flush_is_answered_while_the_writer_serves_the_rest() {
     });
 }
 
-/// No row is queued that could push it out.
+/// No row is queued that could push the frame out.
 #[test]
 fn a_full_frame_is_handed_over_once_a_minibatch_is_taken() {
     watchdog(|| {
@@ -110,12 +110,12 @@ fn a_full_frame_is_handed_over_once_a_minibatch_is_taken() {
         for _ in 0..2 {
             drop(minibatches.next_timeout(LIMIT / 2).expect("a minibatch is ready"));
         }
-        // To wait for a consumer without a row to deal is not to wait for consumers.
+        // The writer has no row to deal, so this does not count as waiting for consumers.
         assert_eq!(store.stats().waited_for_consumers, Duration::ZERO);
     });
 }
 
-/// It waits because the queue is full, and another thread takes the rest of its pass.
+/// The caller waits because the queue is full. Another thread writes the other component of its pass.
 #[test]
 fn a_caller_is_woken_once_the_counterparts_of_its_rows_are_taken() {
     watchdog(|| {
@@ -147,7 +147,7 @@ impl Wake for Woken {
     }
 }
 
-/// The runtime has no thread to spare, so the writer cannot tell anybody.
+/// The runtime has no free thread, so the writer cannot wake any caller.
 #[test]
 fn callers_are_woken_although_the_writer_has_not_started() {
     let abort = |store: &RingStore, minibatches: Minibatches| {

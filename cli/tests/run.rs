@@ -64,7 +64,7 @@ fn inspect_says_what_is_missing() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_apart_from_damage() {
+fn wrong_arguments_and_damage_have_different_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(run(&["mend"], dir.path()).status.code(), Some(2));
     let empty = run(&["inspect"], dir.path());

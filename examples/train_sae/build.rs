@@ -1,4 +1,4 @@
-//! Tells the program which target it was built for, so that it can ask cargo for the sources of its own dependencies.
+//! Tells the program for which target it was built. The program needs that to ask cargo for the sources of its dependencies.
 
 fn main() {
     let target = std::env::var("TARGET").expect("cargo sets TARGET for build scripts");

@@ -1,4 +1,5 @@
-//! Keeps what a store says through `tracing`. A subscriber is for the whole process, so a test that uses it is alone in its file.
+//! Keeps the messages that a store sends through `tracing`. A subscriber is for the whole process, so a test that uses it is alone in
+//! its file.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 #[derive(Clone, Default)]
 pub(crate) struct Messages {
     texts: Arc<Mutex<Vec<String>>>,
-    /// Called at each event.
+    /// A function that is called at each event.
     at_each: Option<fn()>,
 }
 
@@ -28,7 +29,7 @@ impl Messages {
         messages
     }
 
-    /// How many messages contain `text`.
+    /// Returns how many messages contain `text`.
     pub(crate) fn count(&self, text: &str) -> usize {
         let messages = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
         messages.iter().filter(|message| message.contains(text)).count()

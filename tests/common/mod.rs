@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Code that the tests share.
 
 #![allow(dead_code)]
 
@@ -24,12 +24,12 @@ pub(crate) fn rounds() -> impl Iterator<Item = usize> {
     (0..).take_while(move |&round| round < 100 || start.elapsed() < Duration::from_secs(2))
 }
 
-/// Runs `body` on a thread of its own, and fails if it does not finish.
+/// Runs `body` on a thread of its own, and fails if `body` does not finish.
 pub(crate) fn watchdog<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     watchdog_for("the test", body)
 }
 
-/// [`watchdog`], with a name for what hangs.
+/// Does the same as [`watchdog`], with a name for the part that hangs.
 pub(crate) fn watchdog_for<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, finished) = mpsc::channel();
     let _detached = thread::spawn(move || {
@@ -42,18 +42,18 @@ pub(crate) fn watchdog_for<T: Send + 'static>(what: &str, body: impl FnOnce() ->
     }
 }
 
-/// Rows whose every value is the row's id.
+/// Makes rows in which every value is the id of the row.
 pub(crate) fn rows(ids: Range<usize>, features: usize) -> Array2<f32> {
     assert!(ids.end <= 1 << 24, "an f32 holds no larger integers exactly");
     Array2::from_shape_fn((ids.len(), features), |(row, _)| (ids.start + row) as f32)
 }
 
-/// Rows of one `i64`, the row's id.
+/// Makes rows of one `i64`, which is the id of the row.
 pub(crate) fn id_rows(ids: Range<usize>) -> Array2<i64> {
     Array2::from_shape_fn((ids.len(), 1), |(row, _)| (ids.start + row) as i64)
 }
 
-/// The ids of a minibatch's rows that were made by [`rows`].
+/// Returns the ids of a minibatch's rows that were made by [`rows`].
 pub(crate) fn ids(minibatch: &Minibatch, component: usize) -> Vec<usize> {
     let view = minibatch.view::<f32>(component).expect("an f32 component");
     view.rows()
@@ -65,18 +65,18 @@ pub(crate) fn ids(minibatch: &Minibatch, component: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The ids of a minibatch's rows that were made by [`id_rows`].
+/// Returns the ids of a minibatch's rows that were made by [`id_rows`].
 pub(crate) fn long_ids(minibatch: &Minibatch, component: usize) -> Vec<usize> {
     let view = minibatch.view::<i64>(component).expect("an i64 component");
     view.iter().map(|&id| id as usize).collect()
 }
 
-/// The ids (component 0) of every minibatch until the end.
+/// Drains a consumer. Returns the ids (component 0) of every minibatch.
 pub(crate) fn drain(minibatches: &mut Minibatches) -> Vec<Vec<usize>> {
     minibatches.blocking().map(|minibatch| ids(&minibatch.expect("a minibatch"), 0)).collect()
 }
 
-/// Closes the store, and drains it.
+/// Closes the store and drains it.
 pub(crate) fn finish(store: &RingStore) -> Vec<Vec<usize>> {
     store.close();
     drain(&mut store.minibatches())
@@ -100,7 +100,7 @@ pub(crate) fn assert_adds_up(stats: &Stats) {
     }
 }
 
-/// Memory lent to a store that counts when it comes back.
+/// Memory that is lent to a store. It counts when it comes back.
 pub(crate) struct Lent {
     pub(crate) values: Vec<f32>,
     pub(crate) returned: Arc<AtomicUsize>,
@@ -126,7 +126,7 @@ impl Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -135,7 +135,7 @@ impl Random {
     }
 }
 
-/// A line of a Linux file that counts kibibytes, in bytes.
+/// Reads a line of a Linux file that counts kibibytes. Returns bytes.
 pub(crate) fn bytes(file: &str, key: &str) -> usize {
     let text = std::fs::read_to_string(file).expect("a file of /proc");
     let line = text.lines().find(|line| line.starts_with(key)).expect("such a line");
@@ -143,7 +143,7 @@ pub(crate) fn bytes(file: &str, key: &str) -> usize {
     kibibytes.expect("a number") << 10
 }
 
-/// The memory that this process has.
+/// Returns the resident memory of this process, in bytes.
 pub(crate) fn resident() -> usize {
     bytes("/proc/self/status", "VmRSS:")
 }

@@ -1,4 +1,4 @@
-//! Hooks: from sequences to rows of the residual stream.
+//! Runs the model with hooks, which turn sequences into rows of the residual stream.
 
 use std::iter;
 
@@ -8,19 +8,19 @@ use candle_core::{Device, Tensor};
 use crate::model::Bert;
 use crate::tokens::{Padded, Sequence, Tokenizer};
 
-/// Sequences in one forward pass. More do not make the model faster on a CPU, and fewer keep its tensors in cache.
+/// Sequences in one forward pass. More sequences do not make the model faster on a CPU. With few, its tensors stay in the cache.
 const SEQUENCES: usize = 8;
 
 /// A model with hooks at some of its layers.
 pub(crate) struct Hooked {
     pub(crate) model: Bert,
     pub(crate) tokenizer: Tokenizer,
-    /// Layer of each component.
+    /// The layer of each component.
     pub(crate) layers: Vec<usize>,
 }
 
 impl Hooked {
-    /// The inputs of the forward passes over `sequences`, which are read over and over until `rows` tokens have passed.
+    /// Returns the inputs of the forward passes. Reads `sequences` again from the start until `rows` tokens have passed.
     pub(crate) fn inputs(&self, sequences: &[Sequence], rows: usize) -> impl Iterator<Item = Result<Padded>> {
         let mut missing = rows;
         let mut sequences = sequences.iter().cycle();
@@ -36,7 +36,7 @@ impl Hooked {
 
     /// Runs one forward pass. Each hook calls `sink` with its component and the rows, `[row, width]` in one vector.
     ///
-    /// Special tokens and padding are not among the rows. Every component gets the same tokens in the same order.
+    /// The rows have no special tokens and no padding. Every component gets the same tokens in the same order.
     pub(crate) fn forward(&self, inputs: &Padded, sink: &mut dyn FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
         let rows = Tensor::new(inputs.tokens.as_slice(), &Device::Cpu)?;
         self.model.forward(&inputs.ids, &inputs.mask, &mut |layer, residual| {

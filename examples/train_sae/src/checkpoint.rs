@@ -1,7 +1,7 @@
-//! Checkpoints: what is learnt after minibatch k, and the store's snapshot between minibatch k and the next.
+//! Writes and reads checkpoints: the state of the training after minibatch k, and the snapshot of the store at the same place.
 //!
-//! A pair is `trainer-K.safetensors` and `snapshot-K` in one folder. The trainer's file is written first, so a snapshot is never
-//! without it. The last two pairs stay.
+//! A checkpoint is a pair of `trainer-K.safetensors` and `snapshot-K` in one folder. The trainer's file is written first, so every
+//! snapshot has one. The last two pairs stay.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -14,10 +14,10 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::component::Component;
 
-/// Where checkpoints go, and when.
+/// Says where checkpoints go, and how often.
 pub(crate) struct Checkpoints {
     dir: PathBuf,
-    /// Minibatches between two of them.
+    /// Minibatches between two checkpoints.
     every: u64,
     form: Form,
     /// The snapshot that is being written.
@@ -30,7 +30,7 @@ impl Checkpoints {
         Ok(Self { dir, every, form, pending: None })
     }
 
-    /// Fills `components` with what the newest whole pair says. Returns its k, and the snapshot; `None` if there is no pair.
+    /// Loads `components` from the newest whole pair. Returns its k and its snapshot, or `None` if there is no pair.
     pub(crate) fn load(&self, components: &mut [Component]) -> Result<Option<(u64, PathBuf)>> {
         let Some((k, snapshot)) = Snapshots::new(&self.dir).list()?.pop() else { return Ok(None) };
         let file = self.trainer(k);
@@ -47,7 +47,7 @@ impl Checkpoints {
         Ok(Some((k, snapshot)))
     }
 
-    /// Writes a checkpoint if minibatch `k` is due for one. Waits until the one before is whole.
+    /// Writes a checkpoint if one is due after minibatch `k`. First waits until the checkpoint before is whole.
     pub(crate) async fn save(&mut self, k: u64, components: &mut [Component], minibatches: &Minibatches) -> Result<()> {
         if !k.is_multiple_of(self.every) {
             return Ok(());
@@ -60,7 +60,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Waits until the last checkpoint is whole, and removes all pairs but two.
+    /// Waits until the last checkpoint is whole. Removes all pairs except the last two.
     pub(crate) async fn finish(&mut self) -> Result<()> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         pending.await?;
@@ -76,21 +76,21 @@ impl Checkpoints {
     }
 }
 
-/// What the SAEs are, to tell a run from another.
+/// Describes the SAEs, so that a checkpoint of another run is refused.
 fn plans(components: &[Component]) -> String {
     let students = components.iter().flat_map(|component| &component.students);
     students.map(|student| format!("{}: {}", student.name, student.plan)).collect::<Vec<_>>().join("; ")
 }
 
-/// Goes through all numbers of a trainer, to save or to load them.
+/// Visits all numbers of a trainer, to save or to load them.
 pub(crate) trait Visitor {
-    /// Numbers, as many as there are.
+    /// Visits numbers whose count is known.
     fn numbers<T: Number>(&mut self, name: &str, values: &mut [T]) -> Result<()>;
-    /// Numbers, as many as were saved.
+    /// Visits numbers whose count was saved with them.
     fn list<T: Number>(&mut self, name: &str, values: &mut Vec<T>) -> Result<()>;
 }
 
-/// A number of eight bytes or four.
+/// A number of four or eight bytes.
 pub(crate) trait Number: Copy + Default {
     const DTYPE: Dtype;
     fn write(self, bytes: &mut Vec<u8>);
@@ -119,11 +119,11 @@ number! {
     u64 => U64;
 }
 
-/// Name, type, how many, bytes.
+/// The name, the type, the count and the bytes of each list.
 struct Saver(Vec<(String, Dtype, usize, Vec<u8>)>);
 
 impl Saver {
-    /// Writes a file that is whole, or not there.
+    /// Writes the whole file, or none.
     fn write(self, file: &Path, plans: String) -> Result<()> {
         let views = self
             .0

@@ -1,4 +1,4 @@
-//! What is learnt about one hooked layer: its SAEs, and how good they are.
+//! One hooked layer: its SAEs, and how good they are.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use crate::pca::Covariance;
 use crate::sae::Sae;
 use crate::trainer::Trainer;
 
-/// Sizes and rates of an SAE.
+/// The sizes and rates of an SAE.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) latents: usize,
     pub(crate) k: usize,
     pub(crate) rate: f32,
-    /// Minibatches there will be.
+    /// How many minibatches there will be.
     pub(crate) steps: usize,
     pub(crate) seed: u64,
 }
@@ -36,15 +36,15 @@ pub(crate) struct Component {
     covariance: Covariance,
 }
 
-/// An SAE in training, and what is noted about it.
+/// An SAE in training, and its losses so far.
 pub(crate) struct Student {
-    /// Of the component; and of the SAE, if the component has several.
+    /// The name of the component, and of the SAE if the component has several.
     pub(crate) name: String,
     pub(crate) plan: Plan,
-    /// None before the first minibatch.
+    /// `None` before the first minibatch.
     trainer: Option<Trainer>,
     before: f64,
-    /// Seconds since the start, and loss of the minibatch.
+    /// Seconds since the start, and the loss of the minibatch.
     pub(crate) losses: Vec<(f64, f64)>,
 }
 
@@ -54,12 +54,12 @@ pub(crate) struct Outcome {
     pub(crate) after: f64,
     pub(crate) l0: f64,
     pub(crate) dead: usize,
-    /// Number of principal components compared with, and what they leave unexplained.
+    /// The number of principal components to compare with, and the variance that they leave unexplained.
     pub(crate) pca: (usize, f64),
 }
 
 impl Component {
-    /// One SAE for each of `plans`, judged on the rows of `held_out`.
+    /// Makes one SAE for each of `plans`. The rows of `held_out` judge them.
     pub(crate) fn new(name: &str, held_out: Array2<f32>, plans: &[Plan]) -> Self {
         let student = |plan: &Plan| {
             let name = match plans {
@@ -72,7 +72,7 @@ impl Component {
         Self { name: name.to_owned(), students: plans.iter().map(student).collect(), held_out, covariance }
     }
 
-    /// Goes through all that is learnt and noted.
+    /// Visits the whole state of the training.
     pub(crate) fn visit(&mut self, visitor: &mut impl Visitor) -> Result<()> {
         self.covariance.visit(&format!("{}.covariance", self.name), visitor)?;
         let width = self.held_out.ncols();
@@ -87,7 +87,7 @@ impl Component {
         }
     }
 
-    /// The results of its SAEs.
+    /// Returns the results of its SAEs.
     pub(crate) fn outcomes(&self) -> Result<Vec<Outcome>> {
         self.students.iter().map(|student| student.outcome(self.held_out.view(), &self.covariance)).collect()
     }
@@ -106,7 +106,7 @@ impl Student {
         Ok(())
     }
 
-    /// The first minibatch also says how to start.
+    /// Trains on a minibatch. The first one also sets the start of the SAE.
     fn step(&mut self, rows: ArrayView2<'_, f32>, held_out: ArrayView2<'_, f32>, time: f64) {
         let plan = &self.plan;
         let trainer = self.trainer.get_or_insert_with(|| {
@@ -117,7 +117,7 @@ impl Student {
         self.losses.push((time, trainer.step(rows)));
     }
 
-    /// The trained SAE.
+    /// Returns the trained SAE.
     pub(crate) fn sae(&self) -> Result<&Sae> {
         self.trained().map(|trainer| &trainer.sae)
     }

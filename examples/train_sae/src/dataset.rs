@@ -1,4 +1,4 @@
-//! Tokens for training and, from other documents, tokens for judging the result.
+//! Tokens for the training, and tokens from other documents to judge the result.
 
 use anyhow::{Result, ensure};
 use rand::SeedableRng as _;
@@ -8,7 +8,7 @@ use rand::seq::SliceRandom as _;
 use crate::text::Corpus;
 use crate::tokens::{Sequence, Tokenizer};
 
-/// Rows the SAEs are judged on.
+/// How many rows judge the SAEs.
 const HELD_OUT: usize = 4096;
 
 /// The tokens of a run.
@@ -17,13 +17,13 @@ pub(crate) struct Dataset {
     pub(crate) held_out: Vec<Sequence>,
     /// Sequences for each capture thread.
     pub(crate) shares: Vec<Vec<Sequence>>,
-    /// Most tokens of a sequence.
+    /// The most tokens of a sequence.
     pub(crate) length: usize,
 }
 
 impl Dataset {
-    /// Shuffles the documents, holds some out, and deals the sequences of the others to `shares` threads, as many as it
-    /// takes for `rows` rows, or all there are.
+    /// Shuffles the documents and holds some out. Gives the sequences of the others to `shares` threads: as many as `rows` rows need, or
+    /// all sequences.
     pub(crate) fn new(
         corpus: &Corpus,
         tokenizer: &Tokenizer,
@@ -39,7 +39,7 @@ impl Dataset {
         for (index, document) in documents.iter().enumerate() {
             let sequences = tokenizer.sequences(document, length)?;
             let tokens: usize = sequences.iter().map(Vec::len).sum();
-            // No more than an eighth of a short text is held out.
+            // At most an eighth of a short text is held out.
             if held_out < HELD_OUT && index <= documents.len() / 8 {
                 held_out += tokens;
                 dataset.held_out.extend(sequences);
@@ -61,12 +61,12 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Tokens there are to train on.
+    /// Returns the number of tokens to train on.
     pub(crate) fn training_rows(&self) -> usize {
         count(self.shares.iter().flatten())
     }
 
-    /// Tokens to judge the result on.
+    /// Returns the number of tokens to judge the result on.
     pub(crate) fn held_out_rows(&self) -> usize {
         count(&self.held_out).min(HELD_OUT)
     }
@@ -94,7 +94,7 @@ mod tests {
         assert!(dataset.training_rows() >= 5_000 && dataset.training_rows() < 5_300, "{}", dataset.training_rows());
         assert!(dataset.held_out_rows() > 1_000);
         assert!(dataset.shares[0].len().abs_diff(dataset.shares[1].len()) <= 1);
-        // Only the start of a document is its own.
+        // Only the start of a document differs from the other documents.
         let starts: Vec<_> = dataset.shares.iter().flatten().filter(|sequence| sequence.len() == 126).collect();
         assert!(dataset.held_out.iter().filter(|s| s.len() == 126).all(|sequence| !starts.contains(&sequence)));
     }

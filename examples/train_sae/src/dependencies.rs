@@ -1,4 +1,4 @@
-//! Where the sources of this program's dependencies are: cargo knows.
+//! Asks cargo where the sources of this program's dependencies are.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-/// Directories of the crates from a registry that this program is built from, in the order of their names.
+/// Returns the directories of the crates from a registry that this program is built from, in the order of their names.
 pub(crate) fn dirs() -> Result<Vec<PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -29,14 +29,14 @@ pub(crate) fn dirs() -> Result<Vec<PathBuf>> {
             pending.extend(deps.filter(|dep| !dep.is_for_tests()).map(|dep| &dep.pkg));
         }
     }
-    // Identifiers start with a registry's address, which is the same for all, and the name.
+    // An identifier starts with the address of the registry, which is the same for all crates, and the name of the crate.
     let from_registry = |package: &&Package| package.source.is_some() && reached.contains(&package.id);
     let mut packages: Vec<_> = metadata.packages.iter().filter(from_registry).collect();
     packages.sort_unstable_by_key(|package| &package.id);
     Ok(packages.iter().filter_map(|package| Some(package.manifest_path.parent()?.to_owned())).collect())
 }
 
-/// What `cargo metadata` prints, as far as it matters here.
+/// The part of the output of `cargo metadata` that is used here.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,

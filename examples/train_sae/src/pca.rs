@@ -1,4 +1,4 @@
-//! Principal components, the yardstick of the SAEs.
+//! Principal components, with which the SAEs are compared.
 
 use anyhow::{Context as _, Result};
 use nalgebra::{DMatrix, SymmetricEigen};
@@ -6,11 +6,11 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::checkpoint::Visitor;
 
-/// Mean and covariance of rows as they pass.
+/// Sums up the mean and the covariance of rows, one minibatch after the other.
 pub(crate) struct Covariance {
     rows: usize,
     sum: Array1<f64>,
-    /// Sum of the products of the rows with themselves.
+    /// The sum of the products of the rows with themselves.
     products: Array2<f64>,
 }
 
@@ -27,15 +27,15 @@ impl Covariance {
         visitor.numbers(&format!("{name}.products"), self.products.as_slice_mut().context("contiguous")?)
     }
 
-    /// Takes the rows of a minibatch into account. Products of one minibatch are summed in f32, minibatches in f64.
+    /// Adds the rows of a minibatch. Sums the products within a minibatch in f32, and the minibatches in f64.
     pub(crate) fn add(&mut self, rows: ArrayView2<'_, f32>) {
         self.rows += rows.nrows();
         self.sum += &rows.sum_axis(Axis(0)).mapv(f64::from);
         self.products += &rows.t().dot(&rows).mapv(f64::from);
     }
 
-    /// Fraction of the variance of `rows` that the first `components` principal components of the rows seen so far
-    /// leave unexplained.
+    /// Returns the fraction of the variance of `rows` that is left unexplained by the first `components` principal components of the
+    /// rows added so far.
     pub(crate) fn unexplained(&self, rows: ArrayView2<'_, f32>, components: usize) -> f64 {
         let (rows_seen, width) = (self.rows.max(1) as f64, self.sum.len());
         let mean = &self.sum / rows_seen;
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn components_explain_the_plane_the_rows_lie_in() {
-        // Rows in a plane of three dimensions: 100 times as much variance along (1, 1, 0) as along (0, 0, 1).
+        // Rows in a plane in three dimensions, with 100 times as much variance along (1, 1, 0) as along (0, 0, 1).
         let rows = Array2::from_shape_fn((400, 3), |(row, x)| {
             let (a, b) = ((row % 20) as f32 - 9.5, (row / 20) as f32 - 9.5);
             5.0 + [a * 10.0, a * 10.0, b * 2f32.sqrt()][x]

@@ -1,4 +1,4 @@
-//! Line charts as SVG, one above the other, with the same time axis.
+//! Draws line charts as SVG, one above the other, with the same time axis.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -7,7 +7,7 @@ const WIDTH: u32 = 860;
 const HEIGHT: u32 = 280;
 /// Space for the names of the lines, right of the plot.
 const NAMES: u32 = 190;
-/// Told apart by people with any kind of colour vision (Okabe and Ito).
+/// Colours that people with any kind of colour vision can tell apart (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -30,12 +30,12 @@ pub(crate) struct Line {
     pub(crate) name: String,
     /// Seconds and value.
     pub(crate) points: Vec<(f64, f64)>,
-    /// Lines of the same number have the same colour.
+    /// The number of the colour.
     pub(crate) colour: usize,
     pub(crate) dashed: bool,
 }
 
-/// The charts as one SVG file.
+/// Draws the charts as one SVG file.
 pub(crate) fn svg(charts: &[Chart]) -> Result<String> {
     let end = largest(charts.iter().flat_map(|chart| &chart.lines), |point| point.0);
     let mut out = String::new();
@@ -43,7 +43,7 @@ pub(crate) fn svg(charts: &[Chart]) -> Result<String> {
         let canvas = SVGBackend::with_string(&mut out, (WIDTH, HEIGHT * charts.len() as u32)).into_drawing_area();
         canvas.fill(&WHITE)?;
         for (chart, area) in charts.iter().zip(canvas.split_evenly((charts.len(), 1))) {
-            // The error borrows the canvas.
+            // The error borrows the canvas, so it becomes text.
             chart.draw(&area, end).map_err(|error| anyhow!("cannot draw {:?}: {error}", chart.title))?;
         }
         canvas.present()?;
@@ -86,7 +86,7 @@ impl Chart {
     }
 }
 
-/// The largest value, or 1 if there is none above 0.
+/// Returns the largest value, or 1 if no value is above 0.
 fn largest<'a>(lines: impl IntoIterator<Item = &'a Line>, value: impl Fn(&(f64, f64)) -> f64) -> f64 {
     let values = lines.into_iter().flat_map(|line| &line.points).map(value);
     let largest = values.filter(|value| value.is_finite()).fold(0.0, f64::max);

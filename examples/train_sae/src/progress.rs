@@ -5,7 +5,7 @@ use std::time::Duration;
 use activation_store::Stats;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// What the user watches: nothing, if standard error is not a terminal.
+/// Shows progress bars if standard error is a terminal.
 #[derive(Clone)]
 pub(crate) struct Progress {
     rows: ProgressBar,
@@ -14,12 +14,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Bars for a run over `rows` rows with a ring of `window` rows.
+    /// Makes the bars for a run over `rows` rows with a ring of `window` rows.
     pub(crate) fn new(rows: usize, window: usize) -> Self {
         let bars = MultiProgress::new();
         let bar = |length: usize, template: &str| {
             let bar = bars.add(ProgressBar::new(length as u64));
-            // The templates below are sound; indicatif's own style is a fair stand-in.
+            // The templates below are valid. If one were not, the default style would do.
             bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
         };
         let progress = Self {
@@ -31,7 +31,7 @@ impl Progress {
         progress
     }
 
-    /// Shows what the store counted.
+    /// Shows the counts of the store.
     pub(crate) fn store(&self, stats: &Stats) {
         if let Some(component) = stats.components.first() {
             self.rows.set_position(component.accepted);

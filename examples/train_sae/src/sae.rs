@@ -1,7 +1,7 @@
-//! A top-k sparse autoencoder with its gradient by hand.
+//! A top-k sparse autoencoder whose gradient is written by hand.
 //!
-//! Only `k` latents of a row are active, so decoding and all gradients cost `k` products of vectors per row; the
-//! encoder is the one dense product.
+//! Only `k` latents of a row are active, so decoding and each gradient cost `k` products of vectors per row. Only the encoder is a
+//! dense product.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::checkpoint::Visitor;
 
-/// One array for each parameter: its values, its gradient, or what an optimiser remembers of that.
+/// One array for each parameter. The arrays hold the values, their gradients, or the running means of an optimiser.
 pub(crate) struct Parameters {
     /// `[latent, width]`
     pub(crate) encoder: Array2<f32>,
@@ -46,12 +46,12 @@ impl Parameters {
             .try_for_each(|(part, numbers)| visitor.numbers(&format!("{name}.{part}"), numbers.context("contiguous")?))
     }
 
-    /// Latents and width.
+    /// Returns the number of latents and the width.
     pub(crate) fn dim(&self) -> (usize, usize) {
         self.decoder.dim()
     }
 
-    /// Scales the rows of the decoder to length 1.
+    /// Scales each row of the decoder to length 1.
     pub(crate) fn normalise_decoder(&mut self) {
         for mut row in self.decoder.rows_mut() {
             let length = row.dot(&row).sqrt().max(f32::MIN_POSITIVE);
@@ -60,29 +60,29 @@ impl Parameters {
     }
 }
 
-/// The autoencoder. It works on rows divided by `scale`, so that one learning rate suits every layer.
+/// The autoencoder. Divides rows by `scale`, so one learning rate suits every layer.
 pub(crate) struct Sae {
-    /// The rows of the decoder are of length 1.
+    /// The parameters. The rows of the decoder have length 1.
     pub(crate) weights: Parameters,
     scale: f32,
-    /// Latents active per row, at most.
+    /// The most latents that are active per row.
     k: usize,
 }
 
 /// The active latents of one row, with their values.
 type Code = Vec<(usize, f32)>;
 
-/// What an SAE makes of some rows.
+/// The result of a forward pass of an SAE.
 pub(crate) struct Pass {
-    /// The rows, scaled and without the decoder bias.
+    /// The rows, scaled and minus the decoder bias.
     centred: Array2<f32>,
     pub(crate) codes: Vec<Code>,
-    /// The rebuilt rows less the true ones.
+    /// The rebuilt rows minus the true rows.
     residual: Array2<f32>,
 }
 
 impl Sae {
-    /// Random directions, the encoder tied to the decoder, and scale and bias from `rows`.
+    /// Makes an SAE with random directions. The encoder starts tied to the decoder. `rows` give the scale and the bias.
     pub(crate) fn new(latents: usize, k: usize, seed: u64, rows: ArrayView2<'_, f32>) -> Self {
         let width = rows.ncols();
         let mut weights = Parameters::zeros(latents, width);
@@ -95,7 +95,7 @@ impl Sae {
         Self { weights, scale, k }
     }
 
-    /// One that is to be loaded.
+    /// Makes an SAE whose parameters are loaded later.
     pub(crate) fn zeros(latents: usize, k: usize, width: usize) -> Self {
         Self { weights: Parameters::zeros(latents, width), scale: 1.0, k }
     }
@@ -118,7 +118,7 @@ impl Sae {
         Pass { centred, codes, residual }
     }
 
-    /// The `k` largest latents of each row, if they are above zero.
+    /// Returns the `k` largest latents of each row that are above zero.
     fn encode(&self, centred: &Array2<f32>) -> Vec<Code> {
         let latents = centred.dot(&self.weights.encoder.t()) + &self.weights.encoder_bias;
         let top = |row: ndarray::ArrayView1<'_, f32>| {
@@ -132,7 +132,7 @@ impl Sae {
         latents.rows().into_iter().map(top).collect()
     }
 
-    /// Gradient of the mean over the rows of the squared length of the residual.
+    /// Returns the gradient of the loss: the squared length of the residual, averaged over the rows.
     pub(crate) fn gradient(&self, pass: &Pass) -> Parameters {
         let (latents, width) = self.weights.dim();
         let mut gradient = Parameters::zeros(latents, width);
@@ -146,15 +146,15 @@ impl Sae {
                 gradient.encoder_bias[latent] += back;
             }
         }
-        // The decoder bias is added behind the decoder, and taken off before the encoder.
+        // The decoder bias is added after the decoder and subtracted before the encoder.
         gradient.decoder_bias -= &gradient.encoder_bias.dot(&self.weights.encoder);
         gradient
     }
 
-    /// Writes the parameters for rows as they are captured, not scaled, under the names and in the layout that other
-    /// tools use: `W_enc` `[width, latent]`, `b_enc`, `W_dec` `[latent, width]` and `b_dec`. `k` is in the metadata.
+    /// Writes the parameters for captured rows that are not scaled. Uses the names and the layout of other tools: `W_enc`
+    /// `[width, latent]`, `b_enc`, `W_dec` `[latent, width]` and `b_dec`. `k` is in the metadata.
     ///
-    /// The SAE makes `relu(top_k((x - b_dec) W_enc + b_enc)) W_dec + b_dec` of a row `x`.
+    /// The SAE turns a row `x` into `relu(top_k((x - b_dec) W_enc + b_enc)) W_dec + b_dec`.
     pub(crate) fn save(&self, file: &Path) -> Result<()> {
         let (latents, width) = self.weights.dim();
         let weights = &self.weights;
@@ -175,17 +175,17 @@ impl Sae {
 }
 
 impl Pass {
-    /// Mean square of the residual, in units of the variance of the rows the SAE started with.
+    /// Returns the mean square of the residual, in units of the variance of the rows with which the SAE started.
     pub(crate) fn loss(&self) -> f64 {
         squares(&self.residual) / self.residual.len() as f64
     }
 
-    /// Fraction of the variance of the rows that the rebuilt ones do not explain.
+    /// Returns the fraction of the variance of the rows that the rebuilt rows do not explain.
     pub(crate) fn unexplained(&self) -> f64 {
         squares(&self.residual) / variance(self.centred.view())
     }
 
-    /// Active latents per row, on average.
+    /// Returns the mean number of active latents per row.
     pub(crate) fn l0(&self) -> f64 {
         self.codes.iter().map(Vec::len).sum::<usize>() as f64 / self.codes.len() as f64
     }
@@ -195,7 +195,7 @@ fn mean(rows: ArrayView2<'_, f32>) -> Array1<f32> {
     rows.mean_axis(Axis(0)).unwrap_or_else(|| Array1::zeros(rows.ncols()))
 }
 
-/// Sum of the squared distances of `rows` from their mean.
+/// Returns the sum of the squared distances of `rows` from their mean.
 fn variance(rows: ArrayView2<'_, f32>) -> f64 {
     let mean = mean(rows);
     rows.rows().into_iter().flat_map(|row| row.into_iter().zip(&mean)).map(|(x, m)| f64::from(x - m).powi(2)).sum()
@@ -218,7 +218,7 @@ mod tests {
         Array2::from_shape_simple_fn((count, width), || random.random::<f32>() * 3.0 - 1.0)
     }
 
-    /// Mean over the rows of the squared length of the residual.
+    /// Returns the squared length of the residual, averaged over the rows.
     fn loss(sae: &Sae, rows: &Array2<f32>) -> f64 {
         squares(&sae.forward(rows.view()).residual) / rows.nrows() as f64
     }
@@ -227,7 +227,7 @@ mod tests {
     fn the_gradient_agrees_with_finite_differences() {
         let rows = rows(16, 6);
         let mut sae = Sae::new(12, 3, 2, rows.view());
-        // Away from the tied start, where some derivatives are special.
+        // Move away from the tied start, where some derivatives are special.
         let mut random = Xoshiro256PlusPlus::seed_from_u64(3);
         sae.weights.encoder.mapv_inplace(|x| x + 0.3 * (random.random::<f32>() - 0.5));
         sae.weights.encoder_bias.mapv_inplace(|_| 0.3 * random.random::<f32>());

@@ -1,4 +1,4 @@
-//! Where the rows come from: the model, or a recording of it.
+//! The source of the rows: the model, or a recording of it.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,17 +12,17 @@ use ndarray::Array2;
 use crate::capture::Hooked;
 use crate::dataset::Dataset;
 
-/// Folders of a recording: the rows to train on, and those to judge by.
+/// The folders of a recording: the rows to train on, and the rows that judge the SAEs.
 const TRAINING: &str = "training";
 const HELD_OUT: &str = "held-out";
 
-/// A hooked layer, and the rows its SAEs are judged by.
+/// A hooked layer, and the rows that judge its SAEs.
 pub(crate) struct Layer {
     pub(crate) name: String,
     pub(crate) held_out: Array2<f32>,
 }
 
-/// Where the rows come from.
+/// The source of the rows.
 pub(crate) enum Source {
     Model(Box<Capture>),
     Recording { replay: Box<Replay>, rows: usize },
@@ -36,7 +36,7 @@ pub(crate) struct Capture {
     record: Option<RecordTo>,
 }
 
-/// A folder for what is captured.
+/// A folder into which the captured rows are recorded.
 struct RecordTo {
     dir: PathBuf,
     shard_rows: usize,
@@ -66,7 +66,7 @@ impl Capture {
         self.hooked.layers.iter().map(|layer| format!("layer.{layer}")).collect()
     }
 
-    /// Captures the rows to judge by, and records them if all is recorded.
+    /// Captures the rows that judge the SAEs. Records them, too, if the capture is recorded.
     pub(crate) fn held_out(&self) -> Result<Vec<Layer>> {
         let (rows, width) = (self.dataset.held_out_rows(), self.hooked.model.width());
         let mut captured = vec![Vec::with_capacity(rows * width); self.hooked.layers.len()];
@@ -88,7 +88,7 @@ impl Capture {
         Ok(layers)
     }
 
-    /// Runs the capture threads while `train` draws minibatches.
+    /// Runs the capture threads while `train` takes minibatches.
     fn run(&self, store: &RingStore, resumed: bool, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
         let shares = &self.dataset.shares;
         let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
@@ -115,7 +115,7 @@ impl Capture {
     /// One capture thread: writes each forward pass as a whole, and waits while the store is full. The ring has the first `in_ring` passes.
     fn share(&self, index: usize, in_ring: usize, cores: usize, lane: Producer) -> Result<()> {
         let (hooked, shares) = (&self.hooked, &self.dataset.shares);
-        // The rows that do not divide evenly go to the first threads.
+        // If the rows do not divide evenly, the first threads get one row more.
         let rows = self.rows / shares.len() + usize::from(index < self.rows % shares.len());
         let width = hooked.model.width();
         let sink = match &self.record {
@@ -127,7 +127,7 @@ impl Capture {
                 Sink::Both { tee: Box::new(Tee::new(lane, recorder)?), in_ring, recorded }
             }
         };
-        // Candle computes in the pool it is called from: each thread has one of its own.
+        // Candle computes in the pool from which it is called, so each thread has a pool of its own.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
         let captured = pool.install(|| {
             for (number, inputs) in hooked.inputs(&shares[index], rows).enumerate().skip(sink.passes()) {
@@ -183,7 +183,7 @@ impl Sink {
         Ok(())
     }
 
-    /// A recording keeps what was captured until then, also if the capture ends early.
+    /// Finishes the recording, if there is one. If the capture ends early, the recording keeps the passes so far.
     fn finish(self) -> Result<()> {
         if let Self::Both { tee, .. } = self {
             tee.finish()?;
@@ -193,7 +193,7 @@ impl Sink {
 }
 
 impl Source {
-    /// A recording, and the rows to judge by.
+    /// Opens a recording. Also returns the rows that judge the SAEs.
     pub(crate) fn recording(
         dir: &Path,
         layers: Option<&[usize]>,
@@ -219,7 +219,7 @@ impl Source {
         Ok((Self::Recording { replay, rows }, layers))
     }
 
-    /// The store between these rows and the training, or the one of a snapshot.
+    /// Builds the store between the source and the training, or resumes it from a snapshot.
     pub(crate) fn store(
         &self,
         builder: RingStoreBuilder,
@@ -241,7 +241,7 @@ impl Source {
         }
     }
 
-    /// Rows there will be.
+    /// Returns how many rows there will be.
     pub(crate) fn rows(&self) -> usize {
         match self {
             Self::Model(capture) => capture.rows,
@@ -249,7 +249,7 @@ impl Source {
         }
     }
 
-    /// Fills `store` while `train` draws minibatches.
+    /// Fills `store` while `train` takes minibatches.
     pub(crate) fn run(
         &self,
         store: &RingStore,
@@ -258,7 +258,7 @@ impl Source {
     ) -> Result<()> {
         match self {
             Self::Model(capture) => capture.run(store, resumed, train),
-            // The store came with a thread that fills it.
+            // A thread fills this store already.
             Self::Recording { .. } => train(store.minibatches()),
         }
     }

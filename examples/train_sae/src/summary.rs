@@ -1,4 +1,4 @@
-//! What a run leaves behind: a summary, a picture and the SAEs.
+//! The results of a run: a summary, a picture and the SAEs.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::component::{Component, Outcome, Student};
 use crate::plot::{self, Chart, Line};
 
-/// What was measured while capturing and training.
+/// The measurements during capture and training.
 pub(crate) struct Run {
     pub(crate) elapsed: Duration,
     /// Seconds since the start, and rows in the ring.
@@ -71,7 +71,7 @@ impl Run {
             let name = format!("{} SAE", student.name);
             lines.push(Line { name, points: student.losses.clone(), colour, dashed: false });
         }
-        // SAEs of one component with one L0 have the same yardstick.
+        // SAEs of the same component with the same L0 are compared with the same principal components.
         for (colour, Judged { component, outcome, .. }) in results.iter().enumerate() {
             let (count, unexplained) = outcome.pca;
             let name = format!("{component} PCA, {count}");

@@ -1,7 +1,7 @@
 //! The text whose activations are captured.
 //!
-//! By default it is prose that every machine that built this program has: the documentation of the crates it is
-//! built from, taken from their sources in cargo's registry. `Cargo.lock` pins it.
+//! By default, the text is prose that every machine has after it built this program: the documentation of the crates that the program
+//! is built from, taken from their sources in cargo's registry. `Cargo.lock` pins the versions.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::dependencies;
 
-/// Documents are cut at the paragraph that takes them past this many bytes.
+/// A document ends with the paragraph that makes it longer than this many bytes.
 const DOCUMENT_BYTES: usize = 4096;
 
-/// Pieces of text, each of them contiguous prose from one file.
+/// Pieces of text. Each piece is contiguous prose from one file.
 pub(crate) struct Corpus {
     pub(crate) documents: Vec<String>,
     /// Where the text comes from, for the user.
@@ -23,7 +23,7 @@ pub(crate) struct Corpus {
 }
 
 impl Corpus {
-    /// The text of `paths`: files, or directories whose `.txt` and `.md` files are taken.
+    /// Reads the text of `paths`: files, or directories with `.txt` and `.md` files.
     pub(crate) fn from_paths(paths: &[PathBuf]) -> Result<Self> {
         let mut corpus = Collector::default();
         for path in paths {
@@ -43,7 +43,7 @@ impl Corpus {
         Ok(corpus.into_corpus(names.join(", ")))
     }
 
-    /// The documentation of the crates that this program is built from.
+    /// Reads the documentation of the crates that this program is built from.
     pub(crate) fn from_dependencies() -> Result<Self> {
         let crates = dependencies::dirs().context(
             "the default text, the documentation of this program's dependencies, cannot be found; \
@@ -52,7 +52,7 @@ impl Corpus {
         let mut corpus = Collector::default();
         for dir in &crates {
             for file in files_below(&dir.join("src"), &["rs"])? {
-                // A file that is not UTF-8 is not Rust, and of no use here.
+                // A file that is not UTF-8 is not Rust source, so it is left out.
                 if let Ok(source) = fs::read_to_string(&file) {
                     corpus.add(doc_paragraphs(&source).into_iter().filter(|text| is_prose(text)));
                 }
@@ -66,7 +66,7 @@ impl Corpus {
     }
 }
 
-/// Gathers paragraphs into documents and drops the ones it has had before.
+/// Gathers paragraphs into documents. Drops paragraphs that came before.
 #[derive(Default)]
 struct Collector {
     documents: Vec<String>,
@@ -96,7 +96,7 @@ impl Collector {
     }
 }
 
-/// Files below `dir` with one of these extensions, sorted. A directory that does not exist has none.
+/// Lists the files below `dir` that have one of these extensions, sorted. Returns nothing if the directory does not exist.
 fn files_below(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut pending = vec![dir.to_owned()];
@@ -105,7 +105,7 @@ fn files_below(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
             let path = entry.path();
-            // The type of the entry itself: links to directories are not followed, so there are no cycles.
+            // This is the type of the entry itself. So links to directories are not followed, and there are no cycles.
             if entry.file_type()?.is_dir() {
                 pending.push(path);
             } else if path.extension().and_then(OsStr::to_str).is_some_and(|e| extensions.contains(&e)) {
@@ -117,7 +117,7 @@ fn files_below(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Paragraphs of plain text: what blank lines separate, with its lines joined.
+/// Returns the paragraphs of plain text, which blank lines separate. Joins the lines of each.
 fn text_paragraphs(text: &str) -> Vec<String> {
     let mut paragraphs = Paragraphs::default();
     for line in text.lines() {
@@ -129,7 +129,7 @@ fn text_paragraphs(text: &str) -> Vec<String> {
     paragraphs.finish()
 }
 
-/// Paragraphs of the doc comments in Rust source. Code blocks, headings, tables and link targets are left out.
+/// Returns the paragraphs of the doc comments in Rust source. Leaves out code blocks, headings, tables and link targets.
 fn doc_paragraphs(source: &str) -> Vec<String> {
     let mut paragraphs = Paragraphs::default();
     let mut in_code = false;
@@ -144,7 +144,7 @@ fn doc_paragraphs(source: &str) -> Vec<String> {
             in_code = !in_code;
             paragraphs.end();
         } else if in_code {
-            // Nothing of it is prose.
+            // This line has no prose.
         } else if let Some(item) = comment.strip_prefix("- ").or_else(|| comment.strip_prefix("* ")) {
             paragraphs.end();
             paragraphs.push(item);
@@ -157,7 +157,7 @@ fn doc_paragraphs(source: &str) -> Vec<String> {
     paragraphs.finish().iter().map(|paragraph| without_markup(paragraph)).collect()
 }
 
-/// Paragraphs as their lines come.
+/// Builds paragraphs from lines, one line after the other.
 #[derive(Default)]
 struct Paragraphs {
     done: Vec<String>,
@@ -184,7 +184,7 @@ impl Paragraphs {
     }
 }
 
-/// The words of some Markdown: no backticks, no asterisks, and of a link only its text.
+/// Returns the words of some Markdown, without backticks and asterisks. Keeps only the text of a link.
 fn without_markup(markdown: &str) -> String {
     let mut text = String::with_capacity(markdown.len());
     let mut rest = markdown;
@@ -205,7 +205,7 @@ fn without_markup(markdown: &str) -> String {
     text
 }
 
-/// Whether most of a paragraph is plain words, and there are enough of them for a sentence.
+/// Returns whether most of a paragraph is plain words, and whether there are enough words for a sentence.
 fn is_prose(paragraph: &str) -> bool {
     let (mut words, mut plain) = (0, 0);
     for word in paragraph.split_whitespace() {

@@ -1,11 +1,11 @@
-//! From text to padded batches of token ids, and back to the positions that hold real tokens.
+//! Turns text into padded batches of token ids, and finds the positions that hold real tokens.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use candle_core::{Device, Tensor};
 
-/// Tokens of one stretch of text, without the special ones.
+/// The tokens of one stretch of text, without special tokens.
 pub(crate) type Sequence = Vec<u32>;
 
 /// The tokeniser of the model.
@@ -22,7 +22,7 @@ impl Tokenizer {
         let file = dir.join("tokenizer.json");
         let mut inner = tokenizers::Tokenizer::from_file(&file)
             .map_err(|error| anyhow!("cannot read {}: {error}", file.display()))?;
-        // Both are done here, and unlike the file says.
+        // This program pads and truncates in its own way, not as the file says.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!(error))?;
         let special =
@@ -30,13 +30,13 @@ impl Tokenizer {
         Ok(Self { start: special("[CLS]")?, end: special("[SEP]")?, pad: special("[PAD]")?, inner })
     }
 
-    /// Tokens of `text` in sequences of at most `length`.
+    /// Returns the tokens of `text` in sequences of at most `length` tokens.
     pub(crate) fn sequences(&self, text: &str, length: usize) -> Result<Vec<Sequence>> {
         let encoding = self.inner.encode(text, false).map_err(|error| anyhow!("cannot tokenise: {error}"))?;
         Ok(encoding.get_ids().chunks(length).map(<[u32]>::to_vec).collect())
     }
 
-    /// `sequences` as the model wants them: each between `[CLS]` and `[SEP]`, and padded to the longest.
+    /// Puts each sequence between `[CLS]` and `[SEP]`, and pads all to the longest, as the model needs them.
     pub(crate) fn pad(&self, sequences: &[&Sequence]) -> Result<Padded> {
         let length = sequences.iter().map(|sequence| sequence.len() + 2).max().unwrap_or(0);
         let mut ids = vec![self.pad; sequences.len() * length];
@@ -64,9 +64,9 @@ impl Tokenizer {
 pub(crate) struct Padded {
     /// `[sequence, position]`
     pub(crate) ids: Tensor,
-    /// 1 where there is a token, special or not; 0 at padding.
+    /// 1 at every token, also at special ones. 0 at padding.
     pub(crate) mask: Tensor,
-    /// Positions of the tokens that are neither special nor padding, counted through the whole batch.
+    /// The positions of the tokens that are neither special nor padding, counted through the whole batch.
     pub(crate) tokens: Vec<u32>,
 }
 
@@ -81,7 +81,7 @@ mod tests {
         let long = tokenizer.sequences("A cat sleeps on the warm windowsill.", 126).unwrap().remove(0);
         let short = tokenizer.sequences("A cat.", 126).unwrap().remove(0);
         let padded = tokenizer.pad(&[&short, &long]).unwrap();
-        // As BertTokenizer of transformers has them.
+        // From BertTokenizer of transformers.
         let expected = [
             [101, 1037, 4937, 1012, 102, 0, 0, 0, 0, 0, 0],
             [101, 1037, 4937, 25126, 2006, 1996, 4010, 3645, 8591, 1012, 102],

@@ -1,4 +1,4 @@
-//! Adam, and an SAE in its hands.
+//! Trains an SAE with Adam.
 
 use anyhow::Result;
 use ndarray::{Array, ArrayView2, Dimension, Zip};
@@ -9,20 +9,20 @@ use crate::sae::{Parameters, Sae};
 /// An SAE in training.
 pub(crate) struct Trainer {
     pub(crate) sae: Sae,
-    /// Learning rate at its highest.
+    /// The highest learning rate.
     rate: f32,
-    /// Steps the training will take.
+    /// How many steps the training has.
     steps: usize,
     step: usize,
-    /// What Adam remembers: running means of the gradient and of its square.
+    /// The running means of the gradient. `square` has the running means of its square.
     momentum: Parameters,
     square: Parameters,
-    /// Step in which each latent was last active.
+    /// The step in which each latent was last active.
     active: Vec<usize>,
 }
 
 impl Trainer {
-    /// A training of `steps` minibatches. The learning rate rises over the first ones and falls over the last ones.
+    /// Prepares a training of `steps` minibatches. The learning rate rises over the first ones and falls over the last ones.
     pub(crate) fn new(sae: Sae, rate: f32, steps: usize) -> Self {
         let (latents, width) = sae.weights.dim();
         Self {
@@ -47,12 +47,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// One step on a minibatch. Returns its loss before the step.
+    /// Trains one step on a minibatch. Returns the loss before the step.
     pub(crate) fn step(&mut self, rows: ArrayView2<'_, f32>) -> f64 {
         self.step += 1;
         let pass = self.sae.forward(rows);
         let mut gradient = self.sae.gradient(&pass);
-        // Only what turns a direction of the decoder is of use: its length is put back to 1.
+        // Keep only the part of the gradient that turns a direction of the decoder, because its length goes back to 1.
         Zip::from(gradient.decoder.rows_mut()).and(self.sae.weights.decoder.rows()).for_each(|mut gradient, row| {
             let along = gradient.dot(&row);
             gradient.scaled_add(-along, &row);
@@ -65,7 +65,7 @@ impl Trainer {
         pass.loss()
     }
 
-    /// Latents that no row of the last `steps` minibatches made active.
+    /// Counts the latents that no row of the last `steps` minibatches made active.
     pub(crate) fn dead(&self, steps: usize) -> usize {
         self.active.iter().filter(|&&active| active + steps <= self.step).count()
     }
@@ -80,16 +80,16 @@ impl Trainer {
     }
 }
 
-/// Factor of the learning rate: up over the first twentieth of the training, down over the last third.
+/// Returns the factor of the learning rate. It rises over the first twentieth of the training, and falls over the last third.
 fn schedule(step: usize, steps: usize) -> f32 {
     let done = step as f32 / steps.max(1) as f32;
     (done * 20.0).min((1.0 - done) * 3.0).clamp(0.01, 1.0)
 }
 
-/// The numbers of one step of Adam.
+/// The factors of one step of Adam.
 struct Adam {
     rate: f32,
-    /// What the running means are multiplied with, since they start from zero.
+    /// The running means are multiplied with these, because they start from zero.
     momentum_correction: f32,
     square_correction: f32,
 }

@@ -1,4 +1,4 @@
-//! The asynchronous training loop: all SAEs, on the same minibatches.
+//! The asynchronous training loop. It trains all SAEs on the same minibatches.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoints;
 use crate::component::Component;
 use crate::progress::Progress;
 
-/// Trains on every minibatch until the stream ends. If the capture has failed, the stream ends with its error.
+/// Trains on every minibatch until the stream ends. If the capture failed, returns the error after the last minibatch.
 pub(crate) async fn train(
     mut minibatches: Minibatches,
     components: &mut [Component],
@@ -20,7 +20,7 @@ pub(crate) async fn train(
     mut checkpoints: Option<Checkpoints>,
 ) -> Result<()> {
     while let Some(minibatch) = minibatches.try_next().await? {
-        // The step is all computation: the runtime may move its other tasks to another thread meanwhile.
+        // The step only computes. The runtime may move its other tasks to another thread during the step.
         tokio::task::block_in_place(|| -> Result<()> {
             for (index, component) in components.iter_mut().enumerate() {
                 component.step(minibatch.view::<f32>(index)?, start.elapsed().as_secs_f64());
@@ -39,7 +39,7 @@ pub(crate) async fn train(
     Ok(())
 }
 
-/// Looks at the store now and then, until `stop` or its sender is dropped. Returns the rows in the ring over time.
+/// Looks at the store from time to time until `stop` resolves. Returns the rows in the ring over time.
 pub(crate) async fn watch(
     monitor: Monitor,
     start: Instant,

@@ -1,4 +1,4 @@
-//! The program as a user runs it, on a small text.
+//! Runs the program as a user does, on a small text.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +80,7 @@ fn one_capture_is_recorded_and_trains_many_saes() {
         assert_eq!(shape, [384, latents]);
     }
 
-    // Another process, one layer and one SAE: the same to the last bit, also if it is killed and goes on.
+    // Another process trains one layer and one SAE. The result is the same to the last bit, even if it is killed and goes on.
     let one = "--layers 1 --latents 48 --seed 5";
     assert!(replay(one).output().unwrap().status.success());
     let whole = fs::read(dir.path().join("out/sae.layer.1.safetensors")).unwrap();
@@ -177,7 +177,7 @@ fn saes(dir: &Path) -> [Vec<u8>; 2] {
     ["layer.0", "layer.1"].map(|layer| fs::read(dir.join(format!("out/sae.{layer}.safetensors"))).expect("an SAE"))
 }
 
-/// Kills runs as soon as there are some checkpoints more, three times over or as often as KILLS says; then lets one end.
+/// Kills runs when they have written some more checkpoints: three times, or as often as KILLS says. Then lets one run end.
 #[test]
 fn a_run_that_is_killed_goes_on_to_the_same_saes() {
     let kills: u64 = std::env::var("KILLS").map_or(3, |kills| kills.parse().unwrap());
@@ -196,7 +196,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_saes() {
         for kill in 0..kills {
             let before = newest();
             let mut run = command(&args, dir.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            // A different number of minibatches each time.
+            // Each time after another number of minibatches.
             while newest() <= before + kill % 3 && run.try_wait().unwrap().is_none() {
                 std::thread::yield_now();
             }
