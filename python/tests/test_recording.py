@@ -167,7 +167,7 @@ def test_a_replaying_store_goes_on_from_its_snapshot(tmp_path):
     for source in (tmp_path / "snapshots", state):
         resumed = recording.replay(3, resume=source)
         assert first + [batch["token"][:, 0].tolist() for batch in resumed] == whole
-    with pytest.raises(ValueError, match="the replay is another"):
+    with pytest.raises(ValueError, match="filled the snapshot's store is another"):
         Recording(tmp_path / "rows", batch_size=32, window=128, rank=1, world_size=2).replay(3, resume=state)
 
 
