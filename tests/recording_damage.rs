@@ -53,6 +53,20 @@ fn a_folder_that_was_renamed_or_copied_is_named() {
     assert!(lost[0].to_string().contains("y.000000"), "{}", lost[0]);
 }
 
+#[test]
+fn salvage_says_what_each_lane_lacks() {
+    let dir = tempdir().unwrap();
+    for lane in ["x", "y"] {
+        record(dir.path(), lane);
+    }
+    fs::write(dir.path().join("x.end.json"), "nothing").unwrap();
+    fs::remove_dir_all(dir.path().join("y.000002")).unwrap();
+    let (whole, lost) = Recording::salvage(dir.path(), |_, _| ()).unwrap();
+    let lost: Vec<String> = lost.iter().map(ToString::to_string).collect();
+    assert_eq!((whole.rows(), lost.len()), (100, 2), "{lost:?}");
+    assert!(lost[0].contains("x.end.json") && lost[1].contains("shard 2 of lane \"y\" is missing"), "{lost:?}");
+}
+
 /// Seals a shard's description again after a change, as a program that writes the format would.
 fn edit(dir: &Path, from: &str, to: &str) -> String {
     let path = dir.join("x.000001/shard.json");

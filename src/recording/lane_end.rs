@@ -66,32 +66,41 @@ pub(crate) fn remove(disk: &dyn Disk, dir: &Path, lane: &str) -> Result<(), Disk
     disk.sync_dir(dir).doing("sync", dir)
 }
 
-/// Lists the ends of all finished lanes. Call it before you list the shards, because a lane may end in between.
+/// Lists the ends of all finished lanes, or of one. Call it before you list the shards, because a lane may end in between.
 pub(crate) fn list(disk: &dyn Disk, dir: &Path, only: Option<&str>) -> Result<Vec<(PathBuf, LaneEnd)>, RecordingError> {
-    let mut ends = Vec::new();
-    for path in disk.list(dir).doing("list", dir)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let Some((lane, SUFFIX)) = name.split_once('.') else { continue };
-        if only.is_some_and(|only| only != lane) {
-            continue;
-        }
-        let bytes = match read_all(disk, &path) {
-            // The lane has gone on meanwhile.
-            Err(error) if error.error.kind() == ErrorKind::NotFound => continue,
-            read => read?,
-        };
-        let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|error| unusable(&path, error.to_string()))?;
-        let body = serde_json::to_vec(&sealed.end).unwrap_or_default();
-        if checksum(&body) != sealed.checksum {
-            return Err(unusable(&path, "its checksum does not match".to_owned()));
-        }
-        if (sealed.end.version, sealed.end.lane.as_str()) != (VERSION, lane) {
-            let reason = format!("it says version {} and lane {:?}", sealed.end.version, sealed.end.lane);
-            return Err(unusable(&path, reason));
-        }
-        ends.push((path, sealed.end));
+    let files = files(disk, dir)?.into_iter().filter(|path| only.is_none_or(|only| lane_of(path) == Some(only)));
+    let ends = files.map(|path| Ok(read(disk, &path)?.map(|end| (path, end))));
+    ends.filter_map(Result::transpose).collect()
+}
+
+/// Lists the files with the ends of lanes.
+pub(crate) fn files(disk: &dyn Disk, dir: &Path) -> Result<Vec<PathBuf>, DiskError> {
+    Ok(disk.list(dir).doing("list", dir)?.into_iter().filter(|path| lane_of(path).is_some()).collect())
+}
+
+/// Returns the lane whose end a file has. `None` if the name is not the name of an end.
+fn lane_of(path: &Path) -> Option<&str> {
+    match path.file_name()?.to_str()?.split_once('.')? {
+        (lane, SUFFIX) => Some(lane),
+        _ => None,
     }
-    Ok(ends)
+}
+
+/// Reads the end of a lane. `None` if the file has gone meanwhile, because the lane goes on.
+pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<LaneEnd>, RecordingError> {
+    let bytes = match read_all(disk, path) {
+        Err(error) if error.error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let Sealed { end, checksum: sealed } =
+        serde_json::from_slice(&bytes).map_err(|error| unusable(path, error.to_string()))?;
+    if checksum(&serde_json::to_vec(&end).unwrap_or_default()) != sealed {
+        return Err(unusable(path, "its checksum does not match".to_owned()));
+    }
+    if end.version != VERSION || Some(&*end.lane) != lane_of(path) {
+        return Err(unusable(path, format!("it says version {} and lane {:?}", end.version, end.lane)));
+    }
+    Ok(Some(end))
 }
 
 fn unusable(path: &Path, reason: String) -> RecordingError {

@@ -138,10 +138,13 @@ impl Recording {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<(Recording, Vec<RecordingError>), RecordingError> {
         let mut lost = Vec::new();
-        let ends = lane_end::list(&*disk, dir, None).unwrap_or_else(|error| {
-            lost.push(error);
-            Vec::new()
-        });
+        let mut ends = Vec::new();
+        for path in lane_end::files(&*disk, dir)? {
+            match lane_end::read(&*disk, &path) {
+                Ok(end) => ends.extend(end.map(|end| (path, end))),
+                Err(error) => lost.push(error),
+            }
+        }
         let (mut whole, buffers) = (BTreeMap::new(), Buffers::default());
         let folders = shard::folders(&*disk, dir)?;
         for (number, path) in folders.iter().enumerate() {

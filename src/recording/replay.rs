@@ -219,7 +219,8 @@ impl Replay {
 
     /// Lists the parts of shards that belong to this rank, from the start on.
     fn all_parts(&self) -> impl Iterator<Item = ShardPart> {
-        let start = self.start.unwrap_or(Position { epoch: self.first_epoch, row: 0 });
+        let first = Position { epoch: self.first_epoch, row: 0 };
+        let start = self.start.filter(|start| start.epoch >= self.first_epoch).unwrap_or(first);
         let skip = move |epoch| if epoch == start.epoch { start.row } else { 0 };
         (start.epoch..self.first_epoch.saturating_add(self.epochs))
             .flat_map(move |epoch| self.parts(epoch, skip(epoch)))
@@ -288,7 +289,8 @@ impl Replay {
         if all == 0 {
             return Position { epoch: self.first_epoch, row: 0 };
         }
-        let (mut epoch, mut row) = (self.first_epoch + rows / all * self.world_size, rows % all);
+        let epochs = (rows / all).saturating_mul(self.world_size);
+        let (mut epoch, mut row) = (self.first_epoch.saturating_add(epochs), rows % all);
         while row >= self.own_rows(epoch) {
             row -= self.own_rows(epoch);
             epoch += 1;
@@ -319,7 +321,9 @@ impl Replay {
 
     fn rows_of(&self, rank: u64) -> u64 {
         let replay = Replay { rank, ..self.clone() };
-        let rest = (0..self.epochs % self.world_size).map(|epoch| replay.own_rows(self.first_epoch + epoch)).sum();
+        let rest = (0..self.epochs % self.world_size)
+            .map(|epoch| replay.own_rows(self.first_epoch.saturating_add(epoch)))
+            .sum();
         (self.epochs / self.world_size).saturating_mul(self.recording.rows()).saturating_add(rest)
     }
 
