@@ -29,7 +29,7 @@ fn count() {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller keeps the promises of this method, which are the same as those of the inner method.
+        // SAFETY: the inner method has the same contract, and the caller keeps it.
         unsafe { System.alloc(layout) }
     }
 
