@@ -70,7 +70,8 @@ impl Replay {
                 "a minibatch comes from one or two shards: make the window 4 times as large as a shard, or record smaller ones"
             );
         }
-        self.feed(store)
+        let name = self.name();
+        self.feed(store, name)
     }
 
     /// Builds a ring store that goes on from a light snapshot of a store that the same replay filled. It serves the minibatches that the
@@ -86,8 +87,8 @@ impl Replay {
         let mut builder = self.configure(builder)?;
         let seed = builder.take_seed();
         let store = builder.resume(dir)?;
-        self.check_resumed(&store, seed)?;
-        self.feed(store)
+        let name = self.check_resumed(&store, seed)?;
+        self.feed(store, name)
     }
 
     /// Builds a ring store that goes on from a light snapshot that you keep yourself. See [`resume`](Self::resume).
@@ -98,8 +99,8 @@ impl Replay {
         let mut builder = self.configure(builder)?;
         let seed = builder.take_seed();
         let store = builder.resume_from(snapshot)?;
-        self.check_resumed(&store, seed)?;
-        self.feed(store)
+        let name = self.check_resumed(&store, seed)?;
+        self.feed(store, name)
     }
 
     fn configure(&self, builder: RingStoreBuilder) -> Result<RingStoreBuilder, RecordingError> {
@@ -147,9 +148,9 @@ impl Replay {
         }
     }
 
-    /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have.
-    fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<(), RecordingError> {
-        let own = format!("replay {}", self.fingerprint());
+    /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have. Returns the replay's name.
+    fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<String, RecordingError> {
+        let own = self.name();
         let (going, ended): (Vec<_>, Vec<_>) = {
             let state = store.shared().lock();
             let going = state.journal.lanes.values().map(|lane| (lane.name.clone(), lane.end, lane.ended));
@@ -177,12 +178,16 @@ impl Replay {
                 seed.to_string(),
                 "as at the snapshot; leave it out, so that the snapshot's holds",
             )),
-            _ => Ok(()),
+            _ => Ok(own),
         }
     }
 
-    fn feed(self, store: RingStore) -> Result<RingStore, RecordingError> {
-        let name = format!("replay {}", self.fingerprint());
+    /// The name of the producer that replays it, which tells replays apart.
+    fn name(&self) -> String {
+        format!("replay {}", self.fingerprint())
+    }
+
+    fn feed(self, store: RingStore, name: String) -> Result<RingStore, RecordingError> {
         let row = store.resume_at().first().map_or(0, |at| at.row);
         if store.is_closed() {
             return Ok(store);
