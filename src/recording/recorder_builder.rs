@@ -16,7 +16,7 @@ use crate::recording::lane_end;
 use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
-use crate::recording::shard::{self, check_components, check_follows, check_length, is_lane, lane_of, read_info};
+use crate::recording::shard::{self, check_components, check_length, is_lane, lane_of, read_info};
 use crate::rows::element::DType;
 use crate::rows::layout::Layout;
 
@@ -125,14 +125,12 @@ impl RecorderBuilder {
             return Err(RecordingError::Exists { dir: dir.to_owned(), lane: self.lane });
         }
         lane_end::check(dir, &ends, &own)?;
-        let mut up_to = (0, 0);
-        for (number, shard) in (0..).zip(&own) {
-            up_to = check_follows(dir, shard, number, up_to)?;
-            let (path, info) = shard;
+        let (rows, passes) = shard::check_lane(dir, &own)?;
+        for (path, info) in &own {
             check_components(path, info, layout.components())?;
             (0..info.components.len()).try_for_each(|component| check_length(&*disk, path, info, component))?;
         }
-        let safe = Safe { rows: up_to.0, passes: up_to.1 };
+        let safe = Safe { rows, passes };
         check_other_lanes(&*disk, dir, &self.lane, &layout)?;
         if resume {
             remove_unfinished(&*disk, dir, &self.lane)?;

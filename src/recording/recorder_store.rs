@@ -9,7 +9,7 @@ use crate::memory::convert::widen;
 use crate::pipeline::handle::WriteHandle;
 use crate::recording::buffers::Buffers;
 use crate::recording::recorder::Recorder;
-use crate::recording::shard::{self, ShardInfo, ShardRows, check_follows};
+use crate::recording::shard::{self, ShardInfo, ShardRows, check_lane};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
 use crate::store::activation_store::ActivationStore;
@@ -69,11 +69,8 @@ impl Recorder {
     fn own_shards(&self) -> Result<Vec<(PathBuf, ShardInfo)>, RecordingError> {
         let safe = self.safe();
         let shards = shard::list_lane(&*self.disk, &self.dir, &self.lane)?;
-        let mut up_to = (0, 0);
-        for (number, shard) in (0..).zip(&shards) {
-            up_to = check_follows(&self.dir, shard, number, up_to)?;
-        }
-        if up_to.0 < safe.rows {
+        let (rows, _) = check_lane(&self.dir, &shards)?;
+        if rows < safe.rows {
             let (dir, lane) = (self.dir.clone(), self.lane.clone());
             return Err(RecordingError::Missing { dir, lane, number: shards.len() as u64 });
         }

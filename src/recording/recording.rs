@@ -9,7 +9,7 @@ use crate::error::{IndexError, RecordingError};
 use crate::recording::buffers::Buffers;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::lent::lend;
-use crate::recording::shard::{self, ShardInfo, ShardRows, UpTo, check_components, check_follows};
+use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_lane};
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
@@ -69,11 +69,8 @@ impl Recording {
         let ends = lane_end::list(&*disk, dir, None)?;
         let shards = shard::list(&*disk, dir)?;
         lane_end::check(dir, &ends, &shards)?;
-        let mut lanes: BTreeMap<&str, (u64, UpTo)> = BTreeMap::new();
-        for shard in &shards {
-            let (number, before) = lanes.entry(&shard.1.lane).or_default();
-            *before = check_follows(dir, shard, *number, *before)?;
-            *number += 1;
+        for lane in shards.chunk_by(|(_, one), (_, next)| one.lane == next.lane) {
+            check_lane(dir, lane)?;
         }
         Recording::new(disk, dir, ends, shards)
     }

@@ -294,8 +294,13 @@ pub(crate) fn is_lane(name: &str) -> bool {
 /// The rows and passes of a lane up to some shard.
 pub(crate) type UpTo = (u64, u64);
 
+/// Checks that the shards of one lane follow one another, from the first on. Returns what they hold.
+pub(crate) fn check_lane(dir: &Path, shards: &[(PathBuf, ShardInfo)]) -> Result<UpTo, RecordingError> {
+    (0..).zip(shards).try_fold((0, 0), |before, (number, shard)| check_follows(dir, shard, number, before))
+}
+
 /// Checks that a shard follows the `number` shards before it on its lane, which hold `before`. Returns what they hold with it.
-pub(crate) fn check_follows(
+fn check_follows(
     dir: &Path,
     (path, info): &(PathBuf, ShardInfo),
     number: u64,
