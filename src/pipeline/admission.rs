@@ -133,7 +133,7 @@ impl Admission {
 
     /// Notes that a lane of a resumed store is sent again from its first row on.
     pub(crate) fn send_again(&mut self, lane: u64) -> Result<(), WriteError> {
-        let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(ClosedBy::Lane)?;
         if lane.written {
             return Err(WriteError::LaneStarted { rows: lane.handed[0] - lane.ahead });
         }
@@ -180,7 +180,7 @@ impl Admission {
 
     /// Checks that the lane takes the rows, apart from room in the queue. Returns the number of the first row.
     pub(crate) fn check(&self, lane: u64, demand: Demand) -> Result<u64, WriteError> {
-        let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(ClosedBy::Lane)?;
         match demand.component {
             Some(component) => lane.check_skew(&self.config, component, demand.rows)?,
             None => lane.check_even(&self.config)?,
@@ -280,7 +280,7 @@ impl Admission {
     pub(crate) fn try_reserve(&mut self, lane: u64, demand: Demand, ticket: Option<u64>) -> Result<bool, WriteError> {
         self.check(lane, demand)?;
         let has_counterparts = self.has_counterparts(lane, demand);
-        let Some(bound) = self.bound_of(lane) else { return Err(WriteError::Closed(ClosedBy::Lane)) };
+        let Some(bound) = self.bound_of(lane) else { return Err(ClosedBy::Lane.into()) };
         let free = has_counterparts || bound.is_next(ticket) && bound.no_room_for(demand).is_none();
         if free {
             bound.reserve(demand);
@@ -376,7 +376,7 @@ impl LaneRows {
     fn check_end(&self, demand: Demand) -> Result<(), WriteError> {
         let mut components = demand.components(self.handed.len());
         let behind = |end| components.any(|component| self.handed[component] - self.ahead + demand.rows as u64 > end);
-        if self.ends_at.is_some_and(behind) { Err(WriteError::Closed(ClosedBy::Lane)) } else { Ok(()) }
+        if self.ends_at.is_some_and(behind) { Err(ClosedBy::Lane.into()) } else { Ok(()) }
     }
 
     fn check_even(&self, config: &Config) -> Result<(), WriteError> {

@@ -18,7 +18,7 @@ use std::thread;
 
 use crossbeam_channel::Sender;
 
-use crate::error::{ClosedBy, SnapshotError, WriteError};
+use crate::error::{ClosedBy, SnapshotError, StoreId, WriteError};
 use crate::memory::frame::Frame;
 use crate::pipeline::admission::{Admission, Unsettled};
 use crate::pipeline::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
@@ -124,7 +124,7 @@ impl Shared {
         snapshot: Option<&Snapshot>,
     ) -> Self {
         let mut state = State {
-            status: Status::default(),
+            status: Status::new(),
             ended: false,
             admission: Admission::new(config.clone()),
             frames: Frames::new(&config, empty),
@@ -148,6 +148,11 @@ impl Shared {
         snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
         let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
         Shared { config, resume_at, state: Mutex::new(state), queue }
+    }
+
+    /// Named in the errors of this store.
+    pub(crate) fn id(&self) -> StoreId {
+        self.lock().status.store()
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -421,7 +426,7 @@ impl State {
         afterwards.empties.append(&mut self.requests.empties);
         let why = self.why_no_get();
         afterwards.gets.extend(self.requests.gets.drain(..).map(|(_, reply)| (reply, why.clone())));
-        let ended = self.status.check().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+        let ended = self.status.check().err().unwrap_or(ClosedBy::Close.into());
         let snapshots = self.requests.snapshots.drain(..);
         afterwards.snapshots.extend(snapshots.map(|request| (request, SnapshotError::Ended(ended.clone()))));
         self.frames.unpin();
