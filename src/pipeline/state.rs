@@ -399,7 +399,8 @@ impl State {
 
     // Both sides.
 
-    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it, counts them as dropped.
+    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it and in the queue, counts them
+    /// as dropped.
     fn stop(&mut self, afterwards: &mut Afterwards) {
         self.count_waits();
         self.waits.rows_wait(false);
@@ -412,8 +413,13 @@ impl State {
         self.writer_waits_for = None;
         self.discard_ready(afterwards);
         self.frames.dissolve(&mut afterwards.frames);
-        (self.ledger.open_rows, self.ledger.owed) = (0, None);
-        for component in &mut self.ledger.components {
+        // The rows that a resumed store was to deal again count as accepted, and so do the queued rows, so that none is in no count.
+        let _ = self.ledger.settle_debt();
+        self.ledger.open_rows = 0;
+        for (number, component) in self.ledger.components.iter_mut().enumerate() {
+            let (new, again) = self.admission.queued_as(number);
+            component.accepted += new;
+            component.resent += again;
             component.set_aside = 0;
             component.dropped.aborted += component.accepted - self.served_rows - component.dropped.total();
         }
