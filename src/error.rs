@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::rows::element::DType;
 
@@ -87,9 +88,6 @@ pub enum ClosedBy {
     Lane,
 }
 
-/// The source of [`WriteError::Closed`]. A chain of errors shows it even if a wrapper hides the [`WriteError`].
-impl std::error::Error for ClosedBy {}
-
 impl fmt::Display for ClosedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -98,6 +96,57 @@ impl fmt::Display for ClosedBy {
             ClosedBy::NoConsumers => "the store is closed: no consumer (Minibatches) is left",
             ClosedBy::Lane => "this producer's lane is closed; open another with producer()",
         })
+    }
+}
+
+/// Says that a store takes no more rows, and why. It also knows which store, so that a group of producers tells the end of its own
+/// store from the end of another one.
+///
+/// This is the source of [`WriteError::Closed`]. A chain of errors shows it even if a wrapper hides the [`WriteError`]. Two values are
+/// equal if their reasons are.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{by}")]
+#[non_exhaustive]
+pub struct Closed {
+    /// The reason.
+    pub by: ClosedBy,
+    /// The ring store that has ended. `None` if only a lane has, or if it is another kind of store.
+    store: Option<StoreId>,
+}
+
+impl Closed {
+    pub(crate) fn store(store: StoreId, by: ClosedBy) -> Self {
+        Closed { by, store: Some(store) }
+    }
+
+    pub(crate) fn is_end_of(&self, store: StoreId) -> bool {
+        self.store == Some(store)
+    }
+}
+
+impl PartialEq for Closed {
+    fn eq(&self, other: &Self) -> bool {
+        self.by == other.by
+    }
+}
+
+impl Eq for Closed {}
+
+/// Tells one store from every other store of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreId(u64);
+
+impl StoreId {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        StoreId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// For stores of your own.
+impl From<ClosedBy> for WriteError {
+    fn from(by: ClosedBy) -> Self {
+        WriteError::Closed(Closed { by, store: None })
     }
 }
 
@@ -146,7 +195,7 @@ pub enum WriteError {
     Full(#[from] StoreFullError),
     /// The store or the lane takes no more rows.
     #[error("{0}")]
-    Closed(#[source] ClosedBy),
+    Closed(#[source] Closed),
     /// A lane with that name is open already.
     #[error("a lane named {name:?} is open already: names are unique, so that a resumed store knows its lanes by them")]
     LaneName {
@@ -260,6 +309,12 @@ impl WriteError {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self, WriteError::Closed(_))
+    }
+
+    /// Returns why the store or the lane takes no more rows. `None` for another error.
+    #[must_use]
+    pub fn closed_by(&self) -> Option<ClosedBy> {
+        if let WriteError::Closed(closed) = self { Some(closed.by) } else { None }
     }
 
     /// Returns whether the writer panicked.

@@ -46,7 +46,7 @@ pub use {half, ndarray};
 
 pub use crate::{
     error::{
-        BuildError, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RecordingError,
+        BuildError, Closed, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RecordingError,
         RefusedSnapshot, ResumeError, RowsMissing, ShapeError, SnapshotError, StoreFullError, UnknownComponent,
         ViewError, WriteError,
     },

@@ -311,7 +311,7 @@ fn a_permit_may_outlive_its_lane_and_its_store() {
             store.flush().wait().unwrap();
             let closed = |permit: &mut Permit, by| {
                 let refused = permit.extend(rows(0..5, 2)).unwrap_err();
-                assert_eq!(refused.error, WriteError::Closed(by));
+                assert_eq!(refused.error.closed_by(), Some(by));
                 assert_eq!(refused.into_batch().to_f32(), rows(0..5, 2));
                 assert_eq!(permit.rows(), 5);
             };

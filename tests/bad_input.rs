@@ -110,7 +110,7 @@ fn a_closed_lane_says_so_and_the_store_goes_on() {
         producer.close();
         producer.close();
         let refused = producer.extend(rows(0..3, 4), 0).unwrap_err();
-        assert!(matches!(refused.error, WriteError::Closed(ClosedBy::Lane)));
+        assert_eq!(refused.error.closed_by(), Some(ClosedBy::Lane));
         assert!(refused.to_string().contains("producer()"), "{refused}");
         assert_eq!(refused.into_batch().rows(), 3);
         assert!(!store.is_closed());

@@ -17,7 +17,7 @@ fn builder() -> RingStoreBuilder {
 
 fn closed_by(error: &WriteError) -> ClosedBy {
     match error {
-        WriteError::Closed(by) => *by,
+        WriteError::Closed(closed) => closed.by,
         other => panic!("not closed but {other}"),
     }
 }

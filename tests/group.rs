@@ -217,11 +217,154 @@ fn tasks_are_supervised_as_threads_are() {
             let (captured, trained) = block_on(async { futures::join!(capture, train) });
             assert_eq!((captured.is_err(), trained.is_err()), (fails, fails));
         }
-        // A cancelled task ends like a task that has returned.
+    });
+}
+
+/// Another store, or a recorder, that a producer writes to as well may have ended. The stream must not end as if all were well.
+#[test]
+fn only_the_end_of_its_own_store_ends_a_producer_without_an_error() {
+    /// Writes to something that has ended, and returns its error.
+    type Write = Box<dyn Fn() -> Boxed + Send>;
+    watchdog(|| {
+        let other = |end: fn(&RingStore, Minibatches)| -> Write {
+            let store = builder().build().unwrap();
+            end(&store, store.minibatches());
+            Box::new(move || store.extend_pass_blocking(pass(0, 5)).unwrap_err().into())
+        };
+        let of_lane: Write = {
+            let store = builder().build().unwrap();
+            let lane = store.producer().unwrap();
+            lane.close();
+            Box::new(move || lane.extend_pass_blocking(pass(0, 5)).unwrap_err().into())
+        };
+        let dir = std::env::temp_dir().join(format!("group-recorder-{}", std::process::id()));
+        let of_recorder: Write = {
+            let recorder = activation_store::Recorder::builder().component("a", 2).component("b", 1);
+            let recorder = recorder.create(&dir).unwrap();
+            let half = recorder.extend(rows(0..5, 2), "a").unwrap();
+            drop(recorder);
+            let lost = half.wait().unwrap_err();
+            Box::new(move || lost.clone().into())
+        };
+        let ended: Vec<(&str, Write)> = vec![
+            ("closed", other(|store, _| store.close())),
+            ("aborted", other(|store, _| store.abort())),
+            ("without a consumer", other(|_, minibatches| drop(minibatches))),
+            ("lane", of_lane),
+            ("recorder", of_recorder),
+        ];
+        for (name, write) in ended {
+            for wrap in [(|error| error) as fn(Boxed) -> Boxed, |error| Opaque(Failure(error).into()).into()] {
+                let error = wrap(write());
+                let text = error.to_string();
+                let store = builder().build().unwrap();
+                let mut minibatches = store.minibatches();
+                let producer = store.spawn_producer("eval", move |lane| {
+                    lane.extend_pass_blocking(pass(0, 20))?;
+                    Err::<(), Boxed>(error)
+                });
+                let (served, error) = drain_to_error(&mut minibatches);
+                assert_exactly(0..20, &served);
+                assert_eq!(error.source().unwrap().to_string(), text, "{name}");
+                assert!(producer.unwrap().join().is_err(), "{name}");
+            }
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    });
+}
+
+/// An error that a producer returns counts, even if the producer has dropped the last handle that keeps the store open.
+#[test]
+fn a_producer_that_drops_its_lane_can_still_fail() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let (monitor, mut minibatches) = (store.monitor(), store.minibatches());
+        let (go_on, told) = mpsc::channel::<()>();
+        let producer = store.spawn_producer("late", move |lane| {
+            told.recv().unwrap();
+            drop(lane);
+            Err::<(), Boxed>(if monitor.is_closed() { "too late" } else { "broken" }.into())
+        });
+        drop(store);
+        go_on.send(()).unwrap();
+        let (_, error) = drain_to_error(&mut minibatches);
+        assert_eq!(error.to_string(), "producer \"late\" failed: broken");
+        assert!(producer.unwrap().join().is_err());
+    });
+}
+
+/// Aborts a task that has written ten rows, in one of several ways.
+fn abort_task(abort: usize, group: activation_store::ProducerGroup) {
+    let (written, waits) = mpsc::channel();
+    let task = group
+        .task("task", move |lane| async move {
+            lane.extend_pass(pass(0, 10))?.await?;
+            written.send(()).unwrap();
+            std::future::pending::<Result<(), Boxed>>().await
+        })
+        .unwrap();
+    drop(group);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    if abort == 0 {
+        return drop(task);
+    }
+    let task = runtime.spawn(task);
+    waits.recv().unwrap();
+    if abort == 1 {
+        task.abort();
+    }
+    // The task is gone once this returns.
+    drop(runtime);
+}
+
+#[test]
+fn an_aborted_task_has_failed_unless_the_caller_says_otherwise() {
+    watchdog(|| {
+        for abort in 0..3 {
+            for counts_as_finished in [false, true] {
+                let store = builder().build().unwrap();
+                let mut minibatches = store.minibatches();
+                let group = store.producers();
+                // The task has the last handle that keeps the store open.
+                drop(store);
+                let group = if counts_as_finished { group.count_aborted_as_finished() } else { group };
+                abort_task(abort, group);
+                let rows = if abort == 0 { 0..0 } else { 0..10 };
+                if counts_as_finished {
+                    assert_exactly(rows, &drain(&mut minibatches));
+                } else {
+                    let (served, error) = drain_to_error(&mut minibatches);
+                    assert_exactly(rows, &served);
+                    let expected = "producer \"task\" failed: its task was aborted, or dropped, before it had finished";
+                    assert_eq!(error.to_string(), expected);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_abort_after_the_end_of_the_store_is_no_error() {
+    watchdog(|| {
         let store = builder().build().unwrap();
         let mut minibatches = store.minibatches();
-        drop(store.producers().task("cancelled", |_lane| std::future::pending::<Result<(), Boxed>>()).unwrap());
+        let task = store.producers().task("task", |_lane| std::future::pending::<Result<(), Boxed>>()).unwrap();
+        minibatches.close();
+        drop(task);
         assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
+    });
+}
+
+#[test]
+fn an_aborted_task_is_left_out_if_the_others_go_on() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let group = store.producers().go_on_without_failed();
+        drop(group.task("aborted", |_lane| std::future::pending::<Result<(), Boxed>>()).unwrap());
+        group.spawn("works", |lane| lane.extend_pass_blocking(pass(0, 35))).unwrap().join().unwrap();
+        group.close();
+        assert_exactly(0..35, &drain(&mut minibatches));
     });
 }
 

@@ -215,7 +215,7 @@ fn a_pass_that_waits_for_room_comes_back_when_the_store_closes() {
                 (0..round).for_each(|_| thread::yield_now());
                 store.close();
                 let refused = waiting.join().unwrap();
-                assert!(matches!(refused.error, WriteError::Closed(ClosedBy::Close)), "{name}: {refused}");
+                assert_eq!(refused.error.closed_by(), Some(ClosedBy::Close), "{name}: {refused}");
                 assert_given_back(&refused.batches, &pass(taken..taken + 7));
                 assert_exactly(0..taken, &drain(&mut minibatches));
             }
@@ -497,7 +497,7 @@ fn a_pass_may_outlive_its_lane_and_its_store() {
         let mut minibatches = store.minibatches();
         for pass in of_lane {
             let refused = pass.try_commit().unwrap_err();
-            assert!(matches!(refused.error, WriteError::Closed(ClosedBy::Lane)), "{refused}");
+            assert_eq!(refused.error.closed_by(), Some(ClosedBy::Lane), "{refused}");
         }
         // A pass does not keep the store open.
         drop(store);
@@ -509,7 +509,7 @@ fn a_pass_may_outlive_its_lane_and_its_store() {
                 _ => gathered.commit_blocking(),
             };
             let refused = outcome.unwrap_err();
-            assert!(matches!(refused.error, WriteError::Closed(ClosedBy::Close)), "{refused}");
+            assert_eq!(refused.error.closed_by(), Some(ClosedBy::Close), "{refused}");
             assert_given_back(&refused.batches, &pass(at..at + 3).into_iter().rev().collect::<Vec<_>>());
         }
     });

@@ -427,6 +427,6 @@ fn close_serves_whole_rows_and_ends_without_an_error() {
         common::assert_adds_up(&stats);
         assert_eq!((stats.components[0].dropped.total(), stats.components[1].dropped.total()), (5, 0));
         assert!(drain(&mut minibatches).is_empty());
-        assert!(matches!(store.extend(rows(0..1, 2), 0).unwrap_err().error, WriteError::Closed(ClosedBy::Close)));
+        assert_eq!(store.extend(rows(0..1, 2), 0).unwrap_err().error.closed_by(), Some(ClosedBy::Close));
     });
 }

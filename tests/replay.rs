@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::thread;
 
-use activation_store::{Form, Minibatches, Recorder, Recording, Replay, RingStore, WhenFull};
+use activation_store::{Form, Minibatches, Position, Recorder, Recording, Replay, RingStore, WhenFull};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -302,4 +302,57 @@ fn a_recording_without_rows_gives_none() {
     assert!(recording.replay().start().unwrap().next().is_none());
     let store = recording.replay().into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
     assert!(store.minibatches().blocking().next().is_none());
+}
+
+/// Epochs near the largest number are all served, or refused.
+#[test]
+fn epochs_without_a_number_are_refused() {
+    let folder = folder("numbers");
+    let recording = record(&folder, [2, 1], 5);
+    let builder = || RingStore::builder().batch_size(1).window(2);
+    for (first, epochs, fits) in [
+        (u64::MAX - 3, 3, true),
+        (u64::MAX - 2, 3, false),
+        (u64::MAX, 1, false),
+        (u64::MAX, 0, true),
+        (1, u64::MAX, false),
+    ] {
+        let replay = recording.replay().first_epoch(first).epochs(epochs);
+        let rows = replay.clone().start().map(|rows| rows.map(|rows| rows.unwrap().rows() as u64).sum::<u64>());
+        let minibatches = replay.into_ring(builder()).map(|store| store.minibatches().blocking().count() as u64);
+        if fits {
+            assert_eq!((rows.unwrap(), minibatches.unwrap()), (3 * epochs, 3 * epochs), "{first}");
+        } else {
+            let refused = minibatches.unwrap_err().to_string();
+            assert_eq!(rows.err().unwrap().to_string(), refused);
+            let most = u64::MAX - first;
+            assert!(
+                refused.starts_with(&format!("epochs is {epochs}; it must be at most {most} with first_epoch {first}")),
+                "{refused}"
+            );
+        }
+    }
+    // An endless replay has a ring, which serves as long as somebody takes minibatches.
+    let endless = recording.replay().epochs(u64::MAX).into_ring(builder()).unwrap();
+    assert_eq!(endless.minibatches().blocking().take(40).count(), 40);
+}
+
+#[test]
+fn a_place_that_is_not_in_the_replay_is_refused() {
+    let folder = folder("places");
+    let replay = record(&folder, [2, 1], 5).replay().first_epoch(4).epochs(2);
+    let rows = |epoch, row| {
+        let rows = replay.clone().starting_at(Position { epoch, row }).start()?;
+        rows.map(|rows| rows.map(|rows| rows.rows())).sum::<Result<usize, _>>()
+    };
+    for (epoch, row, left) in [(4, 0, 6), (4, 2, 4), (4, 3, 3), (5, 1, 2), (6, 0, 0)] {
+        assert_eq!(rows(epoch, row).unwrap(), left, "{epoch}, {row}");
+    }
+    for (epoch, row) in [(3, 0), (4, 4), (6, 1), (7, 0), (u64::MAX, u64::MAX)] {
+        let refused = rows(epoch, row).unwrap_err().to_string();
+        assert!(
+            refused.starts_with(&format!("starting_at is epoch {epoch}, row {row}; it must be a place in")),
+            "{refused}"
+        );
+    }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use activation_store::{Minibatch, ReadError, RingStore, RingStoreBuilder, WhenFull};
+use activation_store::{Batch, Form, Merge, Minibatch, Minibatches, ReadError, RingStore, RingStoreBuilder, WhenFull};
 use common::{LIMIT, assert_adds_up, drain, rows, watchdog};
 use futures::{FutureExt, StreamExt};
 
@@ -398,4 +398,109 @@ fn a_consumer_looks_and_ends_the_store() {
         assert_adds_up(&stats);
         assert_eq!((stats.components[0].resident, stats.components[0].served), (0, 0));
     });
+}
+
+/// Memory that panics when the writer reads it.
+struct Unreadable(AtomicBool);
+
+impl AsRef<[f32]> for Unreadable {
+    fn as_ref(&self) -> &[f32] {
+        // `Batch::from_owner` looks first.
+        assert!(!self.0.swap(true, Ordering::SeqCst), "the memory is gone");
+        &[0.0; 2]
+    }
+}
+
+/// The bad row is in the first plan, so every other row is queued or has just been dealt.
+#[test]
+fn a_panic_of_the_writer_counts_the_queued_rows() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let _minibatches = store.minibatches();
+        let bad = Batch::from_owner(Unreadable(AtomicBool::new(false)), 2).unwrap();
+        let _ = store.extend_pass([("a", bad), ("b", rows(0..1, 1).into())]).unwrap();
+        // The writer may have failed before some of these.
+        let taken = (0..20).filter(|_| store.extend_pass([("a", rows(0..9, 2)), ("b", rows(0..9, 1))]).is_ok()).count();
+        assert!(store.flush().wait().unwrap_err().is_poisoned());
+        let stats = store.stats();
+        assert_adds_up(&stats);
+        for component in &stats.components {
+            assert_eq!((component.accepted, component.dropped.total()), (1 + 9 * taken as u64, component.accepted));
+        }
+    });
+}
+
+/// The rows that wait in the queue, past its bound too, are dropped by the end. They are in the counts at once.
+#[test]
+fn an_end_that_discards_counts_the_queued_rows() {
+    let ends: [(&str, fn(&RingStore, Minibatches)); 2] =
+        [("abort", |store, _| store.abort()), ("no consumer", |_, minibatches| drop(minibatches))];
+    for (name, end) in ends {
+        for merge in [Merge::Arrival, Merge::RoundRobin] {
+            watchdog(move || {
+                let store = builder().merge(merge).build().unwrap();
+                let minibatches = store.minibatches();
+                let lanes = [store.producer().unwrap(), store.producer().unwrap()];
+                let handles: Vec<_> = (0..20)
+                    .flat_map(|_| {
+                        lanes.iter().map(|lane| lane.extend_pass([("a", rows(0..9, 2)), ("b", rows(0..9, 1))]))
+                    })
+                    .collect();
+                end(&store, minibatches);
+                let stats = store.stats();
+                assert_adds_up(&stats);
+                for component in &stats.components {
+                    assert_eq!(component.accepted, 360, "{name}: {component:?}");
+                    assert_eq!((component.queued, component.dropped.total()), (0, 360), "{name}: {component:?}");
+                }
+                drop(handles);
+                assert_eq!(store.stats().components, stats.components, "{name}: later");
+            });
+        }
+    }
+}
+
+/// Rows that were dealt before the snapshot count as sent again, wherever the abort finds them. Rows after them count as accepted.
+#[test]
+fn an_abort_of_a_resumed_store_counts_every_row_once() {
+    for (merge, form) in [(Merge::Arrival, Form::Light), (Merge::RoundRobin, Form::Light), (Merge::Arrival, Form::Full)]
+    {
+        for sent in [0, 7, 21, 42, 49, 56, 140] {
+            watchdog(move || {
+                let dir = tempfile::tempdir().unwrap();
+                let pass = |at: usize| [("a", rows(at..at + 7, 2)), ("b", rows(at..at + 7, 1))];
+                let store = builder().merge(merge).queue_rows(1000).build().unwrap();
+                let mut minibatches = store.minibatches();
+                (0..49).step_by(7).for_each(|at| drop(store.extend_pass(pass(at)).unwrap()));
+                for _ in 0..3 {
+                    minibatches.next_timeout(LIMIT).unwrap().unwrap();
+                }
+                store.flush().wait().unwrap();
+                minibatches.snapshot(&dir, form).unwrap().wait().unwrap();
+                let saved = store.stats().components[0].accepted;
+                store.abort();
+
+                let resumed = RingStore::builder().queue_rows(1000).resume(&dir).unwrap();
+                let _minibatches = resumed.minibatches();
+                let from = resumed.resume_at().first().unwrap().row;
+                let handed = (from..from + sent).step_by(7).map(|at| {
+                    drop(resumed.extend_pass(pass(at as usize)).unwrap());
+                    7
+                });
+                let handed: u64 = handed.sum();
+                resumed.abort();
+                let stats = resumed.stats();
+                assert_adds_up(&stats);
+                for component in &stats.components {
+                    let again = handed.min(49 - from);
+                    let expected = (saved + handed - again, again);
+                    assert_eq!(
+                        (component.accepted, component.resent),
+                        expected,
+                        "{merge:?}, {form:?}, {sent}: {component:?}"
+                    );
+                }
+            });
+        }
+    }
 }

@@ -30,7 +30,7 @@ class FirstPass:
     @property
     def closed(self) -> bool:
         """Whether no more rows are taken."""
-        return self._opening.has_ended
+        return self._opening.has_ended or (self._ring is not None and self._ring.closed)
 
     def number(self, component: int | str) -> int:
         """The component's number: its place among the names."""

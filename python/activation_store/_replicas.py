@@ -103,13 +103,17 @@ class FunctionReplica:
         rows = self._function(batch)
         if not isinstance(rows, Mapping):
             raise TypeError(f"the function gives {type(rows).__name__}; it must give the rows by name, such as {{'layer.2': rows}}")
+        layout, by_name = layout_of(rows), {str(name): batch for name, batch in rows.items()}
+        lane = None
         try:
-            lane = self._opening.lane(self._number, layout_of(rows))
-            lane.extend_pass({str(name): batch for name, batch in rows.items()}, value=value_of(index, 1))
+            lane = self._opening.lane(self._number, layout)
+            lane.extend_pass(by_name, value=value_of(index, 1))
         except StoreFullError:
             pass  # the store rejects: nothing of this pass is stored
         except StoreClosedError:
-            return False
+            if self._opening.has_ended or (lane is not None and lane._lane.closed):  # noqa: SLF001
+                return False
+            raise  # another store has ended, to which the rows' memory belongs
         return True
 
     def remove(self) -> None:

@@ -237,9 +237,12 @@ class Capture:
                     self._passes += 1
         except PassRejected:
             self._drop()
-        except StoreClosedError:
+        except StoreClosedError as error:
             self._drop()
-            self._has_stopped = True
+            if self._sink.closed:
+                self._has_stopped = True
+            else:  # another store has ended, to which this one writes as well
+                self._stop(error)
         except Exception as error:  # noqa: BLE001
             taken.clear()
             self._stop(error)

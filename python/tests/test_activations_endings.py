@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import numbered, run
 
-from activation_store import activations
+from activation_store import RingStore, StoreClosedError, activations
 
 SETTINGS = {"batch_size": 8, "window": 16, "output": "numpy"}
 
@@ -50,6 +50,46 @@ def breaks_after(count):
         return {"x": batch}
 
     return function
+
+
+@pytest.fixture
+def ended():
+    """What a closed store raises at a write."""
+    other = RingStore({"x": 4}, batch_size=8, window=16)
+    other.close()
+    with pytest.raises(StoreClosedError) as raised:
+        other.extend_pass({"x": numbered(8, 4)})
+    return raised.value
+
+
+class Rows(dict):
+    """Rows of a mapping of the user's own."""
+
+    def items(self):
+        raise self["error"]
+
+
+@pytest.mark.parametrize("where", ["function", "rows", "loader"])
+def test_the_end_of_another_store_does_not_end_the_loop_as_if_all_were_well(ended, where):
+    calls = 0
+
+    def function(batch):
+        nonlocal calls
+        calls += 1
+        if calls > 3 and where == "function":
+            raise ended
+        return Rows(error=ended) if calls > 3 and where == "rows" else {"x": batch}
+
+    def loader():
+        for _ in range(3 if where == "loader" else 10):
+            yield numbered(8, 4)
+        raise ended
+
+    served = []
+    with pytest.raises(StoreClosedError) as raised:
+        served.extend(activations(function, loader(), **SETTINGS))
+    assert raised.value is ended
+    assert sum(len(batch) for batch in served) == 24
 
 
 def loader_that_breaks_after(count):

@@ -266,6 +266,50 @@ def test_a_capture_that_waits_ends_quietly_when_the_store_closes(model, in_threa
     assert ran[0].error is None and ran[0].passes > 0
 
 
+class TwoStores(ActivationStore):
+    """A store of the user's own that writes to two others."""
+
+    def __init__(self, *stores):
+        self.stores = stores
+        self.closed = False
+
+    n_components = 1
+    current_activations_stored_per_component = (0,)
+
+    def extend(self, batch, component):
+        for store in self.stores:
+            store.extend(batch, component)
+
+    def append(self, item, component):
+        """Not called."""
+
+    def empty(self):
+        """Not called."""
+
+    def __getitem__(self, index):
+        raise NotImplementedError
+
+    def __len__(self):
+        return 0
+
+
+def test_the_end_of_another_store_stops_a_capture_with_its_error(model):
+    train, evaluate = (RingStore({"first": 6}, batch_size=8, window=32) for _ in range(2))
+    evaluate.close()
+    store = TwoStores(train, evaluate)
+    with (
+        pytest.raises(StoreClosedError, match="the store is closed"),
+        pytest.warns(RuntimeWarning, match="capturing has stopped"),
+        capture(model, {"embed": 0}, store) as captured,
+    ):
+        model(torch.randn(4, 6))
+        assert captured.stopped
+    store.closed = True
+    with capture(model, {"embed": 0}, store) as captured:
+        model(torch.randn(4, 6))
+        assert captured.stopped
+
+
 def test_a_capture_that_fails_says_that_it_has_stopped(model):
     store = RingStore({"first": 6, "last": 5}, batch_size=8, window=32)
     passes = 0

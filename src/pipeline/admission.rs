@@ -42,6 +42,8 @@ struct LaneRows {
     closed: bool,
     /// Whether rows have been handed over.
     written: bool,
+    /// The saved store had dealt the rows before this one, so they count as sent again. 0 in a new lane.
+    again_until: u64,
     /// How far the counts are ahead of the row numbers. 0 unless a resumed lane is sent again from its first row on.
     ahead: u64,
     name: Option<Arc<str>>,
@@ -69,15 +71,15 @@ impl Admission {
         let bound = shared.then(|| QueueBound::new(config.queue_rows, config.layout.n_components()));
         let mut admission =
             Admission { config, lanes: BTreeMap::new(), next_lane: 0, unclaimed: BTreeMap::new(), bound };
-        admission.open_new(None, 0, None);
+        admission.open_new(None, 0, None, 0);
         admission
     }
 
-    /// Takes over the lanes of the saved store. `lanes` go on, and all other lanes have ended. The saved store had opened `opened`
-    /// lanes. Each lane has a bound of its own, so a lane that waits until its rows are dealt again does not take the room of others.
+    /// Takes over the lanes of the saved store. `lanes` go on, and all other lanes have ended. With each lane comes the row up to which
+    /// rows are sent again. The saved store had opened `opened` lanes. Each lane has a bound of its own, so a lane that waits until its rows are dealt again does not take the room of others.
     pub(crate) fn resume(
         &mut self,
-        lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>)>,
+        lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>, u64)>,
         ended: impl Iterator<Item = (u64, Arc<str>)>,
         opened: u64,
         own_ended: bool,
@@ -86,11 +88,11 @@ impl Admission {
         self.unclaimed = (1..opened).map(|id| (id, (None, true))).collect();
         self.unclaimed.extend(ended.map(|(id, name)| (id, (Some(name), true))));
         (self.next_lane, self.lanes) = (0, BTreeMap::new());
-        self.open_new(None, 0, None);
+        self.open_new(None, 0, None, 0);
         self.lanes.values_mut().for_each(|own| own.closed = own_ended);
-        for (ResumedLane { id, from, ends_at, .. }, name) in lanes {
+        for (ResumedLane { id, from, ends_at, .. }, name, again_until) in lanes {
             self.next_lane = id;
-            self.open_new(name.clone(), from, ends_at);
+            self.open_new(name.clone(), from, ends_at, again_until);
             if id > 0 {
                 self.unclaimed.insert(id, (name, false));
             }
@@ -116,16 +118,16 @@ impl Admission {
         {
             return Err(WriteError::LaneName { name: name.clone() });
         }
-        Ok(Opened { id: self.open_new(name, 0, None), resumed: false })
+        Ok(Opened { id: self.open_new(name, 0, None, 0), resumed: false })
     }
 
-    fn open_new(&mut self, name: Option<Arc<str>>, from: u64, ends_at: Option<u64>) -> u64 {
+    fn open_new(&mut self, name: Option<Arc<str>>, from: u64, ends_at: Option<u64>, again_until: u64) -> u64 {
         let components = self.config.layout.n_components();
         let bound = self.bound.is_none().then(|| QueueBound::new(self.config.queue_rows, components));
         let (handed, settled) = (vec![from; components], vec![from; components]);
         self.lanes.insert(
             self.next_lane,
-            LaneRows { handed, settled, closed: false, written: false, ahead: 0, name, ends_at, bound },
+            LaneRows { handed, settled, closed: false, written: false, again_until, ahead: 0, name, ends_at, bound },
         );
         self.next_lane += 1;
         self.next_lane - 1
@@ -133,7 +135,7 @@ impl Admission {
 
     /// Notes that a lane of a resumed store is sent again from its first row on.
     pub(crate) fn send_again(&mut self, lane: u64) -> Result<(), WriteError> {
-        let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        let lane = self.lanes.get_mut(&lane).filter(|lane| !lane.closed).ok_or(ClosedBy::Lane)?;
         if lane.written {
             return Err(WriteError::LaneStarted { rows: lane.handed[0] - lane.ahead });
         }
@@ -180,7 +182,7 @@ impl Admission {
 
     /// Checks that the lane takes the rows, apart from room in the queue. Returns the number of the first row.
     pub(crate) fn check(&self, lane: u64, demand: Demand) -> Result<u64, WriteError> {
-        let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(WriteError::Closed(ClosedBy::Lane))?;
+        let lane = self.lanes.get(&lane).filter(|lane| !lane.closed).ok_or(ClosedBy::Lane)?;
         match demand.component {
             Some(component) => lane.check_skew(&self.config, component, demand.rows)?,
             None => lane.check_even(&self.config)?,
@@ -245,7 +247,19 @@ impl Admission {
 
     /// Forgets all queued rows, because they have been discarded.
     pub(crate) fn clear(&mut self) {
+        self.lanes.values_mut().for_each(|lane| lane.settled.clone_from(&lane.handed));
         self.bounds_mut().for_each(QueueBound::clear);
+    }
+
+    /// The queued rows of a component, on all lanes: first the rows that are new, then the rows that are sent again to a resumed store.
+    pub(crate) fn queued_as(&self, component: usize) -> (u64, u64) {
+        let of_lanes = self.lanes.values().map(|lane| {
+            let row = |counts: &[u64]| counts[component] - lane.ahead.min(counts[component]);
+            let (first, end) = (row(&lane.settled), row(&lane.handed));
+            let again = end.min(lane.again_until).saturating_sub(first);
+            (end - first - again, again)
+        });
+        of_lanes.fold((0, 0), |(new, again), lane| (new + lane.0, again + lane.1))
     }
 
     /// The queued rows of a component, on all lanes.
@@ -280,7 +294,7 @@ impl Admission {
     pub(crate) fn try_reserve(&mut self, lane: u64, demand: Demand, ticket: Option<u64>) -> Result<bool, WriteError> {
         self.check(lane, demand)?;
         let has_counterparts = self.has_counterparts(lane, demand);
-        let Some(bound) = self.bound_of(lane) else { return Err(WriteError::Closed(ClosedBy::Lane)) };
+        let Some(bound) = self.bound_of(lane) else { return Err(ClosedBy::Lane.into()) };
         let free = has_counterparts || bound.is_next(ticket) && bound.no_room_for(demand).is_none();
         if free {
             bound.reserve(demand);
@@ -376,7 +390,7 @@ impl LaneRows {
     fn check_end(&self, demand: Demand) -> Result<(), WriteError> {
         let mut components = demand.components(self.handed.len());
         let behind = |end| components.any(|component| self.handed[component] - self.ahead + demand.rows as u64 > end);
-        if self.ends_at.is_some_and(behind) { Err(WriteError::Closed(ClosedBy::Lane)) } else { Ok(()) }
+        if self.ends_at.is_some_and(behind) { Err(ClosedBy::Lane.into()) } else { Ok(()) }
     }
 
     fn check_even(&self, config: &Config) -> Result<(), WriteError> {

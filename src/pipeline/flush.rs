@@ -62,7 +62,7 @@ impl Future for Flush {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if this.outcome.is_none() {
-            let done = ready!(poll_now(&mut this.done, context)).unwrap_or(Err(WriteError::Closed(ClosedBy::Abort)));
+            let done = ready!(poll_now(&mut this.done, context)).unwrap_or(Err(ClosedBy::Abort.into()));
             // Takes the report only now, so that a dropped flush leaves its report to the next flush.
             let unmatched = || this.shared.lock().unmatched.pop_front().map_or(Ok(()), Err);
             this.outcome = Some(done.and_then(|()| unmatched()));

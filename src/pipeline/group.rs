@@ -12,10 +12,10 @@ use std::thread::{self, JoinHandle, Scope};
 use futures::FutureExt;
 use tokio::sync::Semaphore;
 
-use crate::error::{ClosedBy, WriteError};
+use crate::error::{Closed, ClosedBy, StoreId, WriteError};
 use crate::pipeline::config::Merge;
 use crate::pipeline::consumer::Minibatches;
-use crate::pipeline::producer::Producer;
+use crate::pipeline::producer::{KeepsOpen, Producer};
 use crate::pipeline::state::Shared;
 use crate::pipeline::wait::wait_for;
 use crate::pipeline::worker::{discard, message};
@@ -28,8 +28,10 @@ use crate::pipeline::worker::{discard, message};
 /// ([`RingStore::close_with`](crate::RingStore::close_with)). Then consumers get the rows that were handed over, and then the
 /// error. The other producers get their batches back as [`WriteError::Closed`].
 ///
-/// A producer may end with [`WriteError::Closed`] because the store was closed. The group does not count this as a failure, even if
-/// the producer's error only has [`WriteError::Closed`] somewhere in its `source()` chain. So you can use `?` on every write.
+/// A producer may end with [`WriteError::Closed`] because this store was closed. The group does not count this as a failure, even if
+/// the producer's error only has the [`Closed`] of this store somewhere in its `source()` chain. So you can use `?` on every
+/// write. [`WriteError::Closed`] of another store, or of a recorder, is a failure. So is [`ClosedBy::Lane`]: then only a lane
+/// has ended.
 ///
 /// Under [`Merge::RoundRobin`](crate::Merge::RoundRobin) the producers start when the group is closed or dropped. By then all
 /// lanes are open, in the order in which you spawned the producers, so that runs repeat.
@@ -70,6 +72,8 @@ struct EndsStream {
     shared: Arc<Shared>,
     /// Whether the other producers go on when one fails.
     goes_on: AtomicBool,
+    /// Whether a task that is aborted counts as finished.
+    may_abort: AtomicBool,
     /// Whether the group never had a producer, and ends nothing.
     unused: AtomicBool,
 }
@@ -96,8 +100,9 @@ pub struct ProducerError {
 
 impl ProducerGroup {
     pub(crate) fn new(own_lane: Arc<Producer>) -> Self {
-        let (goes_on, unused) = (AtomicBool::new(false), AtomicBool::new(false));
-        let ends = EndsStream { shared: own_lane.shared().clone(), goes_on, unused };
+        let shared = own_lane.shared().clone();
+        let (goes_on, may_abort, unused) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
+        let ends = EndsStream { shared, goes_on, may_abort, unused };
         let gate = Arc::new(Semaphore::new(0));
         if own_lane.shared().config.merge != Merge::RoundRobin {
             gate.close();
@@ -109,6 +114,13 @@ impl ProducerGroup {
     /// handle or task returns it.
     pub fn go_on_without_failed(self) -> Self {
         self.ends.goes_on.store(true, Ordering::SeqCst);
+        self
+    }
+
+    /// Counts an aborted [`task`](Self::task) as finished. Without this, an aborted task has failed: the stream ends with an error,
+    /// because rows may be missing.
+    pub fn count_aborted_as_finished(self) -> Self {
+        self.ends.may_abort.store(true, Ordering::SeqCst);
         self
     }
 
@@ -163,7 +175,9 @@ impl ProducerGroup {
     /// [`ProducerError`] if the producer fails or panics.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the producer, as if it had returned `Ok`.
+    /// Dropping the future before it has finished aborts the producer, as `JoinHandle::abort` and the end of a runtime do. If the store
+    /// is still open, the producer has failed: consumers get a [`ProducerError`] after the last minibatch. With
+    /// [`count_aborted_as_finished`](Self::count_aborted_as_finished) the producer ends as if it had returned `Ok`.
     pub fn task<F, T, E>(
         &self,
         name: &str,
@@ -176,16 +190,17 @@ impl ProducerGroup {
     {
         let mut running = self.open(name)?;
         let task = running.lane.take().map(produce);
+        let mut aborts = Aborts(Some(running));
         Ok(async move {
-            let outcome = match task {
-                Some(task) => {
+            let outcome = match (task, &aborts.0) {
+                (Some(task), Some(running)) => {
                     // An error means that the gate is open.
                     let _ = running.gate.acquire().await;
                     AssertUnwindSafe(task).catch_unwind().await
                 }
-                None => Ok(Ok(())),
+                _ => Ok(Ok(())),
             };
-            running.end(outcome)
+            aborts.0.take().map_or(Ok(()), |running| running.end(outcome))
         })
     }
 
@@ -205,8 +220,9 @@ impl ProducerGroup {
 
     fn open(&self, name: impl Into<String>) -> Result<Running, SpawnError> {
         let name: String = name.into();
-        let lane = Some(self.own_lane.open_another(Some(name.as_str().into())).map_err(SpawnError::Store)?);
-        Ok(Running { name, lane, ends: self.ends.clone(), gate: self.gate.clone() })
+        let lane = self.own_lane.open_another(Some(name.as_str().into())).map_err(SpawnError::Store)?;
+        let (ends, gate, keeps_open) = (self.ends.clone(), self.gate.clone(), lane.keeps_open().clone());
+        Ok(Running { name, lane: Some(lane), ends, gate, _keeps_open: keeps_open })
     }
 }
 
@@ -222,6 +238,19 @@ struct Running {
     lane: Option<Producer>,
     ends: Arc<EndsStream>,
     gate: Arc<Semaphore>,
+    /// Without this, a producer that drops the last handle of the store, and fails then, would close the store without its error.
+    _keeps_open: Arc<KeepsOpen>,
+}
+
+/// Fails the producer of a task that is dropped before it has finished.
+struct Aborts(Option<Running>);
+
+impl Drop for Aborts {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.take() {
+            running.abort();
+        }
+    }
 }
 
 impl Running {
@@ -254,28 +283,38 @@ impl Running {
                 text.into()
             }
         };
-        if was_closed(&*error) {
+        if was_closed(&*error, self.ends.shared.id()) {
             return Ok(());
         }
+        Err(self.fail(error))
+    }
+
+    /// Notes that the producer's task was dropped before it had finished. A closed store takes no rows, so none are missing.
+    fn abort(self) {
+        if self.ends.may_abort.load(Ordering::SeqCst) || self.ends.shared.is_closed() {
+            return;
+        }
+        let error = "its task was aborted, or dropped, before it had finished";
+        self.fail(error.into());
+    }
+
+    fn fail(self, error: Box<dyn Error + Send + Sync>) -> Arc<ProducerError> {
         let error = Arc::new(ProducerError { name: self.name, error });
         if self.ends.goes_on.load(Ordering::SeqCst) {
             tracing::error!(%error, "the other producers go on");
         } else {
             self.ends.shared.close(Some(error.clone()));
         }
-        Err(error)
+        error
     }
 }
 
-/// Whether an error, or an error in its chain of sources, says that the store was closed.
-fn was_closed(error: &(dyn Error + 'static)) -> bool {
-    let says_so = |error: &(dyn Error + 'static)| {
-        // Every `WriteError::Closed` has a `ClosedBy` as its source. So the chain has one even if a wrapper hides the error.
-        error.is::<ClosedBy>() || error.downcast_ref::<WriteError>().is_some_and(WriteError::is_closed)
-    };
+/// Whether an error, or an error in its chain of sources, says that this store was closed.
+fn was_closed(error: &(dyn Error + 'static), store: StoreId) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if says_so(error) {
+        // Every `WriteError::Closed` has a `Closed` as its source. So the chain has one even if a wrapper hides the error.
+        if error.downcast_ref::<Closed>().is_some_and(|closed| closed.is_end_of(store)) {
             return true;
         }
         next = error.source();

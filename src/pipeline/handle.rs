@@ -83,7 +83,7 @@ impl WriteReply {
 
 impl Drop for WriteReply {
     fn drop(&mut self) {
-        self.send(Err(WriteError::Closed(ClosedBy::Close)));
+        self.send(Err(ClosedBy::Close.into()));
     }
 }
 
@@ -132,7 +132,7 @@ impl WriteHandle {
     /// # Errors
     /// The write's error: see [`WriteHandle`].
     pub fn wait(mut self) -> Result<Written, WriteError> {
-        wait_for(&mut self, None).unwrap_or(Err(WriteError::Closed(ClosedBy::Close)))
+        wait_for(&mut self, None).unwrap_or(Err(ClosedBy::Close.into()))
     }
 
     /// Blocks this thread until the outcome is known, but no longer than `timeout`. `None` if it is not known by then.
@@ -162,7 +162,7 @@ impl Future for WriteHandle {
             State::Done(outcome) => return Poll::Ready(outcome.clone()),
             State::Pending(outcome) => match ready!(poll_now(outcome, context)) {
                 Ok(outcome) => outcome,
-                Err(_) => Err(WriteError::Closed(ClosedBy::Close)),
+                Err(_) => Err(ClosedBy::Close.into()),
             },
             State::Several { left, outcome } => {
                 while let Some(next) = left.last_mut() {

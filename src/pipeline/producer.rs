@@ -63,6 +63,10 @@ impl Producer {
         Ok(Producer { lane: LaneHandle { shared, id }, keeps_open: self.keeps_open.clone() })
     }
 
+    pub(crate) fn keeps_open(&self) -> &Arc<KeepsOpen> {
+        &self.keeps_open
+    }
+
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.lane.shared
     }

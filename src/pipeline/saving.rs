@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::disk::disk::Disk;
-use crate::error::{ClosedBy, SnapshotError, WriteError};
+use crate::error::{ClosedBy, SnapshotError};
 use crate::memory::frame::Frame;
 use crate::pipeline::ready::ReadyFrame;
 use crate::rows::layout::Layout;
@@ -102,8 +102,7 @@ impl Saving {
             let mut writer = FullWriter::begin(disk, &dir, body, &layout, rows)?;
             for _ in 0..frames {
                 // An error means that the store was aborted, or its writer panicked.
-                let (saved, buffer) =
-                    to_write.recv().map_err(|_| SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort)))?;
+                let (saved, buffer) = to_write.recv().map_err(|_| SnapshotError::Ended(ClosedBy::Abort.into()))?;
                 writer.append(saved, &buffer)?;
                 let _ = give_back.send(buffer);
             }

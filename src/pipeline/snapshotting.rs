@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::disk::disk::{Disk, files};
-use crate::error::{ClosedBy, SnapshotError, WriteError};
+use crate::error::{ClosedBy, SnapshotError};
 use crate::pipeline::consumer::Minibatches;
 use crate::pipeline::handle::poll_now;
 use crate::pipeline::saving::Saved;
@@ -100,7 +100,7 @@ impl SnapshotHandle {
     /// # Errors
     /// [`SnapshotError`] says why the snapshot was not written.
     pub fn wait(mut self) -> Result<PathBuf, SnapshotError> {
-        wait_for(&mut self, None).unwrap_or(Err(SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort))))
+        wait_for(&mut self, None).unwrap_or(Err(SnapshotError::Ended(ClosedBy::Abort.into())))
     }
 }
 
@@ -123,8 +123,8 @@ impl Future for SnapshotHandle {
             return Poll::Ready(outcome.clone());
         }
         // There is no answer if the store has ended before its writer took the snapshot.
-        let outcome = ready!(poll_now(&mut self.saved, context))
-            .unwrap_or(Err(SnapshotError::Ended(WriteError::Closed(ClosedBy::Abort))));
+        let outcome =
+            ready!(poll_now(&mut self.saved, context)).unwrap_or(Err(SnapshotError::Ended(ClosedBy::Abort.into())));
         self.outcome = Some(outcome.clone());
         Poll::Ready(outcome)
     }

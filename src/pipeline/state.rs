@@ -18,7 +18,7 @@ use std::thread;
 
 use crossbeam_channel::Sender;
 
-use crate::error::{ClosedBy, SnapshotError, WriteError};
+use crate::error::{ClosedBy, SnapshotError, StoreId, WriteError};
 use crate::memory::frame::Frame;
 use crate::pipeline::admission::{Admission, Unsettled};
 use crate::pipeline::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
@@ -124,7 +124,7 @@ impl Shared {
         snapshot: Option<&Snapshot>,
     ) -> Self {
         let mut state = State {
-            status: Status::default(),
+            status: Status::new(),
             ended: false,
             admission: Admission::new(config.clone()),
             frames: Frames::new(&config, empty),
@@ -148,6 +148,11 @@ impl Shared {
         snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
         let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
         Shared { config, resume_at, state: Mutex::new(state), queue }
+    }
+
+    /// Named in the errors of this store.
+    pub(crate) fn id(&self) -> StoreId {
+        self.lock().status.store()
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -394,7 +399,8 @@ impl State {
 
     // Both sides.
 
-    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it, counts them as dropped.
+    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it and in the queue, counts them
+    /// as dropped.
     fn stop(&mut self, afterwards: &mut Afterwards) {
         self.count_waits();
         self.waits.rows_wait(false);
@@ -407,8 +413,13 @@ impl State {
         self.writer_waits_for = None;
         self.discard_ready(afterwards);
         self.frames.dissolve(&mut afterwards.frames);
-        (self.ledger.open_rows, self.ledger.owed) = (0, None);
-        for component in &mut self.ledger.components {
+        // The rows that a resumed store was to deal again count as accepted, and so do the queued rows, so that none is in no count.
+        let _ = self.ledger.settle_debt();
+        self.ledger.open_rows = 0;
+        for (number, component) in self.ledger.components.iter_mut().enumerate() {
+            let (new, again) = self.admission.queued_as(number);
+            component.accepted += new;
+            component.resent += again;
             component.set_aside = 0;
             component.dropped.aborted += component.accepted - self.served_rows - component.dropped.total();
         }
@@ -421,7 +432,7 @@ impl State {
         afterwards.empties.append(&mut self.requests.empties);
         let why = self.why_no_get();
         afterwards.gets.extend(self.requests.gets.drain(..).map(|(_, reply)| (reply, why.clone())));
-        let ended = self.status.check().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+        let ended = self.status.check().err().unwrap_or(ClosedBy::Close.into());
         let snapshots = self.requests.snapshots.drain(..);
         afterwards.snapshots.extend(snapshots.map(|request| (request, SnapshotError::Ended(ended.clone()))));
         self.frames.unpin();

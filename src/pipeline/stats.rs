@@ -46,7 +46,7 @@ pub struct Stats {
 pub struct ComponentStats {
     /// The component's name.
     pub name: Arc<str>,
-    /// Rows that the store has taken.
+    /// Rows that the store has taken. An end that discards rows counts the queued rows here, too, and as dropped.
     pub accepted: u64,
     /// Rows that producers have handed over and the store has not taken yet.
     pub queued: u64,
@@ -71,7 +71,7 @@ pub struct Dropped {
     pub oldest: u64,
     /// Rows discarded by [`RingStore::empty`](crate::RingStore::empty).
     pub emptied: u64,
-    /// Rows discarded because the store was aborted, lost its last consumer, or failed.
+    /// Rows discarded because the store was aborted, lost its last consumer, or failed, also from the queue.
     pub aborted: u64,
     /// Rows of the last, partial minibatch, discarded because of `drop_last`.
     pub last: u64,

@@ -3,13 +3,15 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use crate::error::{ClosedBy, WriteError};
+use crate::error::{Closed, ClosedBy, StoreId, WriteError};
 
 /// An error that a store was closed with.
 pub(crate) type Failure = Arc<dyn Error + Send + Sync>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Status {
+    /// Named in the errors, so that a group knows the end of its own store.
+    store: StoreId,
     closed: Option<ClosedBy>,
     /// The first error that the store was closed with.
     failure: Option<Failure>,
@@ -18,11 +20,19 @@ pub(crate) struct Status {
 }
 
 impl Status {
+    pub(crate) fn new() -> Self {
+        Status { store: StoreId::new(), closed: None, failure: None, poison: None }
+    }
+
+    pub(crate) fn store(&self) -> StoreId {
+        self.store
+    }
+
     /// Checks that the store takes rows. The error says why it does not.
     pub(crate) fn check(&self) -> Result<(), WriteError> {
         match (&self.poison, self.closed) {
             (Some(cause), _) => Err(WriteError::Poisoned { cause: cause.clone() }),
-            (None, Some(by)) => Err(WriteError::Closed(by)),
+            (None, Some(by)) => Err(WriteError::Closed(Closed::store(self.store, by))),
             (None, None) => Ok(()),
         }
     }

@@ -78,7 +78,7 @@ impl Entrance {
             Err(Message::Pass(batches, _)) => {
                 let mut batches: Vec<Option<Batch>> = batches.into_iter().map(Some).collect();
                 let batches = order.into_iter().filter_map(|component| batches[component].take()).collect();
-                Err(RefusedPass { error: WriteError::Closed(ClosedBy::Close), batches })
+                Err(RefusedPass { error: ClosedBy::Close.into(), batches })
             }
             _ => Ok(handle),
         }

@@ -113,6 +113,7 @@ impl Replay {
                 "left out: a ring starts with the first epoch, or goes on from its snapshot (Replay::resume)";
             return Err(setting("starting_at", format!("{position:?}"), expected));
         }
+        self.check_epochs()?;
         let with = |builder: RingStoreBuilder, component: &Component| {
             builder.component_of(&*component.name, component.features, component.dtype)
         };

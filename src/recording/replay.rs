@@ -180,8 +180,10 @@ impl Replay {
     /// Two threads read ahead. So at most five shards are in memory: one that you hold, two that wait, and two that are being read.
     ///
     /// # Errors
-    /// [`RecordingError`] if the operating system has no thread. The iterator returns later errors, and ends after an error.
+    /// [`RecordingError::Setting`] if the epochs have no numbers below 2^64, or if the replay has no such place to start at.
+    /// [`RecordingError::Disk`] if the operating system has no thread. The iterator returns later errors, and ends after an error.
     pub fn start(self) -> Result<Replaying, RecordingError> {
+        self.check_epochs()?;
         let dir = self.recording.dir().to_owned();
         let buffers = Buffers::default();
         let read = |reader: usize| {
@@ -202,6 +204,28 @@ impl Replay {
         Ok(Replaying { readers: (0..READERS).map(read).collect::<Result<_, RecordingError>>()? })
     }
 
+    /// Checks that every epoch has a number, and that the place to start at is in this replay or at its end.
+    pub(crate) fn check_epochs(&self) -> Result<(), RecordingError> {
+        let setting = |what, value: String, expected: String| Err(RecordingError::Setting { what, value, expected });
+        let (first, epochs) = (self.first_epoch, self.epochs);
+        let Some(end) = first.checked_add(epochs) else {
+            let expected = format!(
+                "at most {} with first_epoch {first}, so that the epochs have numbers below 2^64",
+                u64::MAX - first
+            );
+            return setting("epochs", epochs.to_string(), expected);
+        };
+        let Some(Position { epoch, row }) = self.start else { return Ok(()) };
+        let rows = if epoch < end { self.own_rows(epoch) } else { 0 };
+        if epoch < first || epoch > end || row > rows {
+            let expected = format!(
+                "a place in the epochs {first} to {end}, the last of which is the end of the replay; epoch {epoch} has {rows} rows here"
+            );
+            return setting("starting_at", format!("epoch {epoch}, row {row}"), expected);
+        }
+        Ok(())
+    }
+
     /// Returns the rows of this rank in an epoch, counted in the order of the epoch.
     ///
     /// A rank takes another part in each epoch. Some parts are one row longer. The bounds are rounded down, which spreads these parts
@@ -220,7 +244,7 @@ impl Replay {
     /// Lists the parts of shards that belong to this rank, from the start on.
     fn all_parts(&self) -> impl Iterator<Item = ShardPart> {
         let first = Position { epoch: self.first_epoch, row: 0 };
-        let start = self.start.filter(|start| start.epoch >= self.first_epoch).unwrap_or(first);
+        let start = self.start.unwrap_or(first);
         let skip = move |epoch| if epoch == start.epoch { start.row } else { 0 };
         (start.epoch..self.first_epoch.saturating_add(self.epochs))
             .flat_map(move |epoch| self.parts(epoch, skip(epoch)))
@@ -298,7 +322,6 @@ impl Replay {
         Position { epoch, row }
     }
 
-    /// Returns the rows of a rank in all epochs.
     /// A number that depends on the seed and the first epoch, and is 0 if both are.
     pub(crate) fn stream(&self) -> u64 {
         self.seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ self.first_epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15)

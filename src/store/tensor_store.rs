@@ -205,7 +205,7 @@ impl TensorStore {
             }
             drop(handed);
             if !self.settle() {
-                let error = self.check_poison().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+                let error = self.check_poison().err().unwrap_or(ClosedBy::Close.into());
                 return Err(Refused { error, batch });
             }
         }
@@ -316,7 +316,7 @@ impl TensorStore {
             }
             Err(unsent) => match unsent.into_inner() {
                 Message::Write { batch, .. } => {
-                    let error = self.check_poison().err().unwrap_or(WriteError::Closed(ClosedBy::Close));
+                    let error = self.check_poison().err().unwrap_or(ClosedBy::Close.into());
                     Err(Refused { error, batch })
                 }
                 _ => Ok(handle),

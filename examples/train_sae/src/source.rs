@@ -215,7 +215,7 @@ impl Source {
         let layers = names.iter().map(layer).collect::<Result<_>>()?;
         let replay = training.replay().components(names.iter().map(String::as_str))?.seed(seed).epochs(epochs);
         let replay = Box::new(replay);
-        let rows = usize::try_from(training.rows() * epochs)?;
+        let rows = usize::try_from(training.rows().saturating_mul(epochs))?;
         Ok((Self::Recording { replay, rows }, layers))
     }
 

@@ -1,5 +1,6 @@
 //! The state as a snapshot has it: to take one, and to go on from one.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use crate::disk::disk::Disk;
 use crate::error::{ClosedBy, SnapshotError};
 use crate::pipeline::config::Config;
 use crate::pipeline::ledger::ComponentLedger;
-use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, turn};
+use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, segments, turn};
 use crate::pipeline::saving::{Saved, Saving, SnapshotRequest};
 use crate::pipeline::state::{Shared, State};
 use crate::snapshot::body::{
@@ -76,7 +77,11 @@ impl State {
     pub(super) fn resume(&mut self, config: &Config, body: &Body) {
         let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
         let own_ended = body.lanes.iter().any(|lane| lane.lane == 0 && !body.goes_on(&lane.journal));
-        self.admission.resume(resumed_lanes(body), ended, body.lanes_opened, own_ended);
+        // The segments of a lane are in the order of its rows.
+        let dealt: BTreeMap<u64, u64> = segments(body).iter().map(|s| (s.lane, s.first_row + s.rows)).collect();
+        let lanes = resumed_lanes(body)
+            .map(|(lane, name)| (lane, name, dealt.get(&lane.id).copied().unwrap_or(0).max(lane.needed)));
+        self.admission.resume(lanes, ended, body.lanes_opened, own_ended);
         self.journal = body.journal();
         self.turn = turn(body);
         let PositionBody { first_minibatch, next_minibatch, .. } = body.position;

@@ -32,7 +32,7 @@ impl Writer {
     /// Discards everything, because the store was aborted or has no consumer left. The state has already counted the rows.
     pub(super) fn discard(&mut self) {
         let error = self.shared.lock().status.check().err();
-        let error = error.unwrap_or(WriteError::Closed(ClosedBy::Abort));
+        let error = error.unwrap_or(ClosedBy::Abort.into());
         let mut panics = Panics::default();
         self.refuse_all(&error, &mut panics);
         let _ = self.end();
