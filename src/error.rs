@@ -798,7 +798,7 @@ pub struct RowsMissing {
 
 /// Returned when an operation on a file or a folder fails.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("cannot {operation} {}: {error}{}", path.display(), advice(error.kind()))]
+#[error("cannot {operation} {}: {error}{}", path.display(), advice(error))]
 #[non_exhaustive]
 pub struct DiskError {
     /// The operation, for example `"write"`.
@@ -810,14 +810,23 @@ pub struct DiskError {
     pub error: Arc<io::Error>,
 }
 
-fn advice(kind: io::ErrorKind) -> &'static str {
-    match kind {
+/// The number of the error "too many open files", which has no [`io::ErrorKind`].
+const TOO_MANY_FILES: i32 = 24;
+
+fn advice(error: &io::Error) -> &'static str {
+    if cfg!(unix) && error.raw_os_error() == Some(TOO_MANY_FILES) {
+        return " (the process has too many files open: raise its limit, for example with `ulimit -n`)";
+    }
+    match error.kind() {
         io::ErrorKind::StorageFull => " (the disk is full: free some space, or choose a folder on another disk)",
         io::ErrorKind::QuotaExceeded => " (your quota is used up: free some space, or choose a folder on another disk)",
         io::ErrorKind::PermissionDenied => {
             " (you may not write or read there: change the permissions, or choose another folder)"
         }
         io::ErrorKind::ReadOnlyFilesystem => " (nothing can be written there: choose another folder)",
+        io::ErrorKind::StaleNetworkFileHandle => {
+            " (the server of the network folder has lost it: mount the folder again)"
+        }
         io::ErrorKind::NotFound => " (it does not exist, or not any more)",
         _ => "",
     }
@@ -837,6 +846,22 @@ pub enum RecordingError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// A file has a newer format than this release reads.
+    #[error(
+        "{} has version {found} of the format, and this release reads version {known}: update activation-store{}",
+        path.display(),
+        writer(written_by)
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The version of the file.
+        found: u32,
+        /// The version that this release reads.
+        known: u32,
+        /// The program that wrote the file, if it says so.
+        written_by: String,
     },
     /// The file that says how much a finished lane holds is damaged, or it does not agree with the shards.
     #[error("{} is damaged: {reason}; verify the lane, then remove this file, or record the lane again", path.display())]
@@ -903,6 +928,26 @@ pub enum RecordingError {
     /// A store did not take the rows of the recording.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+impl RecordingError {
+    /// Returns whether a file of the recording is damaged or missing. If not, for example because the system could not read a file, the
+    /// recording may be whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        use RecordingError::{Damaged, DamagedEnd, Missing};
+        matches!(self, Damaged { .. } | DamagedEnd { .. } | Missing { .. })
+    }
+}
+
+fn writer(written_by: &str) -> String {
+    if written_by.is_empty() { String::new() } else { format!(" (the file was written by {written_by})") }
+}
+
+impl DiskError {
+    pub(crate) fn reading(path: &Path, error: io::Error) -> Self {
+        DiskError { operation: "read", path: path.to_owned(), error: Arc::new(error) }
+    }
 }
 
 /// Two errors are equal if the same operation on the same path failed with the same kind of error.

@@ -145,3 +145,54 @@ fn other_files_in_the_folder_are_left_alone() {
     fs::create_dir(dir.path().join("my backup.20261127")).unwrap();
     assert_eq!(Recording::open(dir.path()).unwrap().rows(), 60);
 }
+
+#[test]
+fn a_newer_format_is_named_with_what_this_release_reads() {
+    let dir = tempdir().unwrap();
+    record(dir.path(), "x");
+    let refused = edit(dir.path(), "\"version\":1", "\"version\":2");
+    assert!(refused.contains("has version 2 of the format, and this release reads version 1: update"), "{refused}");
+    // A later version may have other fields.
+    let newer = "{\"shard\":{\"version\":3,\"written_by\":\"activation-store 9.0.0\"},\"seal\":\"?\"}";
+    fs::write(dir.path().join("x.000001/shard.json"), newer).unwrap();
+    for refused in [
+        Recording::open(dir.path()).unwrap_err(),
+        Recording::salvage(dir.path(), |_, _| ()).unwrap_err(),
+        builder("x").resume(dir.path()).unwrap_err(),
+        builder("y")
+            .create(dir.path())
+            .map(drop)
+            .map_or_else(|error| error, |()| Recording::open(dir.path()).unwrap_err()),
+    ] {
+        assert!(!refused.is_damage(), "{refused}");
+        assert!(refused.to_string().contains("version 3") && refused.to_string().contains("9.0.0"), "{refused}");
+    }
+    let dir = tempdir().unwrap();
+    record(dir.path(), "x");
+    fs::write(dir.path().join("x.end.json"), newer.replace("shard", "end")).unwrap();
+    let refused = Recording::open(dir.path()).unwrap_err();
+    assert!(!refused.is_damage() && refused.to_string().contains("x.end.json has version 3"), "{refused}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_place_of_a_file_is_named_and_hangs_nothing() {
+    for file in ["x.000001/0.safetensors", "x.000001/shard.json", "x.end.json"] {
+        let dir = tempdir().unwrap();
+        record(dir.path(), "x");
+        let path = dir.path().join(file);
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let verified = Recording::open(dir.path()).and_then(|recording| {
+            recording.check_files().unwrap_err();
+            recording.get("a", &[25]).unwrap_err();
+            recording.verify(|_, _| ())
+        });
+        for refused in [verified.unwrap_err(), builder("x").resume(dir.path()).unwrap_err()] {
+            assert!(refused.is_damage() && refused.to_string().contains("it is a pipe, not a file"), "{refused}");
+            assert!(refused.to_string().contains(file), "{refused}");
+        }
+        let (_, lost) = Recording::salvage(dir.path(), |_, _| ()).unwrap();
+        assert_eq!(lost.len(), 1, "{lost:?}");
+    }
+}

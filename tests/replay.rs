@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::thread;
 
-use activation_store::{Form, Minibatches, Position, Recorder, Recording, Replay, RingStore, WhenFull};
+use activation_store::{Form, Minibatches, Position, Recorder, Recording, Replay, RingStore, Snapshot, WhenFull};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -354,5 +354,41 @@ fn a_place_that_is_not_in_the_replay_is_refused() {
             refused.starts_with(&format!("starting_at is epoch {epoch}, row {row}; it must be a place in")),
             "{refused}"
         );
+    }
+}
+
+/// If this fails, a snapshot of a replay would go on with other rows: raise the version of the order, and change this test.
+#[test]
+fn the_order_of_shards_is_what_it_has_always_been() {
+    let folder = folder("pinned");
+    let recording = record(&folder, [12, 0], 1);
+    let order = |seed, epoch| values(recording.replay().seed(seed).first_epoch(epoch));
+    assert_eq!(order(0, 0), [2.0, 1.0, 6.0, 9.0, 3.0, 10.0, 4.0, 11.0, 8.0, 5.0, 0.0, 7.0]);
+    assert_eq!(order(7, 0), [11.0, 2.0, 0.0, 3.0, 7.0, 10.0, 9.0, 8.0, 6.0, 5.0, 4.0, 1.0]);
+    assert_eq!(order(7, 1_000_000), [4.0, 3.0, 5.0, 1.0, 10.0, 8.0, 11.0, 6.0, 7.0, 9.0, 0.0, 2.0]);
+}
+
+#[test]
+fn a_snapshot_of_a_replay_with_another_order_of_shards_is_refused() {
+    let folder = folder("other_order");
+    let recording = record(&folder, [12, 0], 1);
+    let ring = || RingStore::builder().batch_size(4).window(16);
+    // The first version told replays apart by the name of the lane.
+    let store = ring().component("a", 2).component("b", 1).build().unwrap();
+    let minibatches = store.minibatches();
+    let lane = store.producer_named("replay 0123456789abcdef").unwrap();
+    let rows = |features| Array2::<f32>::ones((6, features));
+    lane.extend_pass([("a", rows(2)), ("b", rows(1))]).unwrap().wait().unwrap();
+    let first = minibatches.state().unwrap();
+    // A later version.
+    let store = recording.replay().into_ring(ring()).unwrap();
+    let bytes = String::from_utf8(store.minibatches().state().unwrap().to_bytes()).unwrap();
+    let body = bytes.lines().next().unwrap().replace("\"replay\":{\"version\":2", "\"replay\":{\"version\":3");
+    let sum = twox_hash::XxHash3_64::oneshot(body.as_bytes());
+    let later = Snapshot::from_bytes(format!("{body}\n{{\"xxh3\":\"{sum:016x}\"}}\n").as_bytes()).unwrap();
+    for (snapshot, version) in [(first, 1), (later, 3)] {
+        let refused = recording.replay().resume_from(RingStore::builder(), &snapshot).unwrap_err().to_string();
+        assert!(refused.contains(&format!("order of shards is {version}; it must be 2")), "{refused}");
+        assert!(!refused.contains("0123456789abcdef"), "{refused}");
     }
 }

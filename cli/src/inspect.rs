@@ -10,8 +10,12 @@ use serde_json::json;
 
 /// Prints the description. Returns whether every file is there and has the length that its rows need.
 pub(crate) fn inspect(recording: &Recording, as_json: bool) -> anyhow::Result<bool> {
-    let files = recording.check_files();
-    let damage = files.as_ref().err().map(ToString::to_string);
+    let damage = match recording.check_files() {
+        Ok(()) => None,
+        Err(error) if error.is_damage() => Some(error.to_string()),
+        // The recording may be whole.
+        Err(error) => return Err(error.into()),
+    };
     let shown = if as_json { json(recording, damage.as_deref()) } else { text(recording, damage.as_deref()) };
     writeln!(io::stdout(), "{shown}")?;
     Ok(damage.is_none())

@@ -15,7 +15,7 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Creates a file. An error if the name exists.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Opens a file, to read it from its start.
+    /// Opens a regular file, to read it from its start. Anything else is an error of the kind `InvalidData`.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
@@ -63,6 +63,11 @@ impl Disk for Files {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>> {
+        let kind = fs::metadata(path)?.file_type();
+        if !kind.is_file() {
+            // To open a pipe would wait until another process writes to it.
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is {}, not a file", described(kind))));
+        }
         Ok(Box::new(File::open(path)?))
     }
 
@@ -90,6 +95,20 @@ impl Disk for Files {
     }
 }
 
+fn described(kind: fs::FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+    }
+    if kind.is_dir() { "a folder" } else { "a device" }
+}
+
 impl DiskFile for File {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         Write::write_all(self, bytes)
@@ -114,6 +133,17 @@ pub(crate) trait Doing<T> {
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, operation: &'static str, path: &Path) -> Result<T, DiskError> {
         self.map_err(|error| DiskError { operation, path: path.to_owned(), error: Arc::new(error) })
+    }
+}
+
+/// Says what is wrong with a file that cannot be read. `None` if the system failed: then the file may be whole.
+pub(crate) fn damage(error: &io::Error) -> Option<String> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("it is missing".to_owned()),
+        io::ErrorKind::UnexpectedEof => Some("it ends too early".to_owned()),
+        io::ErrorKind::NotADirectory => Some("its folder is not a folder".to_owned()),
+        io::ErrorKind::InvalidData => Some(error.to_string()),
+        _ => None,
     }
 }
 

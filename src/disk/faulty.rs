@@ -12,6 +12,8 @@ use crate::disk::disk::{Disk, DiskFile, Readable};
 pub(crate) enum Fault {
     /// The operation returns this error. Later operations succeed.
     Error(io::ErrorKind),
+    /// If the operation opens a file, each read of this file returns this error.
+    Read(io::ErrorKind),
     /// The process dies in the middle of the operation. A write writes half of its bytes. All later operations fail without effect.
     Kill,
 }
@@ -94,6 +96,7 @@ impl Faulty {
                 inner.fault = None;
                 match fault {
                     Fault::Error(kind) => Err(kind.into()),
+                    Fault::Read(_) => Ok(true),
                     Fault::Kill => {
                         inner.dead = true;
                         Ok(false)
@@ -141,6 +144,21 @@ impl DiskFile for FaultyFile {
     }
 }
 
+/// A file that cannot be read.
+struct Unreadable(io::ErrorKind);
+
+impl io::Read for Unreadable {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(self.0.into())
+    }
+}
+
+impl io::Seek for Unreadable {
+    fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
 fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
@@ -184,7 +202,14 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>> {
+        let fault = self.0.inner().fault;
+        let before = self.0.operations();
         self.0.whole()?;
+        if let Some((at, Fault::Read(kind))) = fault
+            && before >= at
+        {
+            return Ok(Box::new(Unreadable(kind)));
+        }
         let content = self.0.inner().entries.get(path).cloned().flatten().ok_or_else(not_found)?;
         let bytes = content.lock().unwrap_or_else(|poison| poison.into_inner()).bytes.clone();
         Ok(Box::new(io::Cursor::new(bytes)))

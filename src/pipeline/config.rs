@@ -8,7 +8,7 @@ use crate::error::{BuildError, ResumeError};
 use crate::ring::deal::{Runs, frame_rows};
 use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
-use crate::snapshot::body::{ComponentBody, ConfigBody};
+use crate::snapshot::body::{ComponentBody, ConfigBody, ReplayBody};
 
 /// What a store does with rows that it has no room for, because its consumers lag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -93,6 +93,7 @@ pub struct RingStoreBuilder {
     merge: Option<Merge>,
     allow_overcommit: bool,
     halves_last: bool,
+    replay: Option<ReplayBody>,
     pub(crate) runtime: Option<Handle>,
 }
 
@@ -121,6 +122,8 @@ pub(crate) struct Config {
     pub(crate) allow_overcommit: bool,
     /// Whether the last minibatch is served in two parts if it is full.
     pub(crate) halves_last: bool,
+    /// The replay that fills the store, if one does.
+    pub(crate) replay: Option<ReplayBody>,
 }
 
 impl Config {
@@ -328,6 +331,12 @@ impl RingStoreBuilder {
         self
     }
 
+    /// Sets the replay that fills the store.
+    pub(crate) fn filled_by(mut self, replay: ReplayBody) -> Self {
+        self.replay = Some(replay);
+        self
+    }
+
     /// Checks the configuration of a new store.
     pub(crate) fn check(self) -> Result<Config, BuildError> {
         let components = components(self.components, self.dtype.unwrap_or_default());
@@ -372,6 +381,7 @@ impl RingStoreBuilder {
             merge: self.merge.unwrap_or_default(),
             allow_overcommit: self.allow_overcommit,
             halves_last: self.halves_last,
+            replay: self.replay,
         })
     }
 

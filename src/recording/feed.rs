@@ -7,10 +7,14 @@ use crate::error::{RecordingError, WriteError};
 use crate::pipeline::config::{RingStoreBuilder, WhenFull};
 use crate::pipeline::group::SpawnError;
 use crate::pipeline::producer::Producer;
-use crate::recording::replay::Replay;
+use crate::recording::replay::{ORDER_VERSION, Replay};
 use crate::rows::layout::Component;
+use crate::snapshot::body::ReplayBody;
 use crate::snapshot::snapshot::Snapshot;
 use crate::store::ring_store::RingStore;
+
+/// The name of the lane.
+const LANE: &str = "replay";
 
 /// Rows of a pass. A resumed store needs rows again from the start of a pass.
 const PASS: usize = 4096;
@@ -59,7 +63,7 @@ impl Replay {
         let mut builder = self.configure(builder)?;
         // Rings of another epoch, or of another seed of the replay, deal in another order.
         let seed = builder.take_seed().unwrap_or_default() ^ self.stream();
-        let builder = builder.seed(seed);
+        let builder = builder.seed(seed).filled_by(self.body());
         self.check_ranks(&builder)?;
         let store = builder.build()?;
         let (window, shard) = (store.window() as u64, self.largest_shard());
@@ -70,8 +74,7 @@ impl Replay {
                 "a minibatch comes from one or two shards: make the window 4 times as large as a shard, or record smaller ones"
             );
         }
-        let name = self.name();
-        self.feed(store, name)
+        self.feed(store)
     }
 
     /// Builds a ring store that goes on from a light snapshot of a store that the same replay filled. It serves the minibatches that the
@@ -87,8 +90,8 @@ impl Replay {
         let mut builder = self.configure(builder)?;
         let seed = builder.take_seed();
         let store = builder.resume(dir)?;
-        let name = self.check_resumed(&store, seed)?;
-        self.feed(store, name)
+        self.check_resumed(&store, seed)?;
+        self.feed(store)
     }
 
     /// Builds a ring store that goes on from a light snapshot that you keep yourself. See [`resume`](Self::resume).
@@ -99,8 +102,8 @@ impl Replay {
         let mut builder = self.configure(builder)?;
         let seed = builder.take_seed();
         let store = builder.resume_from(snapshot)?;
-        let name = self.check_resumed(&store, seed)?;
-        self.feed(store, name)
+        self.check_resumed(&store, seed)?;
+        self.feed(store)
     }
 
     fn configure(&self, builder: RingStoreBuilder) -> Result<RingStoreBuilder, RecordingError> {
@@ -149,26 +152,16 @@ impl Replay {
         }
     }
 
-    /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have. Returns the replay's name.
-    fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<String, RecordingError> {
-        let own = self.name();
-        let (going, ended): (Vec<_>, Vec<_>) = {
+    /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have.
+    fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<(), RecordingError> {
+        self.check_same(store)?;
+        let going: Vec<_> = {
             let state = store.shared().lock();
-            let going = state.journal.lanes.values().map(|lane| (lane.name.clone(), lane.end, lane.ended));
-            (going.collect(), state.journal.ended.values().cloned().collect())
+            state.journal.lanes.values().map(|lane| (lane.end, lane.ended)).collect()
         };
-        let named = going.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name"));
-        let found: Vec<&str> = named.chain(ended.iter().map(|name| &**name)).collect();
-        if found.is_empty() || found.iter().any(|found| *found != own) {
-            let replays = found.iter().any(|found| found.starts_with("replay "));
-            let value = if replays { "another".to_owned() } else { format!("none: its lanes are {found:?}") };
-            let expected =
-                "this one, with the same recording (and no shard more), components, seed, first epoch and rank";
-            return Err(setting("the replay that filled the snapshot's store", value, expected));
-        }
         let all = self.rows_in_all_epochs();
         let accepted = store.stats().components.first().map_or(0, |component| component.accepted);
-        let (sent, has_ended) = going.first().map_or((accepted, true), |&(_, end, ended)| (end, ended));
+        let (sent, has_ended) = going.first().copied().unwrap_or((accepted, true));
         if sent > all || has_ended && sent != all {
             let expected = "as many as when the snapshot was taken: by then the last row had been sent";
             return Err(setting("epochs", self.epochs_in_all().to_string(), expected));
@@ -179,23 +172,40 @@ impl Replay {
                 seed.to_string(),
                 "as at the snapshot; leave it out, so that the snapshot's holds",
             )),
-            _ => Ok(own),
+            _ => Ok(()),
         }
     }
 
-    /// The name of the producer that replays it, which tells replays apart.
-    fn name(&self) -> String {
-        format!("replay {}", self.fingerprint())
+    /// Checks that this replay filled the store of the snapshot.
+    fn check_same(&self, store: &RingStore) -> Result<(), RecordingError> {
+        let own = self.body();
+        let lanes = || {
+            let state = store.shared().lock();
+            let going =
+                state.journal.lanes.values().map(|lane| lane.name.as_deref().unwrap_or("without a name").to_owned());
+            let ended = state.journal.ended.values().map(|name| name.to_string());
+            going.chain(ended).collect::<Vec<String>>()
+        };
+        let found = match &store.shared().config.replay {
+            Some(found) if *found == own => return Ok(()),
+            Some(ReplayBody { version, .. }) if *version == ORDER_VERSION => "another".to_owned(),
+            Some(ReplayBody { version, .. }) => return Err(other_order(*version)),
+            // The first version had the fingerprint in the name of the lane.
+            None if lanes().iter().any(|name| name.starts_with("replay ")) => return Err(other_order(1)),
+            None => format!("none: its lanes are {:?}", lanes()),
+        };
+        let expected = "this one, with the same recording (and no shard more), components, seed, first epoch and rank";
+        Err(setting("the replay that filled the snapshot's store", found, expected))
     }
 
-    fn feed(self, store: RingStore, name: String) -> Result<RingStore, RecordingError> {
+    fn feed(self, store: RingStore) -> Result<RingStore, RecordingError> {
         let row = store.resume_at().first().map_or(0, |at| at.row);
         if store.is_closed() {
             return Ok(store);
         }
         let replay = self.clone().starting_at(self.position(row));
         let dir = replay.dir().to_owned();
-        let spawned = store.spawn_producer(name, move |lane| replay.send(&lane));
+        let spawned = store.spawn_producer(LANE, move |lane| replay.send(&lane));
         spawned.or_else(|error| match error {
             SpawnError::Store(error) => Err(RecordingError::Write(error)),
             SpawnError::Thread(error) => Err(error).doing("start a thread to replay", &dir)?,
@@ -215,6 +225,12 @@ impl Replay {
         }
         Ok(())
     }
+}
+
+/// The error for a snapshot whose shards came in the order of another version.
+fn other_order(version: u32) -> RecordingError {
+    let expected = format!("{ORDER_VERSION}: start the replay anew, or resume with the release that took the snapshot");
+    setting("the version of the snapshot's order of shards", version.to_string(), &expected)
 }
 
 fn setting(what: &'static str, value: String, expected: &str) -> RecordingError {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::checksum;
-use crate::disk::disk::{Disk, Doing, read_all};
+use crate::disk::disk::{Disk, Doing, damage, read_all};
 use crate::disk::folder::unfinished;
 use crate::error::{DiskError, RecordingError};
-use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, prefix};
+use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, Written, newer, prefix};
 
 const SUFFIX: &str = "end.json";
 
@@ -28,6 +28,12 @@ pub(crate) struct LaneEnd {
 struct Sealed {
     end: LaneEnd,
     checksum: String,
+}
+
+/// What every version of an end has.
+#[derive(Deserialize)]
+struct Versioned {
+    end: Written,
 }
 
 impl LaneEnd {
@@ -90,12 +96,20 @@ fn lane_of(path: &Path) -> Option<&str> {
 pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<LaneEnd>, RecordingError> {
     let bytes = match read_all(disk, path) {
         Err(error) if error.error.kind() == ErrorKind::NotFound => return Ok(None),
-        read => read?,
+        Err(error) => return Err(damage(&error.error).map_or_else(|| error.into(), |reason| unusable(path, reason))),
+        Ok(bytes) => bytes,
     };
-    let Sealed { end, checksum: sealed } =
-        serde_json::from_slice(&bytes).map_err(|error| unusable(path, error.to_string()))?;
+    let Sealed { end, checksum: sealed } = serde_json::from_slice(&bytes).map_err(|error| {
+        // Another version may have other fields.
+        let versioned = serde_json::from_slice::<Versioned>(&bytes).ok();
+        let newer = versioned.and_then(|Versioned { end }| newer(path, end.version, &end.written_by));
+        newer.unwrap_or_else(|| unusable(path, error.to_string()))
+    })?;
     if checksum(&serde_json::to_vec(&end).unwrap_or_default()) != sealed {
         return Err(unusable(path, "its checksum does not match".to_owned()));
+    }
+    if let Some(newer) = newer(path, end.version, &end.written_by) {
+        return Err(newer);
     }
     if end.version != VERSION || Some(&*end.lane) != lane_of(path) {
         return Err(unusable(path, format!("it says version {} and lane {:?}", end.version, end.lane)));

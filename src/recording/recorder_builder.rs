@@ -183,8 +183,14 @@ fn check_lane(lane: &str) -> Result<(), RecordingError> {
 /// Checks that another lane of the folder has the same components, if there is one. A shard that is damaged does not count.
 fn check_other_lanes(disk: &dyn Disk, dir: &Path, lane: &str, layout: &Layout) -> Result<(), RecordingError> {
     let others = shard::folders(disk, dir)?.into_iter().filter(|folder| lane_of(folder).as_deref() != Some(lane));
-    let other = others.into_iter().find_map(|folder| Some((read_info(disk, &folder).ok()?, folder)));
-    other.map_or(Ok(()), |(info, folder)| check_components(&folder, &info, layout.components()))
+    for folder in others {
+        match read_info(disk, &folder) {
+            Ok(info) => return check_components(&folder, &info, layout.components()),
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Removes the unfinished shards that a killed recorder of a lane left.

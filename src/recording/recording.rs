@@ -121,7 +121,8 @@ impl Recording {
     /// ```
     ///
     /// # Errors
-    /// [`RecordingError`] if there is no whole shard, or if the whole shards differ in their components.
+    /// [`RecordingError`] if there is no whole shard, or if the whole shards differ in their components. Also if the system cannot read a
+    /// file ([`RecordingError::Disk`]) or a file has a newer format: such a shard may be whole.
     pub fn salvage(
         dir: impl AsRef<Path>,
         progress: impl FnMut(usize, usize),
@@ -139,7 +140,7 @@ impl Recording {
         for path in lane_end::files(&*disk, dir)? {
             match lane_end::read(&*disk, &path) {
                 Ok(end) => ends.extend(end.map(|end| (path, end))),
-                Err(error) => lost.push(error),
+                Err(error) => lost.push(only_damage(error)?),
             }
         }
         let (mut whole, buffers) = (BTreeMap::new(), Buffers::default());
@@ -148,7 +149,7 @@ impl Recording {
             let info = shard::read_info(&*disk, path);
             match info.and_then(|info| shard::verify(&*disk, path, &info, &buffers).map(|()| info)) {
                 Ok(info) => drop(whole.insert((info.lane.clone(), info.number), (path.clone(), info))),
-                Err(error) => lost.push(error),
+                Err(error) => lost.push(only_damage(error)?),
             }
             progress(number + 1, folders.len());
         }
@@ -299,4 +300,9 @@ impl Recording {
         }
         Ok(lend(&Arc::new(ShardRows::of(buffer, bytes)), 0..rows.len(), dtype, features))
     }
+}
+
+/// Returns the error if it says that something is damaged or missing.
+fn only_damage(error: RecordingError) -> Result<RecordingError, RecordingError> {
+    if error.is_damage() { Ok(error) } else { Err(error) }
 }

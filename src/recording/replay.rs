@@ -9,9 +9,6 @@ use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
-use rand::SeedableRng;
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::seq::SliceRandom;
 
 use crate::disk::checksum::checksum;
 use crate::disk::disk::Doing;
@@ -20,11 +17,16 @@ use crate::recording::buffers::Buffers;
 use crate::recording::lent::lend;
 use crate::recording::recording::Recording;
 use crate::recording::shard::{self, ShardRows};
+use crate::ring::random::{Streams, shuffle};
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey};
+use crate::snapshot::body::ReplayBody;
 
 /// How many threads read.
 const READERS: usize = 2;
+
+/// The version of the rule for the order of shards. A snapshot goes on only under the rule that it began with.
+pub(crate) const ORDER_VERSION: u32 = 2;
 
 /// Configures how a recording is replayed. Made by [`Recording::replay`].
 #[derive(Clone, Debug)]
@@ -253,9 +255,8 @@ impl Replay {
     /// Lists the parts of shards that belong to this rank in an epoch.
     fn parts(&self, epoch: u64, skip: u64) -> Vec<ShardPart> {
         let mut order: Vec<usize> = (0..self.recording.shards.len()).collect();
-        // Each epoch has a random stream of its own. So a replay can start at any epoch.
-        let seed = self.seed ^ epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        order.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
+        // Each epoch has random numbers of its own. So a replay can start at any epoch.
+        shuffle(&mut order, &mut Streams::new(self.seed, 0).epoch(epoch));
         let own = self.own(epoch);
         let from = own.start.saturating_add(skip);
         let (mut parts, mut first) = (Vec::new(), 0);
@@ -361,8 +362,8 @@ impl Replay {
         (rows().min().unwrap_or(0), rows().max().unwrap_or(0))
     }
 
-    /// Returns a text that differs for replays of other rows or in another order.
-    pub(crate) fn fingerprint(&self) -> String {
+    /// Returns what differs for replays of other rows or in another order.
+    pub(crate) fn body(&self) -> ReplayBody {
         let shards = self.recording.shards.iter().map(|(_, info)| {
             let checksums: Vec<&str> = self.chosen.iter().map(|&c| info.components[c].checksum.as_str()).collect();
             (&info.lane, info.number, info.rows, checksums)
@@ -370,7 +371,8 @@ impl Replay {
         let shards: Vec<_> = shards.collect();
         let what = (self.seed, self.first_epoch, self.rank, self.world_size, &self.chosen, shards);
         // This cannot fail: there are only strings and numbers.
-        checksum(&serde_json::to_vec(&what).unwrap_or_default())
+        let fingerprint = checksum(&serde_json::to_vec(&what).unwrap_or_default());
+        ReplayBody { version: ORDER_VERSION, fingerprint }
     }
 }
 

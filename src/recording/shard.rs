@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::{Checksum, checksum};
-use crate::disk::disk::{Disk, Doing, Readable, read_all};
+use crate::disk::disk::{Disk, Doing, Readable, damage, read_all};
 use crate::disk::safetensors::read_header;
 use crate::error::{DiskError, RecordingError};
 use crate::recording::buffers::{Buffer, Buffers};
@@ -60,6 +60,29 @@ struct Sealed {
     checksum: String,
 }
 
+/// What every version of a description has.
+#[derive(Deserialize)]
+struct Versioned {
+    shard: Written,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Written {
+    pub(crate) version: u32,
+    #[serde(default)]
+    pub(crate) written_by: String,
+}
+
+/// The error for a file of a later version, if it is one.
+pub(crate) fn newer(path: &Path, version: u32, written_by: &str) -> Option<RecordingError> {
+    (version > VERSION).then(|| RecordingError::Newer {
+        path: path.to_owned(),
+        found: version,
+        known: VERSION,
+        written_by: written_by.to_owned(),
+    })
+}
+
 impl ComponentFile {
     pub(crate) fn component(&self) -> Option<Component> {
         let dtype: DType = self.dtype.parse().ok()?;
@@ -87,11 +110,19 @@ pub(crate) fn seal(shard: ShardInfo) -> Vec<u8> {
 /// Reads the description of a shard.
 pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, RecordingError> {
     let path = folder.join(INFO);
-    let sealed: Sealed =
-        serde_json::from_slice(&read_all(disk, &path)?).map_err(|error| damaged(&path, error.to_string()))?;
+    let bytes = read_all(disk, &path).map_err(unreadable)?;
+    let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|error| {
+        // Another version may have other fields.
+        let versioned = serde_json::from_slice::<Versioned>(&bytes).ok();
+        let newer = versioned.and_then(|Versioned { shard }| newer(&path, shard.version, &shard.written_by));
+        newer.unwrap_or_else(|| damaged(&path, error.to_string()))
+    })?;
     let body = serde_json::to_vec(&sealed.shard).unwrap_or_default();
     if checksum(&body) != sealed.checksum {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
+    }
+    if let Some(newer) = newer(&path, sealed.shard.version, &sealed.shard.written_by) {
+        return Err(newer);
     }
     if sealed.shard.version != VERSION {
         return Err(damaged(&path, format!("its format is version {}, not {VERSION}", sealed.shard.version)));
@@ -154,13 +185,13 @@ struct OpenFile {
 fn open_rows(disk: &dyn Disk, folder: &Path, info: &ShardInfo, component: usize) -> Result<OpenFile, RecordingError> {
     let of = &info.components[component];
     let path = folder.join(&of.file);
-    let mut file = disk.open(&path).doing("read", &path)?;
+    let unreadable = |error: io::Error| unreadable(DiskError::reading(&path, error));
+    let mut file = disk.open(&path).map_err(unreadable)?;
     let Some(Component { dtype, features, .. }) = of.component() else {
         return Err(damaged(&path, format!("its dtype {:?} is unknown", of.dtype)));
     };
-    let invalid = |error: io::Error| damaged(&path, error.to_string());
     let mut head = Vec::new();
-    let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(invalid)?;
+    let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(unreadable)?;
     let length = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
     match length {
         Some(length) if shape == [info.rows, features as u64] => Ok(OpenFile { path, file, head, length }),
@@ -212,10 +243,7 @@ pub(crate) fn read_rows(
     let mut sum = Checksum::default();
     // Each piece goes into the checksum while it is in the cache.
     for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
-        file.read_exact(piece).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => damaged(&path, "it ends too early".to_owned()),
-            _ => DiskError { operation: "read", path: path.clone(), error: Arc::new(error) }.into(),
-        })?;
+        file.read_exact(piece).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         sum.update(piece);
     }
     if sum.finish() != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
@@ -251,7 +279,8 @@ pub(crate) fn read_some(
         if at != Some(row) {
             file.seek(SeekFrom::Start(head.len() as u64 + row * row_bytes as u64)).doing("read", &path)?;
         }
-        file.read_exact(&mut out[place * row_bytes..][..row_bytes]).doing("read", &path)?;
+        let out = &mut out[place * row_bytes..][..row_bytes];
+        file.read_exact(out).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         at = Some(row + 1);
     }
     Ok(())
@@ -328,6 +357,14 @@ pub(crate) fn check_components(path: &Path, info: &ShardInfo, expected: &[Compon
     let named = |c: &Component| format!("{:?} ({} {})", c.name, c.features, c.dtype);
     let expected = expected.iter().map(named).collect::<Vec<_>>().join(", ");
     Err(RecordingError::Components { path: path.to_owned(), expected })
+}
+
+/// Tells a damaged file from a system that failed.
+pub(crate) fn unreadable(error: DiskError) -> RecordingError {
+    match damage(&error.error) {
+        Some(reason) => damaged(&error.path, reason),
+        None => error.into(),
+    }
 }
 
 pub(crate) fn damaged(path: &Path, reason: String) -> RecordingError {

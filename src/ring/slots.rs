@@ -1,8 +1,6 @@
 //! The order in which the slots of a frame are filled.
 
-use rand::Rng;
-
-use crate::ring::random::{below, shuffle};
+use crate::ring::random::{Generator, below, shuffle};
 
 /// Frames with fewer slots are filled in random order. Other frames are filled along stripes.
 pub(crate) const STRIPED: usize = 128;
@@ -49,7 +47,7 @@ impl Slots {
     }
 
     /// Chooses the order of a frame's next fill.
-    pub(crate) fn shuffle(&mut self, frame: usize, rng: &mut impl Rng) {
+    pub(crate) fn shuffle(&mut self, frame: usize, rng: &mut Generator) {
         match &mut self.order {
             Order::Random(slots) => {
                 let slots = &mut slots[frame * self.per_frame..][..self.per_frame];

@@ -41,6 +41,9 @@ impl Versions {
 pub(crate) struct Body {
     #[serde(flatten)]
     pub(crate) versions: Versions,
+    /// The replay that fills the store, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replay: Option<ReplayBody>,
     /// The number of minibatches that consumers had taken: K.
     pub(crate) minibatches: u64,
     pub(crate) config: ConfigBody,
@@ -89,6 +92,15 @@ impl ConfigBody {
             ("merge", self.merge.clone()),
         ]
     }
+}
+
+/// Which rows a replay gives, and in which order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReplayBody {
+    /// The version of the rule for the order of shards.
+    pub(crate) version: u32,
+    /// Differs for replays of other rows or with other settings.
+    pub(crate) fingerprint: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,11 +1,11 @@
 //! Snapshots on disk. Each has a folder `snapshot-K` with the state and, in the full form, one file of rows for each component.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::checksum::Checksum;
-use crate::disk::disk::{Disk, DiskFile, Doing, read_all};
+use crate::disk::disk::{Disk, DiskFile, Doing, damage, read_all};
 use crate::disk::folder::{REPLACED, UNFINISHED, UnfinishedFolder, is_of_another_process, unfinished};
 use crate::disk::safetensors::{header, read_header};
 use crate::error::{DiskError, RefusedSnapshot, ResumeError};
@@ -120,10 +120,10 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), R
     let refuse = |reason| refused(disk, &path, reason);
     match read_all(disk, &path.join(STATE)) {
         Ok(bytes) => Ok((Snapshot::parse(&bytes).map_err(refuse)?, path)),
-        Err(DiskError { path: file, error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(refuse(RefusedSnapshot::Damaged { reason: format!("{} is missing", file.display()) }))
-        }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(match damage(&error.error) {
+            Some(reason) => refuse(RefusedSnapshot::Damaged { reason: format!("{STATE}: {reason}") }),
+            None => error.into(),
+        }),
     }
 }
 
@@ -154,9 +154,10 @@ impl<'a> RowsReader<'a> {
         let rows: usize = saved.frames.iter().map(|frame| frame.rows()).sum();
         for (component, file) in layout.components().iter().zip(&saved.files) {
             let name = path.join(&file.file);
-            let mut file = disk.open(&name).map_err(|error| reader.damaged(&file.file, &error.to_string()))?;
-            let shape = read_header(&mut file, component.dtype);
-            let shape = shape.map_err(|error| reader.damaged(&name.display().to_string(), &error.to_string()))?;
+            let mut file = disk.open(&name).map_err(|error| reader.unreadable(&file.file, error))?;
+            let shape = read_header(&mut file, component.dtype).map_err(|error| {
+                reader.unreadable(name.file_name().and_then(|name| name.to_str()).unwrap_or_default(), error)
+            })?;
             if shape != [rows as u64, component.features as u64] {
                 let what = format!("it holds {} × {} values, not {rows} × {}", shape[0], shape[1], component.features);
                 return Err(reader.damaged(&name.display().to_string(), &what));
@@ -175,7 +176,7 @@ impl<'a> RowsReader<'a> {
             let (file, checksum) = &mut self.files[component];
             let rows = into.rows_mut(component, frame.rows());
             if let Err(error) = file.read_exact(rows) {
-                return Err(self.damaged(&self.saved.files[component].file, &error.to_string()));
+                return Err(self.unreadable(&self.saved.files[component].file, error));
             }
             checksum.update(rows);
         }
@@ -187,11 +188,18 @@ impl<'a> RowsReader<'a> {
         for ((_, checksum), saved) in self.files.iter().zip(&self.saved.files) {
             let found = checksum.finish();
             if found != saved.xxh3 {
-                let what = format!("its checksum is {found}, and {} when it was written", saved.xxh3);
-                return Err(self.damaged(&saved.file, &what));
+                return Err(self.damaged(&saved.file, "its checksum does not match"));
             }
         }
         Ok(())
+    }
+
+    /// Tells a damaged file from a system that failed.
+    fn unreadable(&self, file: &str, error: io::Error) -> ResumeError {
+        match damage(&error) {
+            Some(what) => self.damaged(file, &what),
+            None => DiskError::reading(&self.path.join(file), error).into(),
+        }
     }
 
     pub(crate) fn damaged(&self, file: &str, what: &str) -> ResumeError {

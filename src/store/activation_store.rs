@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD};
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::{RngExt, SeedableRng};
 
 use crate::error::{IndexError, WriteError};
 use crate::pipeline::handle::WriteHandle;
+use crate::ring::random::Generator;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::index::Index;
 
@@ -150,10 +149,10 @@ pub trait ActivationStoreExt: ActivationStore {
     /// # Blocking
     /// Blocks while the store has no room. A bounded store that is too small and has no consumer blocks for ever.
     fn fill_with_test_data(&self, data: TestData) -> Result<(), WriteError> {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
+        let mut rng = Generator::new(0);
         for _ in 0..data.n_batches {
             for component in 0..data.n_components {
-                let rows = Array2::from_shape_simple_fn((data.batch_size, data.input_features), || rng.random::<f32>());
+                let rows = Array2::from_shape_simple_fn((data.batch_size, data.input_features), || rng.unit());
                 self.extend(rows.into(), component)?.wait()?;
             }
         }

@@ -4,14 +4,13 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::sync::{Arc, Mutex};
 
-use rand::seq::SliceRandom;
-
 use crate::error::BuildError;
 use crate::memory::frame::Frame;
 use crate::memory::part::Part;
 use crate::memory::pool::{FrameHome, Pool};
 use crate::pipeline::minibatch::Minibatch;
 use crate::pipeline::wait::lock;
+use crate::ring::random::shuffle;
 use crate::rows::layout::Layout;
 use crate::store::tensor::Tensor;
 
@@ -39,7 +38,7 @@ impl Epoch {
         let (order, generation) = {
             let data = &mut *tensor.write();
             let mut order = data.order[..data.len()].to_vec();
-            order.shuffle(&mut data.rng);
+            shuffle(&mut order, &mut data.rng);
             (order, data.generation)
         };
         Ok(Epoch { tensor, order, served: 0, ordinal: 0, generation, layout, pool })

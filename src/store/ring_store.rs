@@ -96,12 +96,15 @@ impl RingStore {
     ///
     /// The writer runs on `runtime`. If that is `None`, it runs on the runtime of this thread, or on a thread of its own.
     pub(crate) fn start<E: From<BuildError>>(
-        config: Config,
+        mut config: Config,
         runtime: Option<Handle>,
         snapshot: Option<&Snapshot>,
         restore: impl FnOnce(&mut Writer) -> Result<(), E>,
     ) -> Result<Self, E> {
         let runtime = runtime.or_else(|| Handle::try_current().ok());
+        if let Some(snapshot) = snapshot {
+            config.replay.clone_from(&snapshot.body.replay);
+        }
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));
         if !config.allow_overcommit {

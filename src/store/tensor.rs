@@ -3,11 +3,10 @@
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rand::rngs::Xoshiro256PlusPlus;
-
 use crate::memory::convert::RowReader;
 use crate::memory::copy::{RowCopier, STREAMED, Slots};
 use crate::memory::frame::Frame;
+use crate::ring::random::Generator;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
 
@@ -30,7 +29,7 @@ pub(crate) struct Data {
     pub(crate) stored: Vec<usize>,
     /// The place in `rows` of each row number.
     pub(crate) order: Vec<u32>,
-    pub(crate) rng: Xoshiro256PlusPlus,
+    pub(crate) rng: Generator,
     /// Counts how often the store was emptied.
     pub(crate) generation: u64,
 }

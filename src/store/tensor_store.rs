@@ -6,9 +6,6 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use ndarray::ArrayD;
-use rand::SeedableRng;
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::seq::SliceRandom;
 use tokio::runtime::Handle;
 
 use crate::error::{BuildError, ClosedBy, IndexError, NoRoom, StoreFullError, WriteError};
@@ -19,6 +16,7 @@ use crate::pipeline::config::{components, not_zero};
 use crate::pipeline::handle::{WriteHandle, Written};
 use crate::pipeline::wait::lock;
 use crate::pipeline::worker;
+use crate::ring::random::{Generator, shuffle};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::element::DType;
 use crate::rows::index::Index;
@@ -119,7 +117,7 @@ impl TensorStoreBuilder {
                 rows,
                 stored: vec![0; layout.n_components()],
                 order: (0..self.max_items as u32).collect(),
-                rng: Xoshiro256PlusPlus::seed_from_u64(self.seed),
+                rng: Generator::new(self.seed),
                 generation: 0,
             }),
             handed: Mutex::new(vec![0; layout.n_components()]),
@@ -400,7 +398,7 @@ impl TensorStore {
         self.settle();
         let data = &mut *self.tensor.write();
         let len = data.len();
-        data.order[..len].shuffle(&mut data.rng);
+        shuffle(&mut data.order[..len], &mut data.rng);
     }
 
     /// Returns the values at an index as `f32`. The axes are row, component and feature.

@@ -120,6 +120,7 @@ impl State {
         };
         Body {
             versions: Versions::current(),
+            replay: config.replay.clone(),
             minibatches: self.minibatches_served,
             config: ConfigBody::from(config),
             position: PositionBody {

@@ -166,3 +166,38 @@ fn rows_come_at_the_next_flush_if_the_policy_says_so() {
     assert_eq!(recorder.flush().unwrap(), Safe { passes: 6, rows: 24 });
     assert_eq!(recorder.safe(), Safe { passes: 6, rows: 24 });
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "reads a recording many times")]
+fn an_error_of_the_system_is_not_called_damage() {
+    let disk = FaultyDisk::default();
+    record(&disk).unwrap();
+    let dir = Path::new(DIR);
+    let open = || Recording::open_on(Arc::new(disk.clone()), dir);
+    let uses: [&dyn Fn() -> Result<(), RecordingError>; 5] = [
+        &|| open()?.verify(|_, _| ()),
+        &|| open()?.check_files(),
+        &|| open()?.get("a", &[0, 9]).map(drop),
+        &|| Recording::salvage_on(Arc::new(disk.clone()), dir, |_, _| ()).map(drop),
+        &|| builder().start(Arc::new(disk.clone()), dir, true).map(drop),
+    ];
+    for (number, act) in uses.into_iter().enumerate() {
+        for fault in [Fault::Error(ErrorKind::PermissionDenied), Fault::Read(ErrorKind::Other)] {
+            for n in 0.. {
+                let before = disk.0.operations();
+                disk.0.fail_at(n, fault);
+                let done = act();
+                let reached = disk.0.operations() - before > n;
+                disk.0.restart();
+                match done {
+                    Ok(()) => {}
+                    Err(RecordingError::Disk(error)) => assert!(!RecordingError::Disk(error).is_damage()),
+                    Err(error) => panic!("use {number}, {fault:?} at {n}: {error}"),
+                }
+                if !reached {
+                    break;
+                }
+            }
+        }
+    }
+}

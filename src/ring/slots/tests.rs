@@ -1,8 +1,6 @@
 //! The orders of slots against lists that are built the obvious way.
 
 use proptest::prelude::*;
-use rand::SeedableRng;
-use rand_xoshiro::SplitMix64;
 
 use super::*;
 
@@ -41,7 +39,7 @@ proptest! {
         seed: u64,
     ) {
         let mut slots = Slots::new(frames, per_frame);
-        let mut rng = SplitMix64::seed_from_u64(seed);
+        let mut rng = Generator::new(seed);
         for frame in 0..frames {
             slots.shuffle(frame, &mut rng);
         }
@@ -85,7 +83,7 @@ fn any_part_of_a_large_frame_spans_its_fill() {
     for frames in [8, 16, 32, 64, 512] {
         for per_frame in [1024, 1500, 4096, 5000] {
             let mut slots = Slots::new(frames, per_frame);
-            slots.shuffle(0, &mut SplitMix64::seed_from_u64(frames as u64));
+            slots.shuffle(0, &mut Generator::new(frames as u64));
             let mut age = vec![0; per_frame];
             order(&slots, 0).into_iter().enumerate().for_each(|(i, slot)| age[slot] = i);
             for part in age.windows(per_frame / 32) {

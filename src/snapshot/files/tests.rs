@@ -190,7 +190,7 @@ fn a_damaged_or_foreign_snapshot_is_refused_with_the_reason() {
     assert!(resume().contains("has no complete snapshot"), "{}", resume());
     let folder = dir.path().join("snapshot-7");
     std::fs::create_dir(&folder).unwrap();
-    assert!(resume().contains("snapshot.jsonl is missing"), "{}", resume());
+    assert!(resume().contains("snapshot.jsonl: it is missing"), "{}", resume());
     std::fs::write(folder.join(STATE), "a trainer's notes").unwrap();
     assert!(resume().contains("is not a snapshot of an activation store"), "{}", resume());
 
@@ -213,4 +213,34 @@ fn a_damaged_or_foreign_snapshot_is_refused_with_the_reason() {
     std::fs::remove_dir_all(&folder).unwrap();
     let missing = RingStore::builder().resume(dir.path().join("nowhere")).unwrap_err().to_string();
     assert!(missing.contains("nowhere") && missing.contains("does not exist"), "{missing}");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "reads a snapshot many times")]
+fn an_error_of_the_system_is_not_called_damage() {
+    let dir = Path::new("/checkpoints");
+    for form in [Form::Light, Form::Full] {
+        let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+        let (_store, minibatches) = filled();
+        let save =
+            |disk: &FaultyDisk| minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), dir, form).unwrap().wait();
+        save(&disk).unwrap();
+        for fault in [Fault::Error(ErrorKind::PermissionDenied), Fault::Read(ErrorKind::Other)] {
+            for n in 0.. {
+                let before = disk.0.operations();
+                disk.0.fail_at(n, fault);
+                let resumed = RingStore::builder().resume_on(&disk, dir);
+                let reached = disk.0.operations() - before > n;
+                disk.0.restart();
+                match resumed {
+                    Ok(_) => {}
+                    Err(ResumeError::Disk(error)) => assert!(error.path.starts_with(dir), "{error}"),
+                    Err(error) => panic!("{form:?} {fault:?} {n}: {error}"),
+                }
+                if !reached {
+                    break;
+                }
+            }
+        }
+    }
 }
