@@ -51,6 +51,36 @@ fn values(replay: Replay) -> Vec<f32> {
     values
 }
 
+#[test]
+fn parts_of_a_rank_are_its_rows() {
+    let folder = folder("parts");
+    let recording = record(&folder, [20, 11], 4);
+    for rank in 0..2 {
+        // Three epochs, in which this rank has 15, 16 and 15 rows, or 16, 15 and 16.
+        let epoch = |epoch: u64| recording.replay().first_epoch(epoch).rank(rank, 2).unwrap();
+        for number in 0..3 {
+            let whole = values(epoch(number));
+            let parts = [0..5, 5..5, 5..12, 12..u64::MAX].map(|part| values(epoch(number).part(part)));
+            assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [5, 0, 7, whole.len() - 12]);
+            assert_eq!(parts.concat(), whole);
+        }
+        let rest = recording.replay().epochs(5).rank(rank, 2).unwrap().part(12..u64::MAX);
+        let expected: Vec<f32> = (0..5).flat_map(|number| values(epoch(number).part(12..u64::MAX))).collect();
+        assert_eq!(values(rest.clone()), expected);
+
+        // A store that a part fills goes on from its snapshot. The snapshot of another part is refused.
+        let ring = || RingStore::builder().batch_size(2).window(4);
+        let (all, one) = (rest.clone().into_ring(ring()).unwrap(), rest.clone().into_ring(ring()).unwrap());
+        let mut served = one.minibatches();
+        let first = served.blocking().next().unwrap().unwrap().rows();
+        let state = served.state().unwrap();
+        let resumed = rest.clone().resume_from(ring(), &state).unwrap();
+        let count = |store: &RingStore| store.minibatches().blocking().map(|m| m.unwrap().rows()).sum::<usize>();
+        assert_eq!(first + count(&resumed), count(&all));
+        assert!(rest.part(11..u64::MAX).resume_from(ring(), &state).is_err());
+    }
+}
+
 fn sorted(mut values: Vec<f32>) -> Vec<f32> {
     values.sort_by(f32::total_cmp);
     values

@@ -284,6 +284,7 @@ class Recording:
         first_epoch: int,
         rank: int,
         world_size: int,
+        part: tuple[int, int] | None = None,
         batch_size: int | None = None,
         window: int | None = None,
         ready_frames: int | None = None,

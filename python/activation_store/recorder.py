@@ -39,7 +39,7 @@ class Recorder:
         >>> with Recorder("recording", {"attn": 8, "mlp": 8}, metadata={"model": "tiny"}) as recorder:
         ...     for _ in range(5):
         ...         _ = recorder.extend_pass({"attn": torch.randn(100, 8), "mlp": torch.randn(100, 8)})
-        >>> len(Recording("recording"))
+        >>> Recording("recording").rows
         500
 
     A shard is complete, checksummed and synced, or it is not taken for one. After a crash, `Recorder(..., resume=True)` goes on behind
@@ -173,7 +173,7 @@ class Tee:
         >>> store, recorder = RingStore({"a": 8}, batch_size=16, window=64), Recorder("both", {"a": 8})
         >>> with recorder, store:
         ...     _ = Tee(store, recorder).extend_pass({"a": torch.randn(40, 8)})
-        >>> sum(len(batch) for batch in store), len(Recording("both"))
+        >>> sum(len(batch) for batch in store), Recording("both").rows
         (40, 40)
 
     Give it to `capture` in place of a store. If the store or the recorder cannot take a pass, neither takes it. When the store or the

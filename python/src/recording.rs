@@ -310,7 +310,7 @@ impl Recording {
 
     /// A ring that replays it.
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
-    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, batch_size=None, window=None, ready_frames=None, drop_last=None, allow_overcommit=false, folder=None, snapshot=None))]
+    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, part=None, batch_size=None, window=None, ready_frames=None, drop_last=None, allow_overcommit=false, folder=None, snapshot=None))]
     fn replay(
         &self,
         py: Python<'_>,
@@ -320,6 +320,7 @@ impl Recording {
         first_epoch: u64,
         rank: u64,
         world_size: u64,
+        part: Option<(u64, u64)>,
         batch_size: Option<usize>,
         window: Option<usize>,
         ready_frames: Option<usize>,
@@ -330,6 +331,9 @@ impl Recording {
     ) -> PyResult<Ring> {
         let replay = self.recording.replay().seed(seed).epochs(epochs).first_epoch(first_epoch);
         let mut replay = replay.rank(rank, world_size).or_raise()?;
+        if let Some((first, end)) = part {
+            replay = replay.part(first..end);
+        }
         if let Some(components) = components {
             let found =
                 components.iter().map(|key| key.find(self.recording.components())).collect::<PyResult<Vec<_>>>()?;

@@ -26,7 +26,7 @@ def test_one_recording_trains_many_saes(tmp_path):
 
     first = run("--widths", "32", "64")
     out = tmp_path / "target" / "record_once"
-    rows = len(Recording(out / "recording" / "training"))
+    rows = Recording(out / "recording" / "training").rows
     assert rows > 1_000
     assert f"recorded {rows} rows of layer.2, layer.4" in first.stdout
     saes = {f"sae.layer.{layer}.{width}.seed{seed}.safetensors" for layer in (2, 4) for width in (32, 64) for seed in (0, 1)}

@@ -38,6 +38,7 @@ pub struct Replay {
     epochs: u64,
     rank: u64,
     world_size: u64,
+    part: Option<Range<u64>>,
     start: Option<Position>,
 }
 
@@ -107,7 +108,7 @@ impl Recording {
 impl Replay {
     fn new(recording: Recording) -> Self {
         let chosen = (0..recording.components().len()).collect();
-        Replay { recording, chosen, seed: 0, first_epoch: 0, epochs: 1, rank: 0, world_size: 1, start: None }
+        Replay { recording, chosen, seed: 0, first_epoch: 0, epochs: 1, rank: 0, world_size: 1, part: None, start: None }
     }
 
     /// Reads only these components.
@@ -168,6 +169,14 @@ impl Replay {
         }
         (self.rank, self.world_size) = (rank, world_size);
         Ok(self)
+    }
+
+    /// Gives out only these rows of each epoch, counted from the first row of this rank. So several processes can share the rows of a rank.
+    /// Rows behind the end of the epoch are left out.
+    #[must_use]
+    pub fn part(mut self, rows: Range<u64>) -> Self {
+        self.part = Some(rows);
+        self
     }
 
     /// Starts at a place in an earlier replay with the same settings. See [`ReplayedRows::next`].
@@ -236,11 +245,23 @@ impl Replay {
         let part = (u128::from(self.rank) + u128::from(epoch)) % u128::from(self.world_size);
         let rows = u128::from(self.recording.rows());
         let bound = |part: u128| (rows * part / u128::from(self.world_size)) as u64;
-        bound(part)..bound(part + 1)
+        let (start, end) = (bound(part), bound(part + 1));
+        self.part.as_ref().map_or(start..end, |part| {
+            let within = |row: u64| start.saturating_add(row).min(end);
+            within(part.start)..within(part.end).max(within(part.start))
+        })
     }
 
     fn own_rows(&self, epoch: u64) -> u64 {
         self.own(epoch).end - self.own(epoch).start
+    }
+
+    /// Returns the rows of this rank in as many epochs as there are ranks.
+    fn rows_of_cycle(&self) -> u64 {
+        match self.part {
+            None => self.recording.rows(),
+            Some(_) => (0..self.world_size).map(|epoch| self.own_rows(epoch)).sum(),
+        }
     }
 
     /// Lists the parts of shards that belong to this rank, from the start on.
@@ -310,7 +331,7 @@ impl Replay {
     /// Returns the position behind `rows` rows of this rank, counted from the start of the first epoch.
     pub(crate) fn position(&self, rows: u64) -> Position {
         // In as many epochs as there are ranks, every rank has all rows once.
-        let all = self.recording.rows();
+        let all = self.rows_of_cycle();
         if all == 0 {
             return Position { epoch: self.first_epoch, row: 0 };
         }
@@ -348,7 +369,7 @@ impl Replay {
         let rest = (0..self.epochs % self.world_size)
             .map(|epoch| replay.own_rows(self.first_epoch.saturating_add(epoch)))
             .sum();
-        (self.epochs / self.world_size).saturating_mul(self.recording.rows()).saturating_add(rest)
+        (self.epochs / self.world_size).saturating_mul(replay.rows_of_cycle()).saturating_add(rest)
     }
 
     /// Returns whether another rank has one row more in all epochs.
@@ -371,8 +392,11 @@ impl Replay {
         let shards: Vec<_> = shards.collect();
         let what = (self.seed, self.first_epoch, self.rank, self.world_size, &self.chosen, shards);
         // This cannot fail: there are only strings and numbers.
-        let fingerprint = checksum(&serde_json::to_vec(&what).unwrap_or_default());
-        ReplayBody { version: ORDER_VERSION, fingerprint }
+        let what = match &self.part {
+            None => serde_json::to_vec(&what),
+            Some(part) => serde_json::to_vec(&(what, part)),
+        };
+        ReplayBody { version: ORDER_VERSION, fingerprint: checksum(&what.unwrap_or_default()) }
     }
 }
 
