@@ -85,6 +85,8 @@ pub enum ClosedBy {
     NoConsumers,
     /// The lane of this producer was closed. The store may still be open.
     Lane,
+    /// The recorder has been closed or finished.
+    Recorder,
 }
 
 /// The source of [`WriteError::Closed`]. A chain of errors shows it even if a wrapper hides the [`WriteError`].
@@ -97,6 +99,7 @@ impl fmt::Display for ClosedBy {
             ClosedBy::Abort => "the store was aborted",
             ClosedBy::NoConsumers => "the store is closed: no consumer (Minibatches) is left",
             ClosedBy::Lane => "this producer's lane is closed; open another with producer()",
+            ClosedBy::Recorder => "the recorder is closed; resume the lane with another recorder to go on",
         })
     }
 }
