@@ -86,6 +86,8 @@ pub enum ClosedBy {
     NoConsumers,
     /// The lane of this producer was closed. The store may still be open.
     Lane,
+    /// The recorder has been closed or finished.
+    Recorder,
 }
 
 impl fmt::Display for ClosedBy {
@@ -95,6 +97,7 @@ impl fmt::Display for ClosedBy {
             ClosedBy::Abort => "the store was aborted",
             ClosedBy::NoConsumers => "the store is closed: no consumer (Minibatches) is left",
             ClosedBy::Lane => "this producer's lane is closed; open another with producer()",
+            ClosedBy::Recorder => "the recorder is closed; resume the lane with another recorder to go on",
         })
     }
 }

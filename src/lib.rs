@@ -70,6 +70,7 @@ pub use crate::{
         recorder_builder::RecorderBuilder,
         recording::{RecordedLane, Recording},
         replay::{Position, Replay, ReplayedRows, Replaying},
+        room::RecorderPermit,
         sealer::{Safe, SyncPolicy},
         tee::Tee,
     },

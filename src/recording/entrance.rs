@@ -5,6 +5,7 @@ use crossbeam_channel::Sender;
 use crate::error::{ClosedBy, WriteError};
 use crate::pipeline::handle::{WriteHandle, WriteReply};
 use crate::recording::lane_writer::Message;
+use crate::recording::room::Place;
 use crate::recording::sealer::Progress;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::layout::{ComponentKey, Layout};
@@ -21,9 +22,9 @@ impl Entrance {
         Entrance { sender: Some(sender), gathered: (0..components).map(|_| None).collect() }
     }
 
-    /// Checks that a whole pass can come in: there was no error, and no other pass is half gathered.
+    /// Checks that a whole pass can come in: there was no error, the recorder is open, and no other pass is half gathered.
     pub(crate) fn check(&self, layout: &Layout, progress: &Progress) -> Result<(), WriteError> {
-        progress.outcome()?;
+        self.check_open(progress)?;
         if self.gathered.iter().any(Option::is_some) {
             let missing = self.gathered.iter().position(Option::is_none).unwrap_or(0);
             return Err(WriteError::PassLacks { missing: layout.name(missing) });
@@ -31,8 +32,20 @@ impl Entrance {
         Ok(())
     }
 
-    /// Adds a batch to the pass that comes component by component. Hands the pass over when it is whole.
-    pub(crate) fn gather(&mut self, layout: &Layout, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+    /// Checks that the recorder takes rows. The first error of the disk comes before the end.
+    pub(crate) fn check_open(&self, progress: &Progress) -> Result<(), WriteError> {
+        progress.outcome()?;
+        if self.sender.is_some() { Ok(()) } else { Err(ClosedBy::Recorder.into()) }
+    }
+
+    /// Adds a batch to the pass that comes component by component. Hands the pass over in its place when it is whole.
+    pub(crate) fn gather(
+        &mut self,
+        layout: &Layout,
+        batch: Batch,
+        component: usize,
+        place: Place,
+    ) -> Result<WriteHandle, Refused> {
         if let Err(error) = self.check_fits(layout, &batch, component) {
             return Err(Refused { error, batch });
         }
@@ -41,14 +54,14 @@ impl Entrance {
         if self.gathered.iter().all(Option::is_some) {
             let (batches, replies) = self.gathered.iter_mut().filter_map(Option::take).unzip();
             // If the message comes back, its replies are dropped and their handles resolve as closed.
-            let _ = self.send(Message::Pass(batches, replies));
+            let _ = self.send(Message::Pass(batches, replies, place));
         }
         Ok(handle)
     }
 
-    /// Forgets the pass that is not whole.
-    pub(crate) fn forget(&mut self) {
-        self.gathered.iter_mut().for_each(|batch| drop(batch.take()));
+    /// Forgets the pass that is not whole. Returns its batches, to drop them once the entrance is free: that runs code of their owners.
+    pub(crate) fn forget(&mut self) -> Vec<(Batch, WriteReply)> {
+        self.gathered.iter_mut().filter_map(Option::take).collect()
     }
 
     fn check_fits(&self, layout: &Layout, batch: &Batch, component: usize) -> Result<(), WriteError> {
@@ -69,16 +82,16 @@ impl Entrance {
     }
 
     /// Hands over a pass that was checked. Refuses it only if the recorder's thread has ended.
-    pub(crate) fn hand_over(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+    pub(crate) fn hand_over(&self, pass: Vec<(usize, Batch)>, place: Place) -> Result<WriteHandle, RefusedPass> {
         let order: Vec<usize> = pass.iter().map(|(component, _)| *component).collect();
         let mut pass = pass;
         pass.sort_by_key(|(component, _)| *component);
         let (reply, handle) = WriteHandle::pending();
-        match self.send(Message::Pass(pass.into_iter().map(|(_, batch)| batch).collect(), vec![reply])) {
-            Err(Message::Pass(batches, _)) => {
+        match self.send(Message::Pass(pass.into_iter().map(|(_, batch)| batch).collect(), vec![reply], place)) {
+            Err(Message::Pass(batches, ..)) => {
                 let mut batches: Vec<Option<Batch>> = batches.into_iter().map(Some).collect();
                 let batches = order.into_iter().filter_map(|component| batches[component].take()).collect();
-                Err(RefusedPass { error: ClosedBy::Close.into(), batches })
+                Err(RefusedPass { error: ClosedBy::Recorder.into(), batches })
             }
             _ => Ok(handle),
         }

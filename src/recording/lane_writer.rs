@@ -11,6 +11,7 @@ use crate::disk::disk::Disk;
 use crate::error::{DiskError, WriteError};
 use crate::memory::convert::RowReader;
 use crate::pipeline::handle::{WriteReply, Written};
+use crate::recording::room::Place;
 use crate::recording::sealer::{Progress, Safe, Sealed};
 use crate::recording::shard::ShardInfo;
 use crate::recording::shard_writer::ShardWriter;
@@ -19,8 +20,8 @@ use crate::rows::layout::Component;
 use crate::rows::values::{Said, ValueCounts};
 
 pub(crate) enum Message {
-    /// A pass: the batches of all components, in the order of the components.
-    Pass(Vec<Batch>, Vec<WriteReply>),
+    /// A pass: the batches of all components, in the order of the components. Its place is free when the thread takes the pass.
+    Pass(Vec<Batch>, Vec<WriteReply>, Place),
     Flush(Sender<Result<Safe, DiskError>>),
     Finish(Sender<Result<Safe, DiskError>>),
     /// Discards the shard that is being written.
@@ -52,7 +53,8 @@ impl LaneWriter {
     pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
         for message in queue {
             match message {
-                Message::Pass(batches, replies) => {
+                Message::Pass(batches, replies, place) => {
+                    drop(place);
                     let outcome = self.pass(&batches);
                     drop(batches);
                     for reply in replies {

@@ -17,6 +17,7 @@ pub(crate) mod recorder_store;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod recording;
 pub(crate) mod replay;
+pub(crate) mod room;
 pub(crate) mod sealer;
 pub(crate) mod shard;
 pub(crate) mod shard_writer;

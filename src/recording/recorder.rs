@@ -8,11 +8,12 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::error::{BuildError, DiskError, RecordingError, WriteError};
+use crate::error::{BuildError, ClosedBy, DiskError, RecordingError, WriteError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
-use crate::recording::entrance::{Entrance, check_pass, refused};
+use crate::recording::entrance::{Entrance, check_pass};
 use crate::recording::lane_writer::Message;
+use crate::recording::room::{Places, RecorderPermit};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::layout::{Component, ComponentKey, Layout};
@@ -56,6 +57,7 @@ pub struct Recorder {
     pub(crate) lane: String,
     /// Brings the passes of several threads into one order.
     entrance: Mutex<Entrance>,
+    pub(crate) places: Places,
     thread: Option<JoinHandle<()>>,
     resumed: Safe,
     pub(crate) progress: Arc<Progress>,
@@ -64,7 +66,7 @@ pub struct Recorder {
 impl Recorder {
     pub(crate) fn new(
         layout: Layout,
-        sender: Sender<Message>,
+        (places, sender): (Places, Sender<Message>),
         thread: JoinHandle<()>,
         resumed: Safe,
         progress: Arc<Progress>,
@@ -72,7 +74,7 @@ impl Recorder {
         (dir, lane): (PathBuf, String),
     ) -> Self {
         let entrance = Mutex::new(Entrance::new(sender, layout.n_components()));
-        Recorder { layout, disk, dir, lane, entrance, thread: Some(thread), resumed, progress }
+        Recorder { layout, disk, dir, lane, entrance, places, thread: Some(thread), resumed, progress }
     }
 
     /// Returns what was safe when this recorder began. Skip as many passes. Zero for a new lane.
@@ -120,7 +122,7 @@ impl Recorder {
     /// - A component is missing, unknown, there twice, or has another number of rows.
     /// - The number of features or the element type of a batch is wrong.
     /// - [`extend`](Self::extend) has begun a pass that is not whole.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`], or else [`WriteError::Closed`].
     ///
     /// If the disk fails later, the handle of this pass or of a later pass has the error.
     ///
@@ -131,11 +133,7 @@ impl Recorder {
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
         let pass = check_pass(&self.layout, pass)?;
-        let entrance = self.enter();
-        match entrance.check(&self.layout, &self.progress) {
-            Ok(()) => entrance.hand_over(pass),
-            Err(error) => Err(refused(error, pass)),
-        }
+        RecorderPermit { recorder: self, place: self.places.take() }.record(pass)
     }
 
     /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.
@@ -148,17 +146,22 @@ impl Recorder {
     ///
     /// - The component is unknown, or the pass has it already.
     /// - The number of features or the element type is wrong, or the number of rows differs from the other batches of the pass.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`], or else [`WriteError::Closed`].
     ///
     /// # Blocking
-    /// If the batch makes the pass whole, blocks while two passes wait for the disk.
+    /// Blocks while two passes wait for the disk.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let batch = batch.into();
         let found = self.layout.find(component).map_err(WriteError::from);
         let checked = found.and_then(|component| self.layout.check(&batch, component).map(|()| component));
-        let open = checked.and_then(|component| Ok(self.progress.outcome().map(|_| component)?));
-        match open {
-            Ok(component) => self.enter().gather(&self.layout, batch, component),
+        let component = match checked {
+            Ok(component) => component,
+            Err(error) => return Err(Refused { error, batch }),
+        };
+        let place = self.places.take();
+        let mut entrance = self.enter();
+        match entrance.check_open(&self.progress) {
+            Ok(()) => entrance.gather(&self.layout, batch, component, place),
             Err(error) => Err(Refused { error, batch }),
         }
     }
@@ -174,7 +177,7 @@ impl Recorder {
         self.extend(one_row(row.into())?, component)
     }
 
-    /// Locks the entrance. Other threads wait until the guard is dropped.
+    /// Locks the entrance. Other threads wait until the guard is dropped, so do not wait for the disk meanwhile.
     pub(crate) fn enter(&self) -> MutexGuard<'_, Entrance> {
         lock(&self.entrance)
     }
@@ -187,10 +190,10 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the passes are on disk.
     pub fn flush(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Flush)
+        self.ask(Message::Flush, false)
     }
 
-    /// Flushes, writes a file that says that the lane is finished, and ends the recorder.
+    /// Flushes, writes a file that says that the lane is finished, and ends the recorder: it takes no more passes.
     ///
     /// [`Recording::open`](crate::Recording::open) reports an error if a shard is missing at the end of a finished lane. You can still
     /// resume a finished lane.
@@ -200,13 +203,49 @@ impl Recorder {
     ///
     /// # Blocking
     /// Blocks until the passes and the file are on disk.
-    pub fn finish(self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Finish)
+    pub fn finish(&self) -> Result<Safe, RecordingError> {
+        self.ask(Message::Finish, true)
     }
 
-    fn ask(&self, message: impl FnOnce(Sender<Result<Safe, DiskError>>) -> Message) -> Result<Safe, RecordingError> {
+    /// Flushes and ends the recorder without a word about the lane's end: for a capture that broke off. Resume the lane to go on.
+    /// Dropping the recorder does the same, but shows no error.
+    ///
+    /// # Errors
+    /// Same as [`flush`](Self::flush).
+    ///
+    /// # Blocking
+    /// Same as [`flush`](Self::flush).
+    pub fn close(&self) -> Result<Safe, RecordingError> {
+        self.ask(Message::Flush, true)
+    }
+
+    /// Returns whether [`finish`](Self::finish) or [`close`](Self::close) was called. A recorder whose disk has failed is not closed:
+    /// see [`failure`](Self::failure). Does not wait.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.enter().sender.is_none()
+    }
+
+    fn ask(
+        &self,
+        message: impl FnOnce(Sender<Result<Safe, DiskError>>) -> Message,
+        ends: bool,
+    ) -> Result<Safe, RecordingError> {
         let (reply, answer) = bounded(1);
-        let _ = self.enter().send(message(reply));
+        let mut entrance = self.enter();
+        if entrance.sender.is_none() {
+            self.progress.outcome()?;
+            return Err(ClosedBy::Recorder.into().into());
+        }
+        let _ = entrance.send(message(reply));
+        let forgotten = if ends {
+            entrance.sender = None;
+            entrance.forget()
+        } else {
+            Vec::new()
+        };
+        drop(entrance);
+        drop(forgotten);
         answer.recv().map_err(|_| ended())?.map_err(RecordingError::from)
     }
 
@@ -218,8 +257,10 @@ impl Recorder {
     pub fn empty(&self) {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();
-        entrance.forget();
+        let forgotten = entrance.forget();
         let _ = entrance.send(Message::Empty(reply));
+        drop(entrance);
+        drop(forgotten);
         let _ = emptied.recv();
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, unbounded};
 
 use crate::disk::disk::{Disk, Doing, files};
 use crate::disk::folder::{UNFINISHED, unfinished};
@@ -15,6 +15,7 @@ use crate::pipeline::config::{components, not_zero};
 use crate::recording::lane_end;
 use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
+use crate::recording::room::Places;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
 use crate::recording::shard::{self, check_components, check_length, is_lane, lane_of, read_info};
 use crate::rows::element::DType;
@@ -148,7 +149,8 @@ impl RecorderBuilder {
             waiting: Vec::new(),
             gap: false,
         };
-        let (sender, queue) = bounded(QUEUED);
+        // The places bound the passes in the queue.
+        let (sender, queue) = unbounded();
         let writer = LaneWriter {
             readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
             values: vec![Default::default(); layout.n_components()],
@@ -169,7 +171,8 @@ impl RecorderBuilder {
         let sealing = sealing.doing("start a recorder's thread for", dir)?;
         let writing = named("recorder").spawn(move || writer.run(&queue, sealing));
         let writing = writing.doing("start a recorder's thread for", dir)?;
-        Ok(Recorder::new(layout, sender, writing, safe, progress, disk, (dir.to_owned(), self.lane)))
+        let entrance = (Places::new(QUEUED), sender);
+        Ok(Recorder::new(layout, entrance, writing, safe, progress, disk, (dir.to_owned(), self.lane)))
     }
 }
 

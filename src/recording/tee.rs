@@ -5,9 +5,53 @@ use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::producer::Producer;
 use crate::recording::entrance::{check_pass, refused};
 use crate::recording::recorder::Recorder;
+use crate::recording::room::RecorderPermit;
 use crate::recording::sealer::Safe;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::{Component, ComponentKey};
+
+impl RecorderPermit<'_> {
+    /// Hands a pass to a ring, through `ring`, and records it in the room of this permit. Both share the memory of the batches. This is
+    /// what [`Tee::extend_pass`] does, for a lane and a recorder that have other users, too. Does not wait, unless `ring` does.
+    ///
+    /// `ring` gets the batches in the order of `pass`, and the handle is as from [`Tee::extend_pass`]. No other pass comes to the recorder
+    /// before `ring` returns, so do not wait in it.
+    ///
+    /// # Errors
+    /// [`RefusedPass`] gives all batches back: if the recorder cannot take the pass, before `ring` is called; or the refusal of `ring`. Then
+    /// the recorder does not have the pass.
+    pub fn extend_pass_with<K: ComponentKey, B: Into<Batch>>(
+        self,
+        pass: impl IntoIterator<Item = (K, B)>,
+        ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        let pass = check_pass(&self.recorder.layout, pass)?;
+        self.hand_to_both(pass, ring)
+    }
+
+    fn hand_to_both(
+        self,
+        pass: Vec<(usize, Batch)>,
+        ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        // Held until both have the pass. So passes have the same order in both.
+        let entrance = self.recorder.enter();
+        if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
+            return Err(refused(error, pass));
+        }
+        let share = |(component, batch): (usize, Batch)| {
+            let (ring, recorder) = batch.share();
+            ((component, ring), (component, recorder))
+        };
+        let (for_ring, for_recorder): (Vec<_>, Vec<_>) = pass.into_iter().map(share).unzip();
+        let trained = ring(for_ring)?;
+        // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
+        let recorded = entrance
+            .hand_over(for_recorder, self.place)
+            .unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error)));
+        Ok(WriteHandle::all([trained, recorded]))
+    }
+}
 
 /// Hands each pass to a ring store and to a recorder. Both share the memory of the batches.
 ///
@@ -87,21 +131,8 @@ impl Tee {
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
         let pass = check_pass(&self.recorder.layout, pass)?;
-        // Held until both have the pass. So passes have the same order in both.
-        let entrance = self.recorder.enter();
-        if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
-            return Err(refused(error, pass));
-        }
-        let share = |(component, batch): (usize, Batch)| {
-            let (ring, recorder) = batch.share();
-            ((component, ring), (component, recorder))
-        };
-        let (for_ring, for_recorder): (Vec<_>, Vec<_>) = pass.into_iter().map(share).unzip();
-        let trained = self.ring.extend_pass(for_ring)?;
-        // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
-        let recorded =
-            entrance.hand_over(for_recorder).unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error)));
-        Ok(WriteHandle::all([trained, recorded]))
+        let permit = RecorderPermit { recorder: &self.recorder, place: self.recorder.places.take() };
+        permit.hand_to_both(pass, |pass| self.ring.extend_pass(pass))
     }
 
     /// Returns the lane of the ring, for passes that only the ring lacks, for example after a resume.
