@@ -67,10 +67,13 @@ class ModelReplica:
     def run(self, index: int, batch: Any) -> bool:
         self._sink.begin_batch(index)
         args, kwargs = _arguments(batch)
-        self.model(*args, **kwargs)
+        try:
+            self.model(*args, **kwargs)
+        finally:  # no lock of the model's is held any more; passes before an error count
+            is_open = self._sink.hand_over()
         if self._capture.error is not None:
             raise self._capture.error
-        return not self._capture.stopped
+        return is_open and not self._capture.stopped
 
     def remove(self) -> None:
         self._capture._remove()  # noqa: SLF001
