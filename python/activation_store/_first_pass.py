@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import _native
 from ._dtypes import dtype_name
 from ._incoming import element, incoming
 from ._opening import Layout, Opens
-from ._pass_sinks import RingSink, kept_rows
+from ._pass_sinks import PassRejected, RingSink, kept_rows
 from ._positions import Position, value_of
+from .errors import StoreClosedError
 
 if TYPE_CHECKING:
     from ._torch import torch
 
 
 class FirstPass:
-    """Keeps the rows of the thread's first pass, opens the ring with them, and is a `RingSink` from then on."""
+    """Keeps the rows of a batch's passes until the model has returned, and hands them over then. The first pass opens the ring.
+
+    So the model holds no lock of the user's while a pass waits for room. A batch runs the captured modules once, as a rule:
+    then one pass is kept. If its forward pass runs them several times (`generate` does), the rows of all of them are kept.
+    """
 
     def __init__(self, opening: Opens, number: int, names: list[str], start: Position | None) -> None:
         self._start = start
@@ -26,6 +32,8 @@ class FirstPass:
         self._number = number
         self._names = names
         self._ring: RingSink | None = None
+        self._kept: list[list[tuple[int, Any]]] = []
+        """The passes of the batch that runs."""
 
     @property
     def closed(self) -> bool:
@@ -39,24 +47,42 @@ class FirstPass:
     def begin_batch(self, index: int) -> None:
         """The batch of that index runs now."""
         self._batch, self._passes = index, 0
+        self._kept.clear()
 
     def note_writer(self) -> None:
         """The ring is told when it is open."""
 
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> Any:
         """Copies the rows: what follows in the forward pass may change them."""
-        return kept_rows(rows, mask, hold) if self._ring is None else self._ring.stage(rows, component, mask, hold)
+        return kept_rows(rows, mask, hold=True) if self._ring is None else self._ring.stage(rows, component, mask, hold)
 
     def write(self, staged: list[tuple[int, Any]]) -> None:
-        """Writes the rows of one pass, unless the store has them from before it was resumed."""
+        """Keeps the rows of one pass until the model has returned."""
+        self._kept.append(staged)
+
+    def hand_over(self) -> bool:
+        """Hands the kept passes over, in order, and waits for room. False if no more rows are taken."""
+        kept, self._kept = self._kept, []
+        for staged in kept:
+            try:
+                self._hand_over(staged)
+            except PassRejected:
+                pass  # the store rejects: nothing of this pass is stored
+            except StoreClosedError:
+                return False
+        return True
+
+    def _hand_over(self, staged: list[tuple[int, Any]]) -> None:
+        """Hands one pass over, unless the store has its rows from before it was resumed."""
         self._passes += 1
         if self._start is not None and self._batch == self._start.batch and self._passes <= self._start.passes:
             return
         if self._ring is None:
             by_name = {self._names[number]: rows for number, rows in staged}
             self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
-            staged = [(number, incoming(rows)) for number, rows in staged]
-        self._ring.write(staged, value_of(self._batch, self._passes))
+        # The first batch's rows were kept as tensors, because no ring was open.
+        rows_of_pass = [(number, rows if isinstance(rows, _native.Rows) else incoming(rows)) for number, rows in staged]
+        self._ring.write(rows_of_pass, value_of(self._batch, self._passes))
 
     def close(self) -> None:
         """The run ends the lane."""

@@ -25,7 +25,8 @@ def add(capture: Capture) -> None:
         for other, thread in _live.items():
             if other._model is not capture._model or (other.own_thread is not None and capture.own_thread is not None):  # noqa: SLF001
                 continue  # what captures one thread's passes alone gets no other's
-            if thread is not here or other._store is capture._store:  # noqa: SLF001
+            is_of_run = other.own_thread is not None or capture.own_thread is not None
+            if thread is not here or is_of_run or other._store is capture._store:  # noqa: SLF001
                 raise ValueError(
                     f"this model already has a live capture, which would get these passes, too: {other!r}, entered on thread "
                     f"{thread.name!r}. End that one first: close its store, and let its `with` block end"

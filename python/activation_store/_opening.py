@@ -35,9 +35,11 @@ class Opens(Protocol):
 class Opening:
     """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
 
-    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int) -> None:
+    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int, *, waits: bool = True) -> None:
         self._build = build
         self._n_lanes = lanes
+        self._waits = waits
+        """Whether a pass waits for room on its lane."""
         # The garbage collector may end a run on a thread that holds the lock.
         self._lock = threading.RLock()
         self._store: RingStore[Any] | None = None
@@ -70,6 +72,8 @@ class Opening:
         store._parties.expect_reader()  # noqa: SLF001
         # One that has served everything is closed.
         self._lanes = [] if store.closed else [store.producer(lane_name(number)) for number in range(self._n_lanes)]
+        for lane in self._lanes:
+            lane._waits = self._waits  # noqa: SLF001
         self._consumer = store._consumer()  # noqa: SLF001
         if self._has_ended:  # by the garbage collector, meanwhile
             store.abort()

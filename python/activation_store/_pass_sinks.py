@@ -60,7 +60,7 @@ class RingSink:
         self._lane = store._lane  # noqa: SLF001
         self._free: deque[_native.Lane] = deque()
         """Lanes that were opened for passes and are between two of them."""
-        self._wait = wait
+        self._wait = wait and getattr(store, "_waits", True)
         self._parties = store._parties  # noqa: SLF001
         self.number = self._lane.find
         self.note_writer = self._parties.note_writer

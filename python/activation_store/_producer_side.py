@@ -18,6 +18,8 @@ class ProducerSide:
 
     _lane: _native.Lane
     _parties: Parties
+    _waits = True
+    """Whether a pass waits for room. Not where the thread that would wait is the only one that makes room."""
 
     def extend(
         self,
@@ -93,7 +95,8 @@ class ProducerSide:
             TimeoutError, StoreFullError, StoreClosedError, TypeError, IndexError: As `extend`.
         """
         notice = self._parties.writer_waits("`extend_pass`")
-        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), if_full_here(timeout), timeout, notice, value))
+        if_full = if_full_here(timeout) if self._waits else IfFull.LINE_UP
+        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), if_full, timeout, notice, value))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.

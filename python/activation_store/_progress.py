@@ -35,8 +35,9 @@ def line_of(batches: Iterable[Any]) -> Any:
 class Progress:
     """A line of tqdm: passes, rows per second, how full the ring is, and who waits for whom."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    def __init__(self, batches: Iterable[Any], *, in_turns: bool = False) -> None:
         self._line = line_of(batches)
+        self._in_turns = in_turns
         self._lock = threading.Lock()
         self._seen: _native.Stats | None = None
         self._seen_at = time.monotonic()
@@ -59,7 +60,7 @@ class Progress:
             return
         stats, window = opening.stats(), opening.window
         if stats is not None and window:
-            self._line.set_postfix_str(describe(self._seen, stats, now - self._seen_at, window), refresh=False)
+            self._line.set_postfix_str(describe(self._seen, stats, now - self._seen_at, window, in_turns=self._in_turns), refresh=False)
         self._seen, self._seen_at = stats, now
 
 
@@ -73,12 +74,12 @@ class NoProgress:
         """Has nothing to close."""
 
 
-def describe(before: _native.Stats | None, now: _native.Stats, seconds: float, window: int) -> str:
-    """What happened between two looks: rows per second, how full the ring is, and who waits for whom."""
+def describe(before: _native.Stats | None, now: _native.Stats, seconds: float, window: int, *, in_turns: bool = False) -> str:
+    """What happened between two looks: rows per second, how full the ring is, and who waits for whom, unless they take turns."""
     rows = _first(now).accepted - (0 if before is None else _first(before).accepted)
     model = now.waited_for_consumers - (0.0 if before is None else before.waited_for_consumers)
     trainer = now.waited_for_producers - (0.0 if before is None else before.waited_for_producers)
-    waits = "" if model == trainer else ", the model waits for the trainer" if model > trainer else ", the trainer waits for the model"
+    waits = ", the model and the loop take turns" if in_turns else "" if model == trainer else ", the model waits for the trainer" if model > trainer else ", the trainer waits for the model"
     return f"{_short(rows / max(seconds, 1e-9))} rows/s, ring {_first(now).resident / window:.0%} full{waits}"
 
 

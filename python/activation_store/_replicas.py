@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -67,10 +68,14 @@ class ModelReplica:
     def run(self, index: int, batch: Any) -> bool:
         self._sink.begin_batch(index)
         args, kwargs = _arguments(batch)
-        self.model(*args, **kwargs)
+        try:
+            with self._capture.of_this_thread():
+                self.model(*args, **kwargs)
+        finally:  # no lock of the model's is held any more; passes before an error count
+            is_open = self._sink.hand_over()
         if self._capture.error is not None:
             raise self._capture.error
-        return not self._capture.stopped
+        return is_open and not self._capture.stopped
 
     def remove(self) -> None:
         self._capture._remove()  # noqa: SLF001
@@ -143,13 +148,19 @@ def replica_of(model: Any, modules: Any, opening: Opens, number: int, start: Pos
 
 
 class _OwnCapture(Capture):
-    """Captures the passes of the thread that enters it. That thread raises the error itself, after the pass."""
+    """Captures the passes that its replica runs, and no others, also not of the same thread. The replica raises the error itself."""
 
-    _thread_id: int | None = None
+    _thread_id = -1
+    """The thread that runs a pass now; no thread has -1."""
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def of_this_thread(self) -> Iterator[None]:
+        """Captures what this thread runs, while the context lasts."""
         self._thread_id = threading.get_ident()
-        return super().__enter__()
+        try:
+            yield
+        finally:
+            self._thread_id = -1
 
     @property
     def own_thread(self) -> int | None:

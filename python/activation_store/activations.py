@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 from . import _live_runs
 from ._dealer import Dealer
 from ._dtypes import dtype_name
+from ._loop_run import LoopRun
+from ._loop_stream import LoopStream
 from ._opening import Opening, builder
+from ._overlap import Overlap, runs_on_threads
 from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
@@ -43,6 +46,7 @@ def activations(
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
+    overlap: Overlap = ...,
     progress: bool = ...,
     resume: Source | None = ...,
     **settings: Unpack[RunSettings],
@@ -60,6 +64,7 @@ def activations(
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
+    overlap: Overlap = ...,
     progress: bool = ...,
     resume: Source | None = ...,
     **settings: Unpack[RunSettings],
@@ -74,6 +79,7 @@ def activations(
     batch_size: int = ...,
     window: int = ...,
     dtype: object = ...,
+    overlap: Overlap = ...,
     progress: bool = ...,
     resume: Source | None = ...,
     **settings: Unpack[RunSettings],
@@ -91,6 +97,7 @@ def activations(
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
     dtype: object = ...,
+    overlap: Overlap = ...,
     progress: bool = ...,
     resume: Source | None = ...,
     output: Literal["torch", "numpy"] | None = ...,
@@ -109,6 +116,7 @@ def activations(
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
     dtype: object = None,
+    overlap: Overlap = "auto",
     progress: bool = False,
     resume: Source | None = None,
     output: Literal["torch", "numpy"] | None = None,
@@ -180,11 +188,13 @@ def activations(
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
-    opening = Opening(builder(dtype, sizes), len(models))
+    has_threads = runs_on_threads(overlap, models, batches, settings.get("when_full", "wait"))
+    opening = Opening(builder(dtype, sizes), len(models), waits=has_threads)
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
     replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
-    line = Progress(batches) if progress else NoProgress()
-    run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line)
+    line = Progress(batches, in_turns=not has_threads) if progress else NoProgress()
+    dealer = Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin")
+    run = Run(replicas, dealer, opening, line) if has_threads else LoopRun(replicas[0], dealer, opening, line)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
@@ -199,10 +209,10 @@ def activations(
 class Activations(Generic[BatchT_co]):
     """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it."""
 
-    def __init__(self, run: Run, config: dict[str, Any]) -> None:
+    def __init__(self, run: Run | LoopRun, config: dict[str, Any]) -> None:
         self._run = run
         self._config = config
-        self._stream = Stream(run)
+        self._stream = Stream(run) if isinstance(run, Run) else LoopStream(run)
         # Called when the last reference to this goes, and at exit.
         weakref.finalize(self, run.stop)
 

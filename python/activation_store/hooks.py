@@ -45,8 +45,9 @@ def capture(
 
     The rows of one forward pass go to the store together, when every component has come, so components stay aligned. If the
     pass fails, none of its rows are stored. Each context, and each thread that calls the model, has a lane of its own. The
-    forward pass and its result are never changed. The pass waits while the store's queue is full; a store that rejects drops
-    the whole pass instead (see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
+    forward pass and its result are never changed. The pass waits while the store's queue is full, inside the model's `forward`:
+    a lock that `forward` holds is held meanwhile, so the training loop must not need it (`activations` hands a pass over when
+    the model has returned). A store that rejects drops the whole pass instead (see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
     warns, and raises the error where the `with` block ends. If the store is closed or aborted, because training has ended, the
     context stops capturing without a warning. In both cases `stopped` is true: leave the block then, because the model would run
     for nothing. What gradient checkpointing runs again is not stored again.
