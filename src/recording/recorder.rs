@@ -235,7 +235,7 @@ impl Recorder {
         let mut entrance = self.enter();
         if entrance.sender.is_none() {
             self.progress.outcome()?;
-            return Err(ClosedBy::Recorder.into().into());
+            return Err(WriteError::from(ClosedBy::Recorder).into());
         }
         let _ = entrance.send(message(reply));
         let forgotten = if ends {
