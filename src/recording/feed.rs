@@ -151,16 +151,18 @@ impl Replay {
     /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have. Returns the replay's name.
     fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<String, RecordingError> {
         let own = self.name();
-        let (going, ended): (Vec<_>, Vec<_>) = {
+        let (going, ended) = {
             let state = store.shared().lock();
-            let going = state.journal.lanes.values().map(|lane| (lane.name.clone(), lane.end, lane.ended));
-            (going.collect(), state.journal.ended.values().cloned().collect())
+            (state.journal.lanes(), state.journal.ended_names().clone())
         };
-        let named = going.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name"));
-        let found: Vec<&str> = named.chain(ended.iter().map(|name| &**name)).collect();
-        if found.is_empty() || found.iter().any(|found| *found != own) {
-            let replays = found.iter().any(|found| found.starts_with("replay "));
-            let value = if replays { "another".to_owned() } else { format!("none: its lanes are {found:?}") };
+        let found: Vec<&str> = going.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name")).collect();
+        let is_own = found.iter().all(|found| *found == own) && ended.are_all(&own);
+        if !is_own || found.is_empty() && ended.is_empty() {
+            let value = match found.first() {
+                None if !ended.is_empty() => "another, or none: its lanes have ended".to_owned(),
+                Some(_) if found.iter().any(|found| found.starts_with("replay ")) => "another".to_owned(),
+                _ => format!("none: its lanes are {found:?}"),
+            };
             let expected =
                 "this one, with the same recording (and no shard more), components, seed, first epoch and rank";
             return Err(setting("the replay that filled the snapshot's store", value, expected));
