@@ -78,6 +78,34 @@ def test_a_forked_child_is_told():
     assert (result.stdout, result.stderr) == ("5\n", ""), result
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_reads_the_minibatches_that_it_has_inherited():
+    result = run("""
+        store = RingStore(4, batch_size=8, window=32, output="numpy")
+        rows = iter(range(1, 10**6))
+        def write():
+            store.extend(np.full((8, 4), next(rows), np.float32))
+        for _ in range(5):
+            write()
+        kept = next(store)
+        expected = kept.copy()
+        told, tell = os.pipe()
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            os.read(told, 1)
+            # No zeroes, no later rows, and no crash.
+            os._exit(0 if kept.min() >= 1 and (kept == expected).all() else 1)
+        del kept
+        for _ in range(40):  # every frame is written again
+            write()
+            next(store)
+        os.write(tell, b".")
+        print(os.waitpid(child, 0)[1])
+    """)
+    assert (result.stdout, result.stderr) == ("0\n", ""), result
+
+
 def test_awaiting_works_in_a_forked_child():
     result = run("""
         import asyncio

@@ -1,6 +1,7 @@
 //! Decides which rows are taken, from the position of each lane and component and the number of queued rows.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -8,6 +9,7 @@ use crate::error::{ClosedBy, NoRoom, StoreFullError, WriteError};
 use crate::pipeline::config::{Config, Merge, WhenFull};
 use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::queue::{Demand, QueueBound};
+use crate::snapshot::ended_names::EndedNames;
 
 /// What to do with rows that the queue has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +28,9 @@ pub(crate) struct Admission {
     config: Arc<Config>,
     lanes: BTreeMap<u64, LaneRows>,
     next_lane: u64,
-    /// The lanes of the saved store that no producer has opened here: the name of each, if it has one, and whether it had ended.
-    unclaimed: BTreeMap<u64, (Option<Arc<str>>, bool)>,
+    /// The lanes of the saved store that go on, and that no producer has opened here: the name of each, if it has one.
+    unclaimed: BTreeMap<u64, Option<Arc<str>>>,
+    saved: SavedLanes,
     /// The bound that all lanes share, under [`Merge::Arrival`].
     bound: Option<QueueBound>,
 }
@@ -54,6 +57,22 @@ struct LaneRows {
     bound: Option<QueueBound>,
 }
 
+/// What a resumed store knows of the lanes of the saved store, apart from the lanes that go on.
+#[derive(Debug, Default)]
+pub(crate) struct SavedLanes {
+    /// The names of lanes that had ended, and that no producer has opened here.
+    pub(crate) ended_names: EndedNames,
+    /// Whether the store's own lane had ended.
+    pub(crate) own_ended: bool,
+    /// The lanes without a name that no producer has opened here. They are numbered in the order in which they were opened.
+    pub(crate) unnamed: Range<u64>,
+    /// The lanes without a name that go on: their places in this order, and their numbers. All others have ended.
+    pub(crate) open: BTreeMap<u64, u64>,
+}
+
+/// The number of every lane that had ended in the saved store. No lane is open under it, so a write to it is refused.
+const ENDED: u64 = u64::MAX;
+
 /// The outcome of opening a lane.
 pub(crate) struct Opened {
     pub(crate) id: u64,
@@ -69,45 +88,53 @@ impl Admission {
     pub(crate) fn new(config: Arc<Config>) -> Self {
         let shared = config.merge == Merge::Arrival;
         let bound = shared.then(|| QueueBound::new(config.queue_rows, config.layout.n_components()));
-        let mut admission =
-            Admission { config, lanes: BTreeMap::new(), next_lane: 0, unclaimed: BTreeMap::new(), bound };
+        let mut admission = Admission {
+            config,
+            lanes: BTreeMap::new(),
+            next_lane: 0,
+            unclaimed: BTreeMap::new(),
+            saved: SavedLanes::default(),
+            bound,
+        };
         admission.open_new(None, 0, None, 0);
         admission
     }
 
-    /// Takes over the lanes of the saved store. `lanes` go on, and all other lanes have ended. With each lane comes the row up to which
-    /// rows are sent again. The saved store had opened `opened` lanes. Each lane has a bound of its own, so a lane that waits until its rows are dealt again does not take the room of others.
+    /// Takes over the lanes of the saved store. `lanes` go on, and all others have ended. With each lane comes the row up to which rows are
+    /// sent again. The saved store had opened `opened` lanes. Each lane has a bound of its own, so a lane that waits until its rows are
+    /// dealt again does not take the room of others.
     pub(crate) fn resume(
         &mut self,
         lanes: impl Iterator<Item = (ResumedLane, Option<Arc<str>>, u64)>,
-        ended: impl Iterator<Item = (u64, Arc<str>)>,
+        saved: SavedLanes,
         opened: u64,
-        own_ended: bool,
     ) {
         self.bound = None;
-        self.unclaimed = (1..opened).map(|id| (id, (None, true))).collect();
-        self.unclaimed.extend(ended.map(|(id, name)| (id, (Some(name), true))));
         (self.next_lane, self.lanes) = (0, BTreeMap::new());
         self.open_new(None, 0, None, 0);
-        self.lanes.values_mut().for_each(|own| own.closed = own_ended);
+        self.lanes.values_mut().for_each(|own| own.closed = saved.own_ended);
         for (ResumedLane { id, from, ends_at, .. }, name, again_until) in lanes {
             self.next_lane = id;
             self.open_new(name.clone(), from, ends_at, again_until);
             if id > 0 {
-                self.unclaimed.insert(id, (name, false));
+                self.unclaimed.insert(id, name);
             }
         }
+        self.saved = saved;
         self.next_lane = opened.max(1);
     }
 
     /// Opens a lane. In a resumed store, returns the saved lane of that name. Without a name, returns the next saved lane without a
     /// name.
     pub(crate) fn open_lane(&mut self, name: Option<Arc<str>>) -> Result<Opened, WriteError> {
-        // If several saved lanes have the name, takes the one that was open.
-        let of_name = || self.unclaimed.iter().filter(|(_, (other, _))| *other == name);
-        let open = || of_name().find(|(_, (_, ended))| !ended);
-        let resumed = if name.is_some() { open().or_else(|| of_name().next()) } else { of_name().next() };
-        let resumed = resumed.map(|(&id, _)| id);
+        let resumed = match &name {
+            // If several saved lanes have the name, takes the one that goes on.
+            Some(_) => {
+                let open = self.unclaimed.iter().find(|(_, other)| **other == name).map(|(&id, _)| id);
+                open.or_else(|| name.as_ref().filter(|name| self.saved.ended_names.take(name)).map(|_| ENDED))
+            }
+            None => self.saved.unnamed.next().map(|place| self.saved.open.get(&place).copied().unwrap_or(ENDED)),
+        };
         if let Some(id) = resumed {
             self.unclaimed.remove(&id);
             return Ok(Opened { id, resumed: true });
@@ -155,8 +182,7 @@ impl Admission {
 
     /// The saved lanes that were open, and that no producer has opened here: the number and name of each.
     pub(crate) fn missing_lanes(&self) -> impl Iterator<Item = (u64, Option<&Arc<str>>)> {
-        let open = self.unclaimed.iter().filter(|(_, (_, ended))| !ended);
-        open.map(|(&id, (name, _))| (id, name.as_ref()))
+        self.unclaimed.iter().map(|(&id, name)| (id, name.as_ref()))
     }
 
     /// Closes a lane: it takes no more rows. Returns whether the lane was open.

@@ -1,6 +1,7 @@
 //! Gathers a pass component by component, and hands it over as a whole.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::WriteError;
 use crate::pipeline::admission::NoRoomThen;
@@ -39,7 +40,7 @@ pub struct Pass {
     batches: Vec<Option<Batch>>,
     /// The components in the order in which they came.
     came: Vec<usize>,
-    value: Option<Box<[u8]>>,
+    value: Option<Arc<[u8]>>,
 }
 
 impl Pass {
@@ -58,7 +59,7 @@ impl Pass {
     /// Replaces an earlier value. A snapshot keeps the value. A resumed store returns the value of the last pass that you need not
     /// send again: [`ResumeAt::value`](crate::ResumeAt::value).
     pub fn attach(&mut self, value: impl Into<Box<[u8]>>) {
-        self.value = Some(value.into());
+        self.value = Some(Arc::from(value.into()));
     }
 
     /// Adds the rows of a component, `[rows, features]`.

@@ -4,6 +4,7 @@
 //! waits, not the batch.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::Waker;
 
 use crate::pipeline::handle::WriteReply;
@@ -40,7 +41,7 @@ pub(crate) enum HandedOver {
     /// A batch of one component.
     Batch(usize, Batch),
     /// A batch of every component, in order, all with equally many rows, and the value that the user attached to the pass.
-    Pass(Vec<Batch>, Option<Box<[u8]>>),
+    Pass(Vec<Batch>, Option<Arc<[u8]>>),
 }
 
 impl HandedOver {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::error::SnapshotError;
+use crate::pipeline::admission::SavedLanes;
 use crate::pipeline::config::{Config, WhenFull};
 use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::ledger::{ComponentLedger, Ledger};
@@ -16,11 +17,24 @@ use crate::snapshot::snapshot::Form;
 
 /// The lanes that go on, with their names, in the order in which they were opened.
 pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, Option<Arc<str>>)> {
-    body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
-        let needed = body.needed(journal);
-        let ends_at = journal.ended.then_some(journal.end);
-        (ResumedLane { id: *lane, from: journal.place(needed).row, needed, ends_at }, journal.name.clone())
+    body.lanes_that_go_on().map(|LaneBody { lane, log }| {
+        let needed = body.needed(log);
+        let ends_at = log.ended.then_some(log.end);
+        (ResumedLane { id: *lane, from: log.place(needed).row, needed, ends_at }, log.name.clone())
     })
+}
+
+/// The lanes of the saved store that have ended, and how many lanes without a name it had opened.
+pub(crate) fn saved_lanes(body: &Body) -> SavedLanes {
+    let mut ended_names = body.ended_names.clone();
+    let mut own_ended = false;
+    for LaneBody { lane, log } in body.lanes.iter().filter(|lane| !body.goes_on(&lane.log)) {
+        own_ended |= *lane == 0;
+        log.name.iter().for_each(|name| ended_names.insert(name));
+    }
+    let unnamed = body.lanes_that_go_on().filter(|lane| lane.lane > 0 && lane.log.name.is_none());
+    let open = unnamed.map(|LaneBody { lane, log }| (log.unnamed, *lane)).collect();
+    SavedLanes { ended_names, own_ended, unnamed: 0..body.unnamed_lanes, open }
 }
 
 /// The segments that are dealt again.

@@ -36,12 +36,12 @@ impl SnapshotRequest {
         let _ = self.reply.send(Err(error));
     }
 
-    /// Writes a snapshot without rows, on a thread of its own.
-    pub(crate) fn write_light(self, snapshot: Snapshot) {
+    /// Makes a snapshot without rows, and writes it, on a thread of its own.
+    pub(crate) fn write_light(self, snapshot: impl FnOnce() -> Snapshot + Send + 'static) {
         let SnapshotRequest { disk, dir, reply, busy } = self;
         on_thread(reply, move || {
             let _busy = busy;
-            write_light(disk, &dir, &snapshot).map_err(SnapshotError::from)
+            write_light(disk, &dir, &snapshot()).map_err(SnapshotError::from)
         });
     }
 }

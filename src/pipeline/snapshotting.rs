@@ -30,7 +30,7 @@ impl Minibatches {
     /// a prefetcher or another consumer. So take the snapshot on the thread that takes the minibatches, while no minibatch is on its
     /// way.
     ///
-    /// The pipeline goes on meanwhile. A light snapshot copies the journal under the store's mutex. During a full snapshot, consumers
+    /// The pipeline goes on meanwhile. A light snapshot copies little under the store's mutex. During a full snapshot, consumers
     /// wait while the writer copies the ready minibatches in memory. Then the writer copies one open frame after another, as fast as
     /// the disk takes them. A full snapshot needs the memory of up to `ready_frames + 4` frames.
     ///

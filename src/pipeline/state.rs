@@ -41,8 +41,8 @@ mod looking;
 mod producing;
 mod saved;
 
-/// The fewest segments that the journal keeps before it forgets any.
-const FORGET_AT: usize = 256;
+/// The journal forgets rows after so many more rows are dealt, or after one more row for each open frame.
+const FORGET_AFTER: u64 = 256;
 
 /// The state that the handles, the writer and the consumers of a ring store share.
 #[derive(Debug)]
@@ -64,8 +64,8 @@ pub(crate) struct State {
     waits: Waits,
     ledger: Ledger,
     pub(crate) journal: Journal,
-    /// Once the journal has so many segments, it forgets the rows that no minibatch needs.
-    forget_at: usize,
+    /// Once so many rows are dealt, the journal forgets the rows that no minibatch needs.
+    forget_at: u64,
     /// The lane whose turn comes after the rows in the journal, and the rows left of its turn. `None` unless lanes take turns.
     turn: Option<(u64, usize)>,
     served_rows: u64,
@@ -131,7 +131,7 @@ impl Shared {
             waits: Waits::new(),
             ledger: Ledger::new(config.layout.n_components()),
             journal: Journal::default(),
-            forget_at: FORGET_AT,
+            forget_at: 0,
             turn: None,
             served_rows: 0,
             minibatches_served: 0,
@@ -290,11 +290,12 @@ impl State {
             return;
         }
         self.journal.dealt(dealt.drain(..));
-        if self.journal.segments.len() >= self.forget_at {
+        if self.journal.dealt >= self.forget_at {
             let needed = self.needed_from();
             self.journal.forget_before(needed);
-            // The next limit is twice what is needed now. So forgetting takes a constant time for each row.
-            self.forget_at = (2 * self.journal.segments.len()).max(FORGET_AT);
+            // To find what is needed takes time for each frame, so it takes a constant time for each row.
+            let frames = self.admission.config().open_frames as u64;
+            self.forget_at = self.journal.dealt + frames.max(FORGET_AFTER);
         }
     }
 
@@ -305,7 +306,7 @@ impl State {
         let runs = config.runs();
         let (next, first) = self.frames.ordinals();
         let frame = ((next - first) / config.minibatches_per_frame()).min(runs.completed(self.journal.dealt));
-        runs.rows_before_fill(frame).max(self.journal.from)
+        runs.rows_before_fill(frame).max(self.journal.from())
     }
 
     /// Notes that the writer has emptied the lanes and the ring `times` times. `lanes` has each lane, and the row where it goes on.
@@ -316,6 +317,7 @@ impl State {
         turn: Option<(u64, usize)>,
     ) {
         self.journal.emptied(times, lanes);
+        self.forget_at = 0;
         self.frames.emptied();
         self.turn = turn;
     }

@@ -155,10 +155,8 @@ impl Replay {
     /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have.
     fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<(), RecordingError> {
         self.check_same(store)?;
-        let going: Vec<_> = {
-            let state = store.shared().lock();
-            state.journal.lanes.values().map(|lane| (lane.end, lane.ended)).collect()
-        };
+        let going: Vec<_> =
+            store.shared().lock().journal.lanes().into_iter().map(|(_, end, ended)| (end, ended)).collect();
         let all = self.rows_in_all_epochs();
         let accepted = store.stats().components.first().map_or(0, |component| component.accepted);
         let (sent, has_ended) = going.first().copied().unwrap_or((accepted, true));
@@ -179,20 +177,21 @@ impl Replay {
     /// Checks that this replay filled the store of the snapshot.
     fn check_same(&self, store: &RingStore) -> Result<(), RecordingError> {
         let own = self.body();
-        let lanes = || {
+        let (lanes, has_ended) = {
             let state = store.shared().lock();
-            let going =
-                state.journal.lanes.values().map(|lane| lane.name.as_deref().unwrap_or("without a name").to_owned());
-            let ended = state.journal.ended.values().map(|name| name.to_string());
-            going.chain(ended).collect::<Vec<String>>()
+            (state.journal.lanes(), !state.journal.ended_names().is_empty())
         };
+        let lanes: Vec<&str> = lanes.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name")).collect();
         let found = match &store.shared().config.replay {
             Some(found) if *found == own => return Ok(()),
             Some(ReplayBody { version, .. }) if *version == ORDER_VERSION => "another".to_owned(),
             Some(ReplayBody { version, .. }) => return Err(other_order(*version)),
             // The first version had the fingerprint in the name of the lane.
-            None if lanes().iter().any(|name| name.starts_with("replay ")) => return Err(other_order(1)),
-            None => format!("none: its lanes are {:?}", lanes()),
+            None if lanes.iter().any(|name| name.starts_with("replay ")) => return Err(other_order(1)),
+            None if lanes.is_empty() && has_ended => {
+                "none, or one of an earlier release: its lanes have ended".to_owned()
+            }
+            None => format!("none: its lanes are {lanes:?}"),
         };
         let expected = "this one, with the same recording (and no shard more), components, seed, first epoch and rank";
         Err(setting("the replay that filled the snapshot's store", found, expected))

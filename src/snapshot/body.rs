@@ -1,6 +1,6 @@
 //! The content of a snapshot, in the form in which it is written. `docs/resume.md` describes every field.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,13 +8,17 @@ use serde::{Deserialize, Serialize};
 use crate::ring::deal::DEALING_VERSION;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
-use crate::snapshot::journal::{Journal, LaneJournal, Segment};
+use crate::snapshot::ended_names::EndedNames;
+use crate::snapshot::journal::{Journal, LaneLog, Log, Segment};
 
 /// The name of the format, which the file contains.
 pub(crate) const FORMAT: &str = "activation-store snapshot";
 
-/// The version of the format. The crate writes and reads only this version.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The version of the format that the crate writes.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version of the format that the crate reads.
+pub(crate) const OLDEST_VERSION: u32 = 1;
 
 /// The versions. They are read before the rest of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,10 +56,17 @@ pub(crate) struct Body {
     pub(crate) turn: Option<TurnBody>,
     /// The lanes that were open, or have rows in the log.
     pub(crate) lanes: Vec<LaneBody>,
-    /// The lanes that had ended and have a name.
+    /// The names of the other lanes that had ended.
+    #[serde(default)]
+    pub(crate) ended_names: EndedNames,
+    /// In version 1: all lanes that had ended and have a name, also those in `lanes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) ended_lanes: Vec<EndedLane>,
     /// The number of lanes opened so far, which is also the number of the next lane.
     pub(crate) lanes_opened: u64,
+    /// How many of these lanes have no name, without the store's own lane.
+    #[serde(default)]
+    pub(crate) unnamed_lanes: u64,
     pub(crate) log: LogBody,
     pub(crate) stats: StatsBody,
     /// Where the rows are. `None` in a light snapshot.
@@ -153,7 +164,7 @@ pub(crate) struct LaneBody {
     /// The number of the lane.
     pub(crate) lane: u64,
     #[serde(flatten)]
-    pub(crate) journal: LaneJournal,
+    pub(crate) log: LaneLog,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +173,7 @@ pub(crate) struct EndedLane {
     pub(crate) name: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogBody {
     /// The rows dealt between the last emptying of the ring and the first segment.
     pub(crate) from: u64,
@@ -245,35 +256,69 @@ impl Body {
     }
 
     /// The number of the first row of a lane that the resumed store must get.
-    pub(crate) fn needed(&self, lane: &LaneJournal) -> u64 {
+    pub(crate) fn needed(&self, lane: &LaneLog) -> u64 {
         if self.is_full() { lane.end } else { lane.start }
     }
 
     /// Whether a lane goes on in the resumed store. A lane that had ended goes on if some of its rows are dealt again.
-    pub(crate) fn goes_on(&self, lane: &LaneJournal) -> bool {
+    pub(crate) fn goes_on(&self, lane: &LaneLog) -> bool {
         !lane.ended || self.needed(lane) < lane.end
     }
 
     /// The lanes that go on.
     pub(crate) fn lanes_that_go_on(&self) -> impl Iterator<Item = &LaneBody> {
-        self.lanes.iter().filter(|lane| self.goes_on(&lane.journal))
+        self.lanes.iter().filter(|lane| self.goes_on(&lane.log))
+    }
+
+    /// Takes over what the journal says. With `lists_lanes` false, leaves out the lanes, because all of them have ended.
+    pub(crate) fn set_log(&mut self, log: Log, lists_lanes: bool) {
+        let Log { from, segments, lanes, ended_names, unnamed } = log;
+        let segments = segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect();
+        self.log = LogBody { from, segments };
+        if lists_lanes {
+            self.lanes = lanes.into_iter().map(|(lane, log)| LaneBody { lane, log }).collect();
+        }
+        (self.ended_names, self.unnamed_lanes) = (ended_names, unnamed);
+    }
+
+    /// Brings a body that was read to the version that the crate writes.
+    pub(crate) fn upgrade(&mut self) {
+        if self.versions.format_version > 1 {
+            return;
+        }
+        self.versions.format_version = FORMAT_VERSION;
+        let listed: BTreeSet<u64> = self.lanes.iter().map(|lane| lane.lane).collect();
+        let mut named: BTreeSet<u64> = BTreeSet::new();
+        for EndedLane { lane, name } in std::mem::take(&mut self.ended_lanes) {
+            named.insert(lane);
+            if !listed.contains(&lane) {
+                self.ended_names.insert(&name);
+            }
+        }
+        named.extend(self.lanes.iter().filter(|lane| lane.log.name.is_some()).map(|lane| lane.lane));
+        named.remove(&0);
+        let without_name = |before: u64| before.saturating_sub(1).saturating_sub(named.range(..before).count() as u64);
+        for LaneBody { lane, log } in &mut self.lanes {
+            log.unnamed = without_name(*lane);
+        }
+        self.unnamed_lanes = without_name(self.lanes_opened);
     }
 
     pub(crate) fn journal(&self) -> Journal {
-        Journal {
-            emptied: self.position.emptied,
+        let log = Log {
             from: self.log.from,
-            dealt: self.position.dealt,
             segments: self.log.segments(),
-            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.journal.clone())).collect(),
-            ended: self.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into())).collect(),
-        }
+            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.log.clone())).collect(),
+            ended_names: self.ended_names.clone(),
+            unnamed: self.unnamed_lanes,
+        };
+        Journal::resumed(self.position.emptied, log)
     }
 
     /// Says which parts of the body contradict each other. `None` if no parts do.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
         let Body { position, log, lanes, config, .. } = self;
-        let mut ends: BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.journal.start)).collect();
+        let mut ends: BTreeMap<u64, u64> = lanes.iter().map(|lane| (lane.lane, lane.log.start)).collect();
         let mut dealt = log.from;
         for segment in log.segments() {
             let Some(end) = ends.get_mut(&segment.lane) else { return Some("the log names a lane that is not listed") };
@@ -287,8 +332,11 @@ impl Body {
         if dealt != position.dealt {
             return Some("the log does not end where dealing stood");
         }
-        if lanes.iter().any(|lane| ends.get(&lane.lane) != Some(&lane.journal.end)) {
+        if lanes.iter().any(|lane| ends.get(&lane.lane) != Some(&lane.log.end)) {
             return Some("a lane does not end where the log says");
+        }
+        if let Some(contradiction) = lanes.iter().find_map(|lane| lane.log.contradiction()) {
+            return Some(contradiction);
         }
         if self.stats.components.len() != config.components.len() {
             return Some("the number of counts differs from the number of components");

@@ -1,12 +1,15 @@
 //! Bytes as hexadecimal digits, in JSON.
 
+use std::sync::Arc;
+
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 
-type Bytes = Option<Box<[u8]>>;
+type Bytes = Option<Arc<[u8]>>;
 
 pub(crate) fn serialize<S: Serializer>(value: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
-    let digits: String = value.iter().flatten().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = value.iter().flat_map(|value| value.iter());
+    let digits: String = bytes.map(|byte| format!("{byte:02x}")).collect();
     serializer.serialize_str(&digits)
 }
 

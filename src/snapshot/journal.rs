@@ -1,10 +1,15 @@
 //! A journal of the rows that a store has dealt, as far back as a light snapshot needs it. Plain data.
+//!
+//! The journal is read and changed under the store's mutex. So it forgets rows as soon as no minibatch needs them, and a clone of it
+//! shares its long parts. What takes time for each entry, [`Journal::since`], is done on a clone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::chunks::Chunks;
+use crate::snapshot::ended_names::EndedNames;
 use crate::snapshot::hex;
 
 /// Rows of one lane that were dealt one after the other.
@@ -19,12 +24,21 @@ impl Segment {
     /// Appends the segment to `segments`. If it continues the last segment, the two become one.
     pub(crate) fn append_to(self, segments: &mut VecDeque<Segment>) {
         match segments.back_mut() {
-            Some(last) if last.lane == self.lane && last.first_row + last.rows == self.first_row => {
-                last.rows += self.rows;
-            }
+            Some(last) if last.is_continued_by(&self) => last.rows += self.rows,
             _ => segments.push_back(self),
         }
     }
+
+    fn is_continued_by(&self, next: &Segment) -> bool {
+        self.lane == next.lane && self.first_row + self.rows == next.first_row
+    }
+}
+
+/// A segment, and the number of rows that were dealt before it since the ring was last emptied.
+#[derive(Clone, Copy, Debug)]
+struct Dealt {
+    segment: Segment,
+    before: u64,
 }
 
 /// The rows that were dealt since the ring was last emptied, oldest first, and the passes of these rows. The journal forgets the
@@ -33,21 +47,67 @@ impl Segment {
 pub(crate) struct Journal {
     /// How often the ring was emptied.
     pub(crate) emptied: u64,
-    /// The rows dealt between the last emptying of the ring and the first segment.
-    pub(crate) from: u64,
     /// The rows dealt since the ring was last emptied.
     pub(crate) dealt: u64,
-    pub(crate) segments: VecDeque<Segment>,
-    /// The lanes that are open, or have rows in the segments, by number.
-    pub(crate) lanes: BTreeMap<u64, LaneJournal>,
-    /// The names of the lanes that have ended, here or in the saved store, by number.
-    pub(crate) ended: BTreeMap<u64, Arc<str>>,
+    /// How many of the dealt rows are forgotten. The first segment may begin with some of them.
+    from: u64,
+    segments: Chunks<Dealt>,
+    /// The lanes that are open, and the store's own lane, number 0, once it has begun.
+    lanes: BTreeMap<u64, Arc<Lane>>,
+    /// Other lanes that have ended and may have rows in the segments, in the order in which they ended.
+    ended: Chunks<Arc<Ended>>,
+    /// The names of the other lanes that have ended.
+    ended_names: EndedNames,
+    /// The number of lanes without a name that were opened so far. The store's own lane does not count.
+    unnamed: u64,
 }
 
 /// What the journal knows about a lane.
+#[derive(Clone, Debug, Default)]
+struct Lane {
+    name: Option<Arc<str>>,
+    /// The number of lanes without a name that were opened before this one, if it has none, either.
+    unnamed: u64,
+    /// The first row that is not forgotten. For a lane that has ended, the first one when it ended.
+    start: u64,
+    /// The row after the last one that was dealt or discarded.
+    end: u64,
+    ended: bool,
+    /// The number of passes before the first one in `passes`.
+    passes_before: u64,
+    /// The passes with rows that are not forgotten, and the last pass before these.
+    passes: Chunks<Passes>,
+}
+
+/// A lane that has ended. Its rows are forgotten with the first `dealt` rows.
+#[derive(Debug)]
+struct Ended {
+    id: u64,
+    lane: Lane,
+    dealt: u64,
+}
+
+/// The part of a journal that a snapshot needs, in the form in which it is written.
+#[derive(Debug)]
+pub(crate) struct Log {
+    /// The number of rows dealt before the first segment.
+    pub(crate) from: u64,
+    pub(crate) segments: VecDeque<Segment>,
+    /// The lanes that are open or have rows in the segments, by number.
+    pub(crate) lanes: BTreeMap<u64, LaneLog>,
+    /// The names of the other lanes that have ended.
+    pub(crate) ended_names: EndedNames,
+    /// The number of lanes without a name that were opened so far.
+    pub(crate) unnamed: u64,
+}
+
+/// What a snapshot says about a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LaneJournal {
+pub(crate) struct LaneLog {
     pub(crate) name: Option<Arc<str>>,
+    /// The number of lanes without a name that were opened before this one, if it has none, either.
+    #[serde(default)]
+    pub(crate) unnamed: u64,
     /// The lane's first row in the segments. If it has none there, the row that would be its first.
     pub(crate) start: u64,
     /// The row after the last one that was dealt or discarded.
@@ -56,23 +116,56 @@ pub(crate) struct LaneJournal {
     pub(crate) ended: bool,
     /// The number of passes before the first one in `passes`.
     pub(crate) passes_before: u64,
-    /// The passes with rows in the segments or after them, and the last pass before these.
-    pub(crate) passes: VecDeque<PassEntry>,
+    /// The passes with rows in the segments, and the last pass before these.
+    pub(crate) passes: Vec<Passes>,
 }
 
-/// A pass.
+/// A pass, or several that followed each other, with equally many rows and without a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PassEntry {
+pub(crate) struct Passes {
     pub(crate) first_row: u64,
+    /// The rows of each pass.
     pub(crate) rows: u64,
+    /// The number of passes.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(crate) passes: u64,
     /// The value that the user attached to the pass.
     #[serde(with = "hex", default, skip_serializing_if = "Option::is_none")]
-    pub(crate) value: Option<Box<[u8]>>,
+    pub(crate) value: Option<Arc<[u8]>>,
 }
 
-impl PassEntry {
-    pub(crate) fn end(&self) -> u64 {
-        self.first_row + self.rows
+fn one() -> u64 {
+    1
+}
+
+fn is_one(passes: &u64) -> bool {
+    *passes == 1
+}
+
+impl Passes {
+    pub(crate) fn one(first_row: u64, rows: u64, value: Option<Arc<[u8]>>) -> Self {
+        Passes { first_row, rows, passes: 1, value }
+    }
+
+    /// The first row after the passes. `None` if there is no such number.
+    pub(crate) fn end(&self) -> Option<u64> {
+        self.rows.checked_mul(self.passes)?.checked_add(self.first_row)
+    }
+
+    /// How many of the passes end at `row` or before it.
+    fn complete(&self, row: u64) -> u64 {
+        row.saturating_sub(self.first_row).checked_div(self.rows).map_or(0, |complete| complete.min(self.passes))
+    }
+
+    /// How many of the passes begin before `row`.
+    fn begun(&self, row: u64) -> u64 {
+        row.saturating_sub(self.first_row).div_ceil(self.rows.max(1)).min(self.passes)
+    }
+
+    /// Leaves out the first passes.
+    fn skip(&mut self, passes: u64) {
+        self.first_row += passes * self.rows;
+        self.passes -= passes;
     }
 }
 
@@ -84,44 +177,157 @@ pub(crate) struct Place {
     /// The first row to send.
     pub(crate) row: u64,
     /// The value of the last pass before this place.
-    pub(crate) value: Option<Box<[u8]>>,
+    pub(crate) value: Option<Arc<[u8]>>,
 }
 
-impl LaneJournal {
+impl LaneLog {
     /// Where the lane goes on if the store has all rows before `row`. If `row` is inside a pass, the whole pass is sent again.
     pub(crate) fn place(&self, row: u64) -> Place {
-        let complete = self.passes.partition_point(|pass| pass.end() <= row);
-        let cut = self.passes.get(complete).filter(|pass| pass.first_row < row);
-        Place {
-            passes: self.passes_before + complete as u64,
-            row: cut.map_or(row, |pass| pass.first_row),
-            value: complete.checked_sub(1).and_then(|last| self.passes[last].value.clone()),
+        let mut place = Place { passes: self.passes_before, row, value: None };
+        for passes in &self.passes {
+            let complete = passes.complete(row);
+            place.passes += complete;
+            if complete > 0 {
+                place.value = passes.value.clone();
+            }
+            if complete < passes.passes {
+                place.row = row.min(passes.first_row + complete * passes.rows);
+                break;
+            }
+        }
+        place
+    }
+
+    /// Says what is wrong with the passes. `None` if nothing is.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        let wrong = |passes: &Passes| passes.rows == 0 || passes.passes == 0 || passes.end().is_none();
+        if self.passes.iter().any(wrong) { Some("a pass has no rows, or too many") } else { None }
+    }
+}
+
+impl Lane {
+    fn note_pass(&mut self, pass: Passes) {
+        let end = self.passes.back_mut().and_then(|last| last.end()).unwrap_or(0);
+        if pass.first_row < end.max(self.end) {
+            // The pass is sent again. The journal knows it already.
+            return;
+        }
+        match self.passes.back_mut() {
+            Some(last)
+                if last.rows == pass.rows && end == pass.first_row && last.value.is_none() && pass.value.is_none() =>
+            {
+                last.passes += 1;
+            }
+            _ => self.passes.push(pass),
         }
     }
 
-    /// Forgets the passes before `start`, except the last one, because a snapshot returns the value of that pass.
-    fn forget_passes(&mut self) {
-        while self.passes.get(1).is_some_and(|second| second.end() <= self.start) {
+    /// Forgets the rows before `start`, and the passes before it except the last one, because a snapshot returns the value of that
+    /// pass.
+    fn forget_before(&mut self, start: u64) {
+        self.start = start;
+        while self.passes.get(1).is_some_and(|second| second.complete(start) > 0) {
+            self.passes_before += self.passes.get(0).map_or(0, |first| first.passes);
             self.passes.pop_front();
-            self.passes_before += 1;
         }
+    }
+
+    /// What a snapshot says about the lane if its first row in the segments is `start`.
+    fn log(&self, start: u64) -> LaneLog {
+        let mut before = self.passes_before;
+        let mut listed: Vec<Passes> = Vec::new();
+        for passes in self.passes.iter() {
+            let mut passes = passes.clone();
+            // A pass without a dealt row is sent again in any case.
+            passes.passes = passes.begun(self.end);
+            if passes.passes == 0 {
+                break;
+            }
+            let complete = passes.complete(start);
+            if complete > 0 {
+                before += listed.drain(..).map(|passes| passes.passes).sum::<u64>() + complete - 1;
+                passes.skip(complete - 1);
+            }
+            listed.push(passes);
+        }
+        LaneLog {
+            name: self.name.clone(),
+            unnamed: self.unnamed,
+            start,
+            end: self.end,
+            ended: self.ended,
+            passes_before: before,
+            passes: listed,
+        }
+    }
+}
+
+impl From<LaneLog> for Lane {
+    fn from(log: LaneLog) -> Self {
+        let mut passes = Chunks::default();
+        log.passes.into_iter().for_each(|some| passes.push(some));
+        let LaneLog { name, unnamed, start, end, ended, passes_before, .. } = log;
+        Lane { name, unnamed, start, end, ended, passes_before, passes }
     }
 }
 
 impl Journal {
+    /// The journal of a store that goes on from a snapshot.
+    pub(crate) fn resumed(emptied: u64, log: Log) -> Self {
+        let Log { from, segments, lanes, ended_names, unnamed } = log;
+        let mut journal = Journal { emptied, dealt: from, from, ended_names, unnamed, ..Journal::default() };
+        segments.into_iter().for_each(|segment| journal.note_segment(segment));
+        for (id, lane) in lanes {
+            let lane = Lane::from(lane);
+            if lane.ended && id > 0 {
+                journal.ended.push(Arc::new(Ended { id, lane, dealt: journal.dealt }));
+            } else {
+                journal.lanes.insert(id, Arc::new(lane));
+            }
+        }
+        journal
+    }
+
     /// Notes that a lane was opened. Its first row has the number 0.
     pub(crate) fn open(&mut self, lane: u64, name: Option<Arc<str>>) {
-        self.lanes.insert(lane, LaneJournal { name, ..LaneJournal::default() });
+        let unnamed = self.unnamed;
+        if lane > 0 && name.is_none() {
+            self.unnamed += 1;
+        }
+        self.lanes.insert(lane, Arc::new(Lane { name, unnamed, ..Lane::default() }));
     }
 
     /// Notes that a lane has ended and all its rows are dealt.
-    pub(crate) fn end(&mut self, lane: u64) {
-        let Some(ended) = self.lanes.get_mut(&lane) else { return };
-        ended.ended = true;
-        if let Some(name) = &ended.name {
-            self.ended.insert(lane, name.clone());
+    pub(crate) fn end(&mut self, id: u64) {
+        let Some(mut lane) = self.lanes.remove(&id) else { return };
+        Arc::make_mut(&mut lane).ended = true;
+        if id == 0 {
+            // If the store's own lane is missing, it has not begun. So an ended one stays.
+            self.lanes.insert(id, lane);
+        } else if lane.start < lane.end {
+            self.ended.push(Arc::new(Ended { id, lane: Arc::unwrap_or_clone(lane), dealt: self.dealt }));
+        } else {
+            lane.name.iter().for_each(|name| self.ended_names.insert(name));
         }
-        self.forget_ended();
+    }
+
+    /// The name of a lane that is open or may have rows in the segments.
+    pub(crate) fn name(&self, id: u64) -> Option<Arc<str>> {
+        let ended = || self.ended.iter().find(|ended| ended.id == id).map(|ended| &ended.lane);
+        self.lanes.get(&id).map(|lane| &**lane).or_else(ended)?.name.clone()
+    }
+
+    /// The lanes that are open or may have rows in the segments: the name of each, the row after the last one dealt, and whether it has
+    /// ended.
+    pub(crate) fn lanes(&self) -> Vec<(Option<Arc<str>>, u64, bool)> {
+        let ended = self.ended.iter().map(|ended| &ended.lane);
+        let lanes = self.lanes.values().map(|lane| &**lane).chain(ended);
+        lanes.map(|lane| (lane.name.clone(), lane.end, lane.ended)).collect()
+    }
+
+    /// The names of the other lanes that have ended.
+    pub(crate) fn ended_names(&self) -> &EndedNames {
+        &self.ended_names
     }
 
     /// Notes that rows were handed over on a lane. The store's own lane, number 0, opens with its first rows.
@@ -132,71 +338,94 @@ impl Journal {
     }
 
     /// Notes a pass that was handed over. Ignores a pass that is sent again, because the journal knows it already.
-    pub(crate) fn pass(&mut self, lane: u64, pass: PassEntry) {
-        let Some(lane) = self.lanes.get_mut(&lane) else { return };
-        if lane.passes.back().is_none_or(|last| last.end() <= pass.first_row) && lane.end <= pass.first_row {
-            lane.passes.push_back(pass);
+    pub(crate) fn pass(&mut self, lane: u64, pass: Passes) {
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            Arc::make_mut(lane).note_pass(pass);
         }
     }
 
     /// Notes rows that were dealt.
     pub(crate) fn dealt(&mut self, segments: impl IntoIterator<Item = Segment>) {
         for segment in segments {
-            self.dealt += segment.rows;
             if let Some(lane) = self.lanes.get_mut(&segment.lane) {
-                lane.end = segment.first_row + segment.rows;
+                Arc::make_mut(lane).end = segment.first_row + segment.rows;
             }
-            segment.append_to(&mut self.segments);
+            self.note_segment(segment);
         }
+    }
+
+    fn note_segment(&mut self, segment: Segment) {
+        match self.segments.back_mut() {
+            Some(last) if last.segment.is_continued_by(&segment) => last.segment.rows += segment.rows,
+            _ => self.segments.push(Dealt { segment, before: self.dealt }),
+        }
+        self.dealt += segment.rows;
     }
 
     /// Notes that everything was discarded `times` times. `lanes` has each lane, and the row at which it goes on.
     pub(crate) fn emptied(&mut self, times: u64, lanes: impl Iterator<Item = (u64, u64)>) {
+        self.forget_before(self.dealt);
         (self.emptied, self.from, self.dealt) = (self.emptied + times, 0, 0);
-        self.segments.clear();
         for (lane, row) in lanes {
-            if let Some(lane) = self.lanes.get_mut(&lane) {
-                (lane.start, lane.end) = (row, row);
-                lane.forget_passes();
+            if let Some(lane) = self.lanes.get_mut(&lane).map(Arc::make_mut) {
+                lane.end = row;
+                lane.forget_before(row);
             }
         }
-        self.forget_ended();
+    }
+
+    /// The number of rows, dealt since the ring was last emptied, that are forgotten.
+    pub(crate) fn from(&self) -> u64 {
+        self.from
     }
 
     /// Forgets what was dealt before the `dealt`-th row since the ring was last emptied.
     pub(crate) fn forget_before(&mut self, dealt: u64) {
-        while self.from < dealt {
-            let Some(first) = self.segments.front_mut() else { break };
-            let rows = first.rows.min(dealt - self.from);
-            first.first_row += rows;
-            first.rows -= rows;
-            self.from += rows;
-            if let Some(lane) = self.lanes.get_mut(&first.lane) {
-                lane.start = first.first_row;
-                lane.forget_passes();
-            }
-            if first.rows == 0 {
-                self.segments.pop_front();
-            }
+        if dealt <= self.from {
+            return;
         }
-        self.forget_ended();
+        self.from = dealt.min(self.dealt);
+        while let Some(&Dealt { segment, before }) = self.segments.get(0)
+            && before < self.from
+        {
+            let forgotten = segment.rows.min(self.from - before);
+            if let Some(lane) = self.lanes.get_mut(&segment.lane) {
+                Arc::make_mut(lane).forget_before(segment.first_row + forgotten);
+            }
+            if forgotten < segment.rows {
+                break;
+            }
+            self.segments.pop_front();
+        }
+        while let Some(ended) = self.ended.get(0).filter(|ended| ended.dealt <= self.from) {
+            ended.lane.name.iter().for_each(|name| self.ended_names.insert(name));
+            self.ended.pop_front();
+        }
     }
 
-    fn forget_ended(&mut self) {
-        // If another lane is missing here, it has ended. The store's own lane, number 0, is also missing while it has not begun, so
-        // an ended one stays.
-        self.lanes.retain(|&id, lane| id == 0 || !lane.ended || lane.start < lane.end);
-    }
-
-    /// The journal of what is to be dealt again from the `dealt`-th row on.
-    pub(crate) fn since(&self, dealt: u64) -> Journal {
-        let mut since = self.clone();
-        since.forget_before(dealt);
-        for lane in since.lanes.values_mut() {
-            // A pass without a dealt row is sent again in any case.
-            lane.passes.retain(|pass| pass.first_row < lane.end);
+    /// Returns what is to be dealt again from the `dealt`-th row on. Takes time for each entry.
+    pub(crate) fn since(mut self, dealt: u64) -> Log {
+        self.forget_before(dealt);
+        let mut segments: VecDeque<Segment> = self.segments.iter().map(|dealt| dealt.segment).collect();
+        if let (Some(first), Some(dealt)) = (segments.front_mut(), self.segments.get(0)) {
+            let forgotten = self.from - dealt.before;
+            (first.first_row, first.rows) = (first.first_row + forgotten, first.rows - forgotten);
         }
-        since
+        let mut lanes: BTreeMap<u64, LaneLog> =
+            self.lanes.iter().map(|(&id, lane)| (id, lane.log(lane.start))).collect();
+        let mut starts = HashMap::new();
+        segments.iter().for_each(|segment| {
+            starts.entry(segment.lane).or_insert(segment.first_row);
+        });
+        for ended in self.ended.iter() {
+            match starts.get(&ended.id) {
+                Some(&start) => {
+                    lanes.insert(ended.id, ended.lane.log(start));
+                }
+                None => ended.lane.name.iter().for_each(|name| self.ended_names.insert(name)),
+            }
+        }
+        Log { from: self.from, segments, lanes, ended_names: self.ended_names, unnamed: self.unnamed }
     }
 }
 

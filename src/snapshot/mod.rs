@@ -5,6 +5,8 @@
 //! first store stood.
 
 pub(crate) mod body;
+mod chunks;
+pub(crate) mod ended_names;
 pub(crate) mod files;
 mod hex;
 pub(crate) mod journal;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::disk::checksum::checksum;
 use crate::error::{LaneId, RefusedSnapshot, ResumeError};
 use crate::ring::deal::DEALING_VERSION;
-use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, Versions};
+use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, OLDEST_VERSION, Versions};
 
 /// What a snapshot contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -71,14 +71,14 @@ impl Snapshot {
     /// Says where each lane goes on, in the order in which the lanes were opened. Leaves out lanes that stay ended.
     #[must_use]
     pub fn resume_at(&self) -> Vec<ResumeAt> {
-        let at = self.body.lanes_that_go_on().map(|LaneBody { lane, journal }| {
-            let place = journal.place(self.body.needed(journal));
+        let at = self.body.lanes_that_go_on().map(|LaneBody { lane, log }| {
+            let place = log.place(self.body.needed(log));
             ResumeAt {
-                lane: LaneId { number: *lane, name: journal.name.clone() },
+                lane: LaneId { number: *lane, name: log.name.clone() },
                 passes: place.passes,
                 row: place.row,
-                value: place.value,
-                ends_at: journal.ended.then_some(journal.end),
+                value: place.value.map(|value| Box::from(&*value)),
+                ends_at: log.ended.then_some(log.end),
             }
         });
         at.collect()
@@ -132,9 +132,12 @@ impl Snapshot {
             let release = versions.crate_version.clone();
             if found == known { Ok(()) } else { Err(RefusedSnapshot::Version { what, found, known, release }) }
         };
-        version("format version", versions.format_version, FORMAT_VERSION)?;
+        if versions.format_version < OLDEST_VERSION || versions.format_version > FORMAT_VERSION {
+            version("format version", versions.format_version, FORMAT_VERSION)?;
+        }
         version("dealing version", versions.dealing_version, DEALING_VERSION)?;
-        let body: Body = serde_json::from_str(first).map_err(|error| damaged(error.to_string()))?;
+        let mut body: Body = serde_json::from_str(first).map_err(|error| damaged(error.to_string()))?;
+        body.upgrade();
         match body.contradiction() {
             Some(contradiction) => Err(damaged(contradiction.to_owned())),
             None => Ok(Snapshot::new(body)),

@@ -8,7 +8,7 @@ use crate::pipeline::afterwards::Afterwards;
 use crate::pipeline::handle::{WriteHandle, Written};
 use crate::pipeline::queue::{Demand, HandedOver, Message, Write};
 use crate::pipeline::state::Shared;
-use crate::snapshot::journal::PassEntry;
+use crate::snapshot::journal::Passes;
 
 impl Shared {
     /// Opens a lane, and returns its number.
@@ -87,7 +87,7 @@ impl Shared {
         }
         state.journal.handed_over(lane);
         if let HandedOver::Pass(_, value) = &mut rows {
-            state.journal.pass(lane, PassEntry { first_row, rows: demand.rows as u64, value: value.take() });
+            state.journal.pass(lane, Passes::one(first_row, demand.rows as u64, value.take()));
         }
         // The writer receives messages as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));

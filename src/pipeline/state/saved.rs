@@ -10,22 +10,48 @@ use crate::disk::disk::Disk;
 use crate::error::{ClosedBy, SnapshotError};
 use crate::pipeline::config::Config;
 use crate::pipeline::ledger::ComponentLedger;
-use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, segments, turn};
+use crate::pipeline::restart::{check_policy, ledger, restarts_with, resumed_lanes, saved_lanes, segments, turn};
 use crate::pipeline::saving::{Saved, Saving, SnapshotRequest};
 use crate::pipeline::state::{Shared, State};
 use crate::snapshot::body::{
-    Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
+    Body, ComponentStatsBody, ConfigBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
 };
-use crate::snapshot::journal::LaneJournal;
+use crate::snapshot::ended_names::EndedNames;
+use crate::snapshot::journal::Journal;
 use crate::snapshot::snapshot::{Form, Snapshot};
+
+/// The state at one moment, as it is copied under the mutex. What takes time for each entry of the journal comes later, without the
+/// mutex.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// The body, apart from what the journal says.
+    body: Body,
+    /// Shares its long parts with the store's journal.
+    journal: Journal,
+    /// The first row that the snapshot needs.
+    from: u64,
+    /// Whether every lane has ended, and every row was served.
+    served: bool,
+}
+
+impl Taken {
+    pub(crate) fn into_body(mut self) -> Body {
+        self.body.set_log(self.journal.since(self.from), !self.served);
+        self.body
+    }
+}
 
 impl Shared {
     /// Takes a light snapshot.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        Ok(Snapshot::new(self.take_light()?.into_body()))
+    }
+
+    fn take_light(&self) -> Result<Taken, SnapshotError> {
         check_policy(&self.config, Form::Light)?;
         let state = self.lock();
         state.check_saveable()?;
-        Ok(Snapshot::new(state.body(&self.config, Form::Light)))
+        Ok(state.take(&self.config, Form::Light))
     }
 
     /// Saves a snapshot, and resolves `reply` once it is on disk.
@@ -38,7 +64,8 @@ impl Shared {
     ) -> Result<(), SnapshotError> {
         let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
         if form == Form::Light {
-            request.write_light(self.snapshot()?);
+            let taken = self.take_light()?;
+            request.write_light(|| Snapshot::new(taken.into_body()));
             return Ok(());
         }
         check_policy(&self.config, form)?;
@@ -64,10 +91,11 @@ impl Shared {
 
     /// Saves a store whose writer has ended: only ready frames are left.
     fn save_ready(&self, request: SnapshotRequest) {
-        let (body, ready) = {
+        let (taken, ready) = {
             let mut state = self.lock();
-            (state.body(&self.config, Form::Full), state.borrow_ready())
+            (state.take(&self.config, Form::Full), state.borrow_ready())
         };
+        let body = taken.into_body();
         Saving::start_with(request, body, &self.config.layout, &ready.iter().collect::<Vec<_>>(), Vec::new());
         self.change(|state, afterwards| state.return_ready(ready, afterwards));
     }
@@ -75,13 +103,11 @@ impl Shared {
 
 impl State {
     pub(super) fn resume(&mut self, config: &Config, body: &Body) {
-        let ended = body.ended_lanes.iter().map(|ended| (ended.lane, ended.name.as_str().into()));
-        let own_ended = body.lanes.iter().any(|lane| lane.lane == 0 && !body.goes_on(&lane.journal));
         // The segments of a lane are in the order of its rows.
         let dealt: BTreeMap<u64, u64> = segments(body).iter().map(|s| (s.lane, s.first_row + s.rows)).collect();
         let lanes = resumed_lanes(body)
             .map(|(lane, name)| (lane, name, dealt.get(&lane.id).copied().unwrap_or(0).max(lane.needed)));
-        self.admission.resume(lanes, ended, body.lanes_opened, own_ended);
+        self.admission.resume(lanes, saved_lanes(body), body.lanes_opened);
         self.journal = body.journal();
         self.turn = turn(body);
         let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
@@ -102,14 +128,13 @@ impl State {
     }
 
     /// The content of a snapshot without the rows: the state between two minibatches.
-    pub(crate) fn body(&self, config: &Config, form: Form) -> Body {
+    pub(crate) fn take(&self, config: &Config, form: Form) -> Taken {
         let (next_minibatch, first_minibatch) = self.frames.ordinals();
         let served = self.ended && self.frames.ready_rows() == 0;
         // The full form contains the ready frames.
         let ended = served || self.ended && form == Form::Full;
-        let journal = self.journal.since(if served { self.journal.dealt } else { self.needed_from() });
-        let lane = |(&lane, journal): (&u64, &LaneJournal)| LaneBody { lane, journal: journal.clone() };
-        let lanes = if served { Vec::new() } else { journal.lanes.iter().map(lane).collect() };
+        let journal = self.journal.clone();
+        let from = if served { journal.dealt } else { self.needed_from() };
         let stats = |counts: &ComponentLedger| ComponentStatsBody {
             resent: counts.resent,
             dropped_oldest: counts.dropped.oldest,
@@ -120,7 +145,7 @@ impl State {
             overflowed: counts.values.overflowed,
             not_finite: counts.values.not_finite,
         };
-        Body {
+        let body = Body {
             versions: Versions::current(),
             replay: config.replay.clone(),
             minibatches: self.minibatches_served,
@@ -134,13 +159,12 @@ impl State {
                 ended,
             },
             turn: self.turn.map(|(lane, rows)| TurnBody { lane, rows: rows as u64 }),
-            lanes,
-            ended_lanes: journal.ended.iter().map(|(&lane, name)| EndedLane { lane, name: name.to_string() }).collect(),
+            lanes: Vec::new(),
+            ended_names: EndedNames::default(),
+            ended_lanes: Vec::new(),
             lanes_opened: self.admission.lanes_opened(),
-            log: LogBody {
-                from: journal.from,
-                segments: journal.segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect(),
-            },
+            unnamed_lanes: 0,
+            log: LogBody::default(),
             stats: StatsBody {
                 components: self.ledger.components.iter().map(stats).collect(),
                 served_rows: self.served_rows,
@@ -149,6 +173,7 @@ impl State {
                 waited_for_producers: self.waits.for_producers,
             },
             saved: None,
-        }
+        };
+        Taken { body, journal, from, served }
     }
 }

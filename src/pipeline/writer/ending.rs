@@ -14,7 +14,7 @@ use crate::pipeline::writer::{Phase, Writer};
 impl Writer {
     /// Discards the rows dealt again so far, because the lane has ended without the row that must be dealt next.
     pub(super) fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
-        let name = state.journal.lanes.get(&lane).and_then(|lane| lane.name.clone());
+        let name = state.journal.name(lane);
         let error = RowsMissing { lane: LaneId { number: lane, name }, row };
         self.gave_up = Some(error.clone());
         drop(state.fail(Arc::new(error), afterwards));

@@ -65,10 +65,11 @@ impl Writer {
     /// Starts to save everything that the store holds now.
     pub(super) fn start_saving(&mut self, request: SnapshotRequest) {
         let shared = self.shared.clone();
-        let (mut body, ready) = {
+        let (taken, ready) = {
             let mut state = shared.lock();
-            (state.body(&self.config, Form::Full), state.borrow_ready())
+            (state.take(&self.config, Form::Full), state.borrow_ready())
         };
+        let mut body = taken.into_body();
         let (left, full) = match &self.ring {
             Phase::Dealing(ring) => (ring.filled(), ring.full()),
             Phase::Serving(leftover) => (leftover.filled(), None),

@@ -203,7 +203,7 @@ fn a_damaged_or_foreign_snapshot_is_refused_with_the_reason() {
     };
     for (from, to, says) in [
         ("\"dealing_version\":1", "\"dealing_version\":9", "its dealing version is 9, and this release knows 1"),
-        ("\"format_version\":1", "\"format_version\":3", "its format version is 3, and this release knows 1"),
+        ("\"format_version\":2", "\"format_version\":3", "its format version is 3, and this release knows 2"),
         ("\"dealt\":36", "\"dealt\":35", "the log does not end where dealing stood"),
         ("\"merge\":\"arrival\"", "\"merge\":\"rank\"", "merge is \"rank\", which this release does not know"),
     ] {

@@ -2,24 +2,29 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Every row that was dealt: its lane and number. Lanes with an even number write passes, of `1 + number % 5` rows.
+/// Every row that was dealt: its lane and number. Lanes with an even number write passes: lane 0 of `1 + number % 5` rows, with values,
+/// and lane 2 of three rows, without.
 #[derive(Default)]
 struct Model {
     dealt: Vec<(u64, u64)>,
 }
 
-fn passes(lane: u64, rows: u64) -> Vec<PassEntry> {
+fn passes(lane: u64, rows: u64) -> Vec<Passes> {
     let mut passes = Vec::new();
     let mut first_row = 0;
     for number in 0_u64.. {
         if first_row >= rows {
             break;
         }
-        let rows = 1 + number % 5;
-        passes.push(PassEntry { first_row, rows, value: Some(Box::from([number as u8, lane as u8])) });
+        let (rows, value) = if lane == 0 { (1 + number % 5, Some(Arc::from([number as u8]))) } else { (3, None) };
+        passes.push(Passes::one(first_row, rows, value));
         first_row += rows;
     }
     passes
+}
+
+fn end(pass: &Passes) -> u64 {
+    pass.end().unwrap()
 }
 
 proptest! {
@@ -29,6 +34,8 @@ proptest! {
     fn what_is_kept_is_what_was_dealt(
         deals in proptest::collection::vec((0_u64..3, 1_u64..9), 0..60),
         forget in proptest::collection::vec(0.0..1.0_f64, 0..4),
+        ends in 0_u64..3,
+        resumes in any::<bool>(),
     ) {
         let mut journal = Journal::default();
         let mut model = Model::default();
@@ -45,47 +52,97 @@ proptest! {
             model.dealt.extend((0..rows).map(|row| (lane, next[lane as usize] + row)));
             next[lane as usize] += rows;
         }
+        journal.end(ends);
         prop_assert_eq!(journal.dealt, model.dealt.len() as u64);
         let mut from = 0;
         for share in forget {
             from = from.max((share * model.dealt.len() as f64) as u64);
             if share > 0.5 {
                 journal.forget_before(from);
+                prop_assert_eq!(journal.from(), from);
             }
-            let since = journal.since(from);
+            let since = journal.clone().since(from);
             prop_assert_eq!(since.from, from);
             let rows = |segment: &Segment| (0..segment.rows).map(|row| (segment.lane, segment.first_row + row)).collect::<Vec<_>>();
             let kept: Vec<_> = since.segments.iter().flat_map(rows).collect();
             prop_assert_eq!(&kept[..], &model.dealt[from as usize..]);
-            for (id, lane) in &since.lanes {
-                let before = model.dealt[..from as usize].iter().filter(|row| row.0 == *id).count() as u64;
-                prop_assert_eq!((lane.start, lane.end), (before, next[*id as usize]));
+            for id in 0..3 {
+                let before = model.dealt[..from as usize].iter().filter(|row| row.0 == id).count() as u64;
+                let Some(lane) = since.lanes.get(&id) else {
+                    prop_assert!(id == ends && id > 0 && before == next[id as usize]);
+                    prop_assert_eq!(since.ended_names.clone().take("named"), id == 1);
+                    continue;
+                };
+                prop_assert!(lane.ended == (id == ends) && !(id == ends && id > 0 && before == next[id as usize]));
+                prop_assert_eq!((lane.start, lane.end), (before, next[id as usize]));
+                prop_assert_eq!(lane.unnamed, 0);
                 let place = lane.place(lane.start);
-                if *id == 1 {
+                if id == 1 {
                     prop_assert_eq!(place, Place { passes: 0, row: before, value: None });
                 } else {
-                    let all = passes(*id, lane.end);
-                    let complete = all.iter().filter(|pass| pass.end() <= before).count();
+                    let all = passes(id, lane.end);
+                    let complete = all.iter().filter(|pass| end(pass) <= before).count();
                     let row = all.get(complete).map_or(before, |cut| cut.first_row.min(before));
                     let value = complete.checked_sub(1).and_then(|last| all[last].value.clone());
                     prop_assert_eq!(place, Place { passes: complete as u64, row, value });
+                    // Nothing is listed that no resumed store needs.
+                    let listed: u64 = lane.passes.iter().map(|passes| passes.passes).sum();
+                    prop_assert_eq!(lane.passes_before + listed, all.len() as u64);
+                    prop_assert_eq!(lane.passes_before, complete.saturating_sub(1) as u64);
                 }
+            }
+            if resumes {
+                journal = Journal::resumed(0, since);
+                prop_assert_eq!((journal.from(), journal.dealt), (from, model.dealt.len() as u64));
             }
         }
     }
 }
 
 #[test]
+fn equal_passes_make_one_entry_and_rows_that_are_forgotten_none() {
+    let mut journal = Journal::default();
+    journal.open(0, None);
+    for pass in 0..100_000_u64 {
+        // Every tenth pass has one row more.
+        let first_row = pass + pass.div_ceil(10);
+        let rows = 1 + u64::from(pass % 10 == 0);
+        journal.pass(0, Passes::one(first_row, rows, None));
+        journal.dealt([Segment { lane: 0, first_row, rows }]);
+        journal.forget_before(journal.dealt.saturating_sub(100));
+    }
+    let lane = &journal.lanes[&0];
+    assert!(lane.passes.iter().count() < 40);
+    assert_eq!(journal.segments.iter().count(), 1);
+    let log = journal.since(0);
+    assert_eq!(log.segments, [Segment { lane: 0, first_row: 110_000 - 100, rows: 100 }]);
+    assert_eq!(log.lanes[&0].place(110_000), Place { passes: 100_000, row: 110_000, value: None });
+}
+
+#[test]
+fn a_pass_that_is_sent_again_is_noted_once() {
+    let mut journal = Journal::default();
+    journal.open(0, None);
+    for first_row in [0, 4, 0, 4, 8, 12, 12] {
+        journal.pass(0, Passes::one(first_row, 4, None));
+    }
+    journal.dealt([Segment { lane: 0, first_row: 0, rows: 16 }]);
+    journal.pass(0, Passes::one(12, 4, None));
+    assert_eq!(journal.since(0).lanes[&0].place(16).passes, 4);
+}
+
+#[test]
 fn emptying_forgets_rows_and_keeps_positions() {
     let mut journal = Journal::default();
     journal.open(0, None);
-    journal.pass(0, PassEntry { first_row: 0, rows: 4, value: Some(Box::from(*b"a")) });
-    journal.pass(0, PassEntry { first_row: 4, rows: 4, value: Some(Box::from(*b"b")) });
+    journal.pass(0, Passes::one(0, 4, Some(Arc::from(*b"a"))));
+    journal.pass(0, Passes::one(4, 4, Some(Arc::from(*b"b"))));
     journal.dealt([Segment { lane: 0, first_row: 0, rows: 6 }]);
     journal.emptied(2, [(0, 8)].into_iter());
-    assert_eq!((journal.emptied, journal.from, journal.dealt, journal.segments.len()), (2, 0, 0, 0));
-    let place = journal.lanes[&0].place(8);
-    assert_eq!(place, Place { passes: 2, row: 8, value: Some(Box::from(*b"b")) });
+    assert_eq!((journal.emptied, journal.from, journal.dealt), (2, 0, 0));
+    let log = journal.since(0);
+    assert!(log.segments.is_empty());
+    assert_eq!(log.lanes[&0].place(8), Place { passes: 2, row: 8, value: Some(Arc::from(*b"b")) });
 }
 
 #[test]
@@ -95,8 +152,10 @@ fn an_ended_lane_is_kept_while_its_rows_are_kept() {
     journal.open(1, Some("replica".into()));
     journal.dealt([Segment { lane: 1, first_row: 0, rows: 6 }, Segment { lane: 0, first_row: 0, rows: 6 }]);
     journal.end(1);
-    assert!(journal.lanes.contains_key(&1));
-    journal.forget_before(6);
-    assert!(!journal.lanes.contains_key(&1));
-    assert_eq!(journal.ended.get(&1).map(|name| &**name), Some("replica"));
+    assert_eq!(journal.clone().since(5).lanes[&1].name.as_deref(), Some("replica"));
+    let mut log = journal.clone().since(6);
+    assert!(!log.lanes.contains_key(&1) && log.ended_names.take("replica"));
+    journal.forget_before(12);
+    assert_eq!(journal.lanes().len(), 1);
+    assert!(journal.ended_names.take("replica"));
 }
