@@ -42,7 +42,7 @@ def record(
         ...     train(batch)
 
     Runs on this thread, under `no_grad`; shards are written in the background. Call `model.eval()` yourself. If the model, the batches or
-    Ctrl-C raise, what was recorded before is safe, and `resume=True` goes on behind it.
+    Ctrl-C raise, what was recorded before is safe, the lane is not finished, and `resume=True` goes on behind it.
 
     Args:
         model: A torch module; or a function that gives a batch's rows by name, `f(batch) -> {"layer.2": rows}`, with `modules=None`.
@@ -83,11 +83,13 @@ def record(
                     raise ValueError(f"batch {index} ran the model {lane_of.passes - before} times: each batch must run it once, so that a recording can be resumed")
                 if line is not None:
                     line.update()
+        return lane_of.finish()
     finally:
-        lane_of.close()
-        if line is not None:
-            line.close()
-    return lane_of.safe()
+        try:
+            lane_of.close()
+        finally:
+            if line is not None:
+                line.close()
 
 
 class _Lane:
@@ -113,19 +115,36 @@ class _Lane:
             self._recorder = Recorder(self._folder, with_dtype(layout, self._dtype), **self._settings)
         return self._recorder
 
+    def finish(self) -> Safe:
+        """Writes what was recorded, and says that the lane is finished."""
+        if self._recorder is None and self._settings["resume"]:
+            self._recorder = self._found()  # a run that was killed had recorded everything, but did not come to its end
+        if self._recorder is None:
+            return self.safe()
+        safe = self._recorder.flush()
+        self._recorder.close()
+        return safe
+
     def close(self) -> None:
-        """Writes what was recorded, and ends."""
+        """Writes what was recorded. Unless it is finished, the lane may go on."""
         if self._recorder is not None:
-            self._recorder.close()
+            self._recorder.close(finished=False)
 
     def safe(self) -> Safe:
         """What of the lane is on disk."""
+        recorder = self._found()
+        if recorder is None:
+            return Safe(0, 0)
+        recorder.close(finished=False)
+        return recorder.resumed
+
+    def _found(self) -> Recorder | None:
+        """A recorder that goes on with what is in the folder, if there is something."""
         try:
             found = Recording(self._folder)
         except FileNotFoundError:
-            return Safe(0, 0)
-        with Recorder(self._folder, found.components, lane=self._settings["lane"], resume=True) as recorder:
-            return recorder.resumed
+            return None
+        return Recorder(self._folder, found.components, lane=self._settings["lane"], resume=True)
 
 
 def _described(modules: Any) -> str:

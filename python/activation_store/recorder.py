@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -13,6 +15,7 @@ from ._components import components_of
 from ._incoming import incoming_pass
 from ._native import IfFull
 from ._parties import Parties
+from ._warnings import warn
 from .future import Future
 
 if TYPE_CHECKING:
@@ -44,6 +47,10 @@ class Recorder:
 
     A shard is complete, checksummed and synced, or it is not taken for one. After a crash, `Recorder(..., resume=True)` goes on behind
     the last whole shard, and `resumed` says how many passes it has. Give it to `capture` in place of a store, or see `record`.
+
+    Leaving the `with` block finishes the lane: from then on a shard that is missing at its end is found. If an error leaves the block, the
+    passes before it are written, and the lane is not finished: resume it. So is a recorder that is dropped, or that the end of the program
+    finds open.
 
     Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps 1 MiB
     for each component in memory, and at most four passes.
@@ -86,6 +93,7 @@ class Recorder:
         rows = count("shard_rows", shard_rows)
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
         self._parties = Parties()
+        _open_recorders.add(self)
 
     @property
     def resumed(self) -> Safe:
@@ -109,11 +117,13 @@ class Recorder:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more passes."""
+        """Whether it was closed. If the disk has failed it is not closed: the next call raises the error."""
         return self._lane.closed
 
     def extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True, value: bytes | None = None) -> Future:
         """Hands over the rows of all components that one forward pass gave. Waits while two passes wait for the disk.
+
+        After an error, or Ctrl-C while it waits, nothing of the pass is recorded. Several threads may call it.
 
         Args:
             batches: As `RingStore.extend_pass` takes them.
@@ -134,20 +144,24 @@ class Recorder:
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, None, None, value))
 
     def flush(self) -> Safe:
-        """Writes what was recorded as a shard, even a small one, and waits until the disk has it.
+        """Writes what was recorded as a shard, even a small one, and waits until the disk has it. After Ctrl-C the disk goes on.
 
         Raises:
             OSError: The first error of the disk. The recorder takes nothing after it: resume the lane.
+            StoreClosedError: If the recorder is closed.
         """
         return Safe(*self._lane.flush())
 
-    def close(self) -> None:
-        """Writes what was recorded, and ends.
+    def close(self, *, finished: bool = True) -> None:
+        """Writes what was recorded, and ends. Does nothing the second time, but waits if Ctrl-C ended the first call.
+
+        Args:
+            finished: Whether the lane is finished. False if there should be more passes, but no more come now: resume the lane to go on.
 
         Raises:
             OSError: As `flush`.
         """
-        self._lane.close()
+        self._lane.close(finished)
 
     def __enter__(self) -> Self:
         return self
@@ -155,8 +169,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes it, also after an exception: what was recorded before is kept."""
-        self.close()
+        """Closes it. After an exception, what was recorded before is kept, and the lane is not finished."""
+        self.close(finished=kind is None)
 
     def __reduce__(self) -> Any:
         raise TypeError("a Recorder cannot be pickled: its thread belongs to this process. Make one in each process, each with a lane of its own")
@@ -164,6 +178,26 @@ class Recorder:
     def __repr__(self) -> str:
         components = {component.name: component[1:] for component in self._components}
         return f"Recorder({components}, resumed={self.resumed})"
+
+
+_open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+"""The recorders of this process."""
+
+
+@atexit.register
+def _close_all() -> None:
+    """The end of the program keeps what is recorded, also where a thread or a global variable still has the recorder."""
+    for recorder in list(_open_recorders):
+        if not recorder.closed:
+            try:
+                recorder.close(finished=False)
+            except OSError as error:
+                warn(f"a recorder was open at the end of the program, and its last passes could not be written: {error}")
+
+
+if hasattr(os, "register_at_fork"):
+    # They belong to the parent.
+    os.register_at_fork(after_in_child=_open_recorders.clear)
 
 
 class Tee:
@@ -180,7 +214,7 @@ class Tee:
     recorder is closed, the capture stops. If the disk has failed, the next pass is refused with the error, as `flush` and `close` raise it.
     To go on without recording, give `capture` the store alone.
 
-    A Tee is for one thread. Several threads need a lane of the store (`store.producer()`) and a recorder each.
+    Several threads may use one Tee. Their passes have the same order in the store's lane and in the recording.
     """
 
     def __init__(self, store: RingStore[Any] | Producer, recorder: Recorder) -> None:
@@ -205,14 +239,19 @@ class Tee:
         return self._lane.closed
 
     def extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True, timeout: float | None = None) -> Future:
-        """Hands over the rows of all components that one forward pass gave. Waits for room as `RingStore.extend_pass` does.
+        """Hands over the rows of all components that one forward pass gave. Waits for room as `RingStore.extend_pass` does, and while
+        two passes wait for the disk.
 
         Returns:
-            The future of the pass's arrival in the ring.
+            A future that is done when the ring and the recorder both have the pass. If the disk fails after that, `flush` and `close` of the
+            recorder raise.
 
         Raises:
-            ValueError, TypeError, IndexError, TimeoutError, StoreFullError, StoreClosedError: As `RingStore.extend_pass`.
-            OSError: If the recorder's disk has failed. The store does not have the pass.
+            ValueError, TypeError, IndexError, TimeoutError, StoreFullError: As `RingStore.extend_pass`.
+            StoreClosedError: If the store or the recorder is closed, or is closed while this waits.
+            OSError: If the recorder's disk has failed, or fails while this waits.
+
+            After each of them, and after Ctrl-C, neither the store nor the recorder has the pass.
         """
         rows = incoming_pass(batches, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))

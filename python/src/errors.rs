@@ -128,11 +128,6 @@ impl IntoPython for RecordingError {
     }
 }
 
-/// A store, or what is like one, takes no more rows.
-pub(crate) fn closed(message: &'static str) -> PyErr {
-    python::StoreClosedError::new_err(message)
-}
-
 impl IntoPython for IndexError {
     fn kind(&self, message: String) -> PyErr {
         match self {

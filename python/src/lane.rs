@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use activation_store::{
-    Batch, Component, Pass, Permit, Producer, Refused, Reserve, RingStore, UnknownComponent, WriteError, WriteHandle,
+    Batch, Component, Pass, Permit, Producer, Refused, RefusedPass, Reserve, RingStore, UnknownComponent, WriteError,
+    WriteHandle,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -63,7 +64,7 @@ impl Lane {
         let component = component.find(&self.intake.components)?;
         check(&self.intake.components, component, rows).or_raise()?;
         let reserve = end.reserve(component, rows.len()).or_raise()?;
-        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout, notice)? {
+        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout, notice, || Ok(()))? {
             Some(mut room) => match rows.take()? {
                 Incoming::Batch(batch) => room.extend(batch).or_raise()?,
                 Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
@@ -87,7 +88,10 @@ impl Lane {
         notice: Option<Notice<'_>>,
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
-        self.hand_in(py, pass_, if_full, timeout, notice, value, None)
+        let (pass, rows) = found_pass(&self.intake.components, pass_)?;
+        let room = self.room_for_pass(py, rows, if_full, timeout, notice, || Ok(()))?;
+        let pass = into_batches(py, pass, &self.intake.depot)?;
+        Ok(WriteOutcome::new(self.end.get()?.hand_over(pass, room, if_full, value).or_raise()?, rows))
     }
 
     /// Tells the store that the lane is sent again from its first row.
@@ -128,39 +132,21 @@ impl Lane {
 }
 
 impl Lane {
-    /// As `extend_pass`. Adds a share of each batch to `shares`.
-    #[expect(clippy::too_many_arguments, reason = "`extend_pass` takes as many")]
-    pub(crate) fn hand_in(
+    /// Waits for room for a pass, if the caller is to. `check` is called now and then: its error ends the wait.
+    pub(crate) fn room_for_pass(
         &self,
         py: Python<'_>,
-        pass: Vec<(Key, Py<Rows>)>,
+        rows: usize,
         if_full: IfFull,
         timeout: Option<f64>,
         notice: Option<Notice<'_>>,
-        value: Option<Vec<u8>>,
-        mut shares: Option<&mut Vec<(usize, Batch)>>,
-    ) -> PyResult<WriteOutcome> {
-        let end = self.end.get()?;
-        let components = &self.intake.components;
-        let (pass, rows) = found_pass(components, pass)?;
-        let room = self.intake.room(py, end.reserve_pass(rows), rows, if_full, timeout, notice)?;
-        let mut gathered = end.begin_pass();
-        value.into_iter().for_each(|value| gathered.attach(value));
-        for (component, rows) in pass {
-            let mut batch = rows.get().take()?.into_batch(py, &self.intake.depot)?;
-            if let Some(shares) = shares.as_deref_mut() {
-                let (ours, share) = batch.share();
-                shares.push((component, share));
-                batch = ours;
-            }
-            gathered.put(component, batch).or_raise()?;
-        }
-        let handle = match (room, if_full) {
-            (Some(room), _) => room.commit(gathered),
-            (None, IfFull::Refuse) => gathered.try_commit(),
-            (None, _) => gathered.commit(),
-        };
-        Ok(WriteOutcome::new(handle.or_raise()?, rows))
+        check: impl FnMut() -> PyResult<()> + Send,
+    ) -> PyResult<Option<Permit>> {
+        self.intake.room(py, self.end.get()?.reserve_pass(rows), rows, if_full, timeout, notice, check)
+    }
+
+    pub(crate) fn end(&self) -> PyResult<&End> {
+        self.end.get()
     }
 
     pub(crate) fn components(&self) -> &[Component] {
@@ -189,8 +175,13 @@ pub(crate) fn check(components: &[Component], number: usize, rows: &Rows) -> Res
     Ok(())
 }
 
+/// The rows of a pass as batches; copies those that are not copied yet.
+pub(crate) fn into_batches(py: Python<'_>, pass: Numbered, depot: &Arc<Depot>) -> PyResult<Vec<(usize, Batch)>> {
+    pass.into_iter().map(|(component, rows)| Ok((component, rows.get().take()?.into_batch(py, depot)?))).collect()
+}
+
 /// A pass by the numbers of its components.
-type Numbered = Vec<(usize, Py<Rows>)>;
+pub(crate) type Numbered = Vec<(usize, Py<Rows>)>;
 
 /// Finds the components of a pass and checks its rows, before they wait for room. Returns how many there are of each.
 pub(crate) fn found_pass(components: &[Component], pass: Vec<(Key, Py<Rows>)>) -> PyResult<(Numbered, usize)> {
@@ -241,6 +232,28 @@ impl End {
         }
     }
 
+    /// Hands in a pass that was checked, with the room that it waited for. Never waits.
+    pub(crate) fn hand_over(
+        &self,
+        pass: Vec<(usize, Batch)>,
+        room: Option<Permit>,
+        if_full: IfFull,
+        value: Option<Vec<u8>>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        let mut gathered = self.begin_pass();
+        value.into_iter().for_each(|value| gathered.attach(value));
+        for (component, batch) in pass {
+            if let Err(Refused { error, batch }) = gathered.put(component, batch) {
+                return Err(RefusedPass::new(error, vec![batch]));
+            }
+        }
+        match (room, if_full) {
+            (Some(room), _) => room.commit(gathered),
+            (None, IfFull::Refuse) => gathered.try_commit(),
+            (None, _) => gathered.commit(),
+        }
+    }
+
     fn reserve(&self, component: usize, rows: usize) -> Result<Reserve, UnknownComponent> {
         match self {
             End::Own(store) => store.reserve(component, rows),
@@ -281,7 +294,8 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Waits for room, if the caller is to, and keeps it for all rows of the call.
+    /// Waits for room, if the caller is to, and keeps it for all rows of the call. An error of `check` ends the wait.
+    #[expect(clippy::too_many_arguments, reason = "what `extend` takes")]
     fn room(
         &self,
         py: Python<'_>,
@@ -290,13 +304,17 @@ impl Intake {
         if_full: IfFull,
         timeout: Option<f64>,
         notice: Option<Notice<'_>>,
+        mut check: impl FnMut() -> PyResult<()> + Send,
     ) -> PyResult<Option<Permit>> {
         let deadline = Deadline::new(timeout)?;
         if !self.waits || if_full != IfFull::Wait {
             return Ok(None);
         }
-        let room = wait_and_notice(py, &deadline, notice, |slice| reserve.wait_timeout(slice))?;
-        room.ok_or_else(|| no_room(rows, timeout))?.or_raise().map(Some)
+        let room = wait_and_notice(py, &deadline, notice, |slice| match check() {
+            Ok(()) => reserve.wait_timeout(slice).map(OrRaise::or_raise),
+            Err(error) => Some(Err(error)),
+        })?;
+        room.ok_or_else(|| no_room(rows, timeout, "the consumer lags or has stopped"))?.map(Some)
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
@@ -322,9 +340,7 @@ impl Intake {
     }
 }
 
-fn no_room(rows: usize, timeout: Option<f64>) -> PyErr {
+pub(crate) fn no_room(rows: usize, timeout: Option<f64>, why: &str) -> PyErr {
     let limit = timeout.unwrap_or_default();
-    PyTimeoutError::new_err(format!(
-        "no room for {rows} rows within {limit} s: the consumer lags or has stopped. Nothing was written"
-    ))
+    PyTimeoutError::new_err(format!("no room for {rows} rows within {limit} s: {why}. Nothing was written"))
 }

@@ -17,6 +17,7 @@ mod ring;
 mod rows;
 mod saving;
 mod stats;
+mod task;
 mod tensor;
 mod uncopied;
 mod wait;

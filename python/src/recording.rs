@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use activation_store::{
-    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, WriteError, WriteHandle,
+    ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
+    WriteError,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,18 +17,21 @@ use crate::component::{Key, Spec};
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
-use crate::lane::{IfFull, Lane, check, found_pass};
+use crate::lane::{IfFull, Lane, check, found_pass, into_batches, no_room};
 use crate::process::Home;
 use crate::ring::Ring;
 use crate::rows::Rows;
+use crate::task::{Task, elsewhere};
 use crate::uncopied::PIECE;
-use crate::wait::Notice;
+use crate::wait::{Deadline, Notice, wait};
 use crate::write::WriteOutcome;
 
 /// Takes passes and writes them as shards. It has what a lane has.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Recorder {
-    recorder: Home<Mutex<Option<activation_store::Recorder>>>,
+    recorder: Home<Arc<activation_store::Recorder>>,
+    /// The end of the recorder, once it has begun.
+    ending: OnceLock<Task<Result<Safe, RecordingError>>>,
     components: Vec<Component>,
     depot: Arc<Depot>,
     resumed: (u64, u64),
@@ -54,12 +58,14 @@ impl Recorder {
             builder = builder.component_of(name, features, dtype::parse(&element)?);
         }
         builder = metadata.into_iter().fold(builder, |builder, (key, value)| builder.metadata(key, value));
-        let recorder = py.detach(|| if resume { builder.resume(folder) } else { builder.create(folder) }).or_raise()?;
+        let recorder =
+            elsewhere(py, move || if resume { builder.resume(folder) } else { builder.create(folder) })?.or_raise()?;
         let components = recorder.components().to_vec();
         let resumed = pair(recorder.resumed());
         let depot = Depot::new(0, PIECE);
         Ok(Recorder {
-            recorder: Home::new(Mutex::new(Some(recorder))),
+            recorder: Home::new(Arc::new(recorder)),
+            ending: OnceLock::new(),
             components,
             depot,
             resumed,
@@ -81,19 +87,23 @@ impl Recorder {
 
     /// Writes what was recorded; returns the passes and rows that are safe.
     fn flush(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
-        let recorder = self.recorder.get()?;
-        let flushed = py.detach(|| lock(recorder).as_ref().map(activation_store::Recorder::flush));
-        flushed.ok_or_else(ended)?.or_raise().map(pair)
+        self.check_open()?;
+        let recorder = self.recorder.get()?.clone();
+        elsewhere(py, move || recorder.flush())?.or_raise().map(pair)
     }
 
-    /// Writes what was recorded, and ends. Does nothing the second time.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let recorder = self.recorder.get()?;
-        let finished = py.detach(|| {
-            let taken = lock(recorder).take();
-            taken.map(activation_store::Recorder::finish)
-        });
-        finished.transpose().or_raise().map(drop)
+    /// Writes what was recorded, and ends; says whether the lane is finished. The second time it waits for the first, if that was
+    /// interrupted.
+    fn close(&self, py: Python<'_>, finished: bool) -> PyResult<()> {
+        if self.ending.get().is_none() {
+            let recorder = self.recorder.get()?.clone();
+            let end = move || if finished { recorder.finish() } else { recorder.close() };
+            // If another thread closes it, too, at the same moment, its task comes to nothing: the recorder is closed once.
+            drop(self.ending.set(Task::start(end)?));
+        }
+        self.recorder.get()?;
+        let Some(ending) = self.ending.get() else { return Ok(()) };
+        ending.wait(py)?.transpose().or_raise().map(drop)
     }
 
     // What a lane has.
@@ -119,9 +129,11 @@ impl Recorder {
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let (pass, rows) = found_pass(&self.components, pass_)?;
-        let batches = pass.into_iter().map(|(c, rows)| Ok((c, rows.get().take()?.into_batch(py, &self.depot)?)));
-        let batches = batches.collect::<PyResult<Vec<_>>>()?;
-        Ok(WriteOutcome::new(self.record(py, batches)?, rows))
+        let permit = self.room(py, rows, timeout)?;
+        let pass = into_batches(py, pass, &self.depot)?;
+        let handle = permit.extend_pass(pass).or_raise()?;
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        Ok(WriteOutcome::new(handle, rows))
     }
 
     #[getter]
@@ -131,36 +143,33 @@ impl Recorder {
 
     #[getter]
     fn closed(&self) -> PyResult<bool> {
-        Ok(lock(self.recorder.get()?).is_none())
+        self.recorder.get()?;
+        Ok(self.ending.get().is_some())
     }
 }
 
 impl Recorder {
-    /// Raises if it takes no more passes.
+    /// Raises if it takes no more passes: the first error of the disk, if there was one.
     fn check_open(&self) -> PyResult<()> {
-        let failure = lock(self.recorder.get()?).as_ref().map(activation_store::Recorder::failure).ok_or_else(ended)?;
-        failure.map_or(Ok(()), |error| Err(WriteError::from(error)).or_raise())
+        if let Some(error) = self.recorder.get()?.failure() {
+            return Err(WriteError::from(error)).or_raise();
+        }
+        if self.ending.get().is_some() { Err(WriteError::Closed(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
     }
 
-    fn record(&self, py: Python<'_>, pass: Vec<(usize, Batch)>) -> PyResult<WriteHandle> {
+    /// Waits for room for a pass, while two others wait for the disk.
+    fn room(&self, py: Python<'_>, rows: usize, timeout: Option<f64>) -> PyResult<RecorderPermit<'_>> {
         let recorder = self.recorder.get()?;
-        let recorded = py.detach(|| lock(recorder).as_ref().map(|recorder| recorder.extend_pass(pass)));
-        let handle = recorded.ok_or_else(ended)?.or_raise()?;
-        self.passes.fetch_add(1, Ordering::Relaxed);
-        Ok(handle)
+        let room = wait(py, &Deadline::new(timeout)?, |slice| match self.check_open() {
+            Ok(()) => recorder.reserve_pass(slice).map(Ok),
+            Err(error) => Some(Err(error)),
+        })?;
+        room.ok_or_else(|| no_room(rows, timeout, "the recorder's disk lags"))?
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn pair(safe: Safe) -> (u64, u64) {
     (safe.passes, safe.rows)
-}
-
-fn ended() -> PyErr {
-    crate::errors::closed("the recorder has been closed, so it takes no more passes")
 }
 
 /// Hands each pass to a ring's lane and to a recorder, which share its memory. It has what a lane has.
@@ -207,12 +216,15 @@ impl TeeLane {
         notice: Option<Notice<'_>>,
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
-        self.recorder.get().check_open()?;
-        let mut shares = Vec::new();
-        let outcome = self.lane.get().hand_in(py, pass_, if_full, timeout, notice, value, Some(&mut shares))?;
-        // The ring has the pass by now. If the disk has failed meanwhile, the next pass is refused, and `flush` and `close` raise.
-        drop(self.recorder.get().record(py, shares));
-        Ok(outcome)
+        let (lane, recorder) = (self.lane.get(), self.recorder.get());
+        let (pass, rows) = found_pass(&recorder.components, pass_)?;
+        let permit = recorder.room(py, rows, timeout)?;
+        let room = lane.room_for_pass(py, rows, if_full, timeout, notice, || recorder.check_open())?;
+        let end = lane.end()?;
+        let pass = into_batches(py, pass, &recorder.depot)?;
+        let handle = permit.extend_pass_with(pass, |pass| end.hand_over(pass, room, if_full, value)).or_raise()?;
+        recorder.passes.fetch_add(1, Ordering::Relaxed);
+        Ok(WriteOutcome::new(handle, rows))
     }
 
     #[getter]
@@ -240,13 +252,13 @@ pub(crate) struct Recording {
 impl Recording {
     #[new]
     fn new(py: Python<'_>, folder: PathBuf, salvage: bool) -> PyResult<Self> {
-        let opened = py.detach(|| {
+        let opened = elsewhere(py, move || {
             if salvage {
                 activation_store::Recording::salvage(folder, |_, _| ())
             } else {
                 activation_store::Recording::open(folder).map(|recording| (recording, Vec::new()))
             }
-        });
+        })?;
         let (recording, lost) = opened.or_raise()?;
         Ok(Recording { recording, lost: lost.iter().map(ToString::to_string).collect() })
     }
@@ -287,8 +299,8 @@ impl Recording {
     /// Compares all checksums; `progress` is called with shards done and in all, and may raise.
     fn verify(&self, py: Python<'_>, progress: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         for shard in 0..self.recording.shards() {
-            py.check_signals()?;
-            py.detach(|| self.recording.verify_shard(shard)).or_raise()?;
+            let recording = self.recording.clone();
+            elsewhere(py, move || recording.verify_shard(shard))?.or_raise()?;
             if let Some(progress) = &progress {
                 progress.call1((shard + 1, self.recording.shards()))?;
             }
@@ -299,7 +311,8 @@ impl Recording {
     /// The bytes of some rows of a component.
     fn rows(&self, py: Python<'_>, component: Key, rows: Vec<u64>) -> PyResult<Py<PyByteArray>> {
         let component = component.find(self.recording.components())?;
-        let batch = py.detach(|| self.recording.get(component, &rows)).or_raise()?;
+        let recording = self.recording.clone();
+        let batch = elsewhere(py, move || recording.get(component, &rows))?.or_raise()?;
         // The batch is one piece of memory.
         dtype::with_dtype!(batch.dtype(), T => {
             let view = batch.view::<T>();
@@ -344,13 +357,13 @@ impl Recording {
         builder = window.into_iter().fold(builder, RingStoreBuilder::window);
         builder = ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
         builder = drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
-        let store = py.detach(|| match (folder, snapshot) {
+        let store = elsewhere(py, move || match (folder, snapshot) {
             (Some(folder), _) => replay.resume(builder, folder),
             (None, Some(bytes)) => {
                 Snapshot::from_bytes(&bytes).map_err(RecordingError::from).and_then(|s| replay.resume_from(builder, &s))
             }
             (None, None) => replay.into_ring(builder),
-        });
+        })?;
         Ok(Ring::of(store.or_raise()?, None))
     }
 }

@@ -21,6 +21,7 @@ use crate::lane::{End, Intake, Lane};
 use crate::process::Home;
 use crate::saving::Saving;
 use crate::stats::Stats;
+use crate::task::elsewhere;
 use crate::uncopied::PIECE;
 use crate::wait::{Deadline, Notice, wait_and_notice};
 
@@ -107,13 +108,13 @@ impl Ring {
             (None, Some(bytes)) => Start::Bytes(bytes),
             (None, None) => Start::New,
         };
-        let store = py.detach(|| match start {
+        let store = elsewhere(py, move || match start {
             Start::New => builder.build().or_raise(),
             Start::Folder(folder) => builder.resume(folder).or_raise(),
             Start::Bytes(bytes) => {
                 Snapshot::from_bytes(&bytes).and_then(|snapshot| builder.resume_from(&snapshot)).or_raise()
             }
-        })?;
+        })??;
         Ok(Ring::of(store, queue_rows))
     }
 
@@ -222,9 +223,8 @@ impl Ring {
     }
 
     fn empty(&self, py: Python<'_>) -> PyResult<()> {
-        let store = &self.inside.get()?.store;
-        py.detach(|| store.empty());
-        Ok(())
+        let store = self.inside.get()?.store.clone();
+        elsewhere(py, move || store.empty())
     }
 
     #[getter]
@@ -286,23 +286,23 @@ pub(crate) fn resume_points(
     folder: Option<PathBuf>,
     snapshot: Option<Vec<u8>>,
 ) -> PyResult<Vec<Place>> {
-    let read = || match (folder, snapshot) {
+    let read = move || match (folder, snapshot) {
         (Some(folder), _) => Snapshots::new(folder).newest(),
         (None, bytes) => Snapshot::from_bytes(&bytes.unwrap_or_default()),
     };
-    Ok(py.detach(read).or_raise()?.resume_at().iter().map(place).collect())
+    Ok(elsewhere(py, read)?.or_raise()?.resume_at().iter().map(place).collect())
 }
 
 /// The snapshots in a folder, oldest first.
 #[pyfunction]
 pub(crate) fn list_snapshots(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<(u64, PathBuf)>> {
-    py.detach(|| Snapshots::new(folder).list()).or_raise()
+    elsewhere(py, move || Snapshots::new(folder).list())?.or_raise()
 }
 
 /// Removes all but the newest snapshots in a folder.
 #[pyfunction]
 pub(crate) fn prune_snapshots(py: Python<'_>, folder: PathBuf, keep: usize) -> PyResult<Vec<u64>> {
-    py.detach(|| Snapshots::new(folder).prune(keep)).or_raise()
+    elsewhere(py, move || Snapshots::new(folder).prune(keep))?.or_raise()
 }
 
 fn parse_when_full(when_full: &str) -> PyResult<WhenFull> {

@@ -121,7 +121,7 @@ def test_damage_is_named_and_refusals_say_what_would_work(tmp_path):
             pass
     recorder = Recorder(tmp_path / "c", 4)
     recorder.close()
-    with pytest.raises(StoreClosedError, match="the recorder has been closed"):
+    with pytest.raises(StoreClosedError, match="the recorder is closed; resume the lane with another recorder to go on"):
         recorder.extend_pass({"0": np.zeros((1, 4), np.float32)})
 
 
