@@ -290,7 +290,7 @@ pub enum WriteError {
     /// The rows could not be written to the disk. The recorder takes no more rows after this error.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The store's writer panicked. You cannot use the store any more.
+    /// The store's writer, or a thread of the recorder, panicked. You cannot use the store or the recorder any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.
@@ -690,6 +690,12 @@ pub enum SnapshotError {
     /// The snapshot could not be written.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The thread that writes the snapshot panicked.
+    #[error("the thread that writes the snapshot panicked: {cause}")]
+    Panicked {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
 }
 
 /// Returned when a store cannot be resumed.
@@ -900,9 +906,15 @@ pub enum RecordingError {
     /// The ring store that a replay fills cannot be resumed.
     #[error(transparent)]
     Resume(#[from] ResumeError),
-    /// A store did not take the rows of the recording.
+    /// A store did not take the rows of the recording, or a thread of the recorder panicked ([`WriteError::Poisoned`]).
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// A thread that reads the recording panicked.
+    #[error("a thread that reads the recording panicked: {cause}")]
+    Panicked {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
 }
 
 /// Two errors are equal if the same operation on the same path failed with the same kind of error.

@@ -115,6 +115,7 @@ impl IntoPython for RecordingError {
             RecordingError::Component(error) => error.kind(message),
             RecordingError::Resume(error) => error.kind(message),
             RecordingError::Write(error) => error.kind(message),
+            RecordingError::Panicked { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

@@ -12,6 +12,8 @@ use crate::disk::disk::{Disk, DiskFile, Readable};
 pub(crate) enum Fault {
     /// The operation returns this error. Later operations succeed.
     Error(io::ErrorKind),
+    /// The operation panics. Later operations succeed.
+    Panic,
     /// The process dies in the middle of the operation. A write writes half of its bytes. All later operations fail without effect.
     Kill,
 }
@@ -94,6 +96,7 @@ impl Faulty {
                 inner.fault = None;
                 match fault {
                     Fault::Error(kind) => Err(kind.into()),
+                    Fault::Panic => panic!("the disk panicked"),
                     Fault::Kill => {
                         inner.dead = true;
                         Ok(false)

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::error::{BuildError, DiskError, RecordingError, WriteError};
+use crate::error::{BuildError, RecordingError, WriteError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
 use crate::recording::entrance::{Entrance, check_pass, refused};
@@ -86,9 +86,10 @@ impl Recorder {
         self.progress.safe()
     }
 
-    /// Returns the first error of the disk, if there was one, without waiting. The recorder takes nothing after it: resume the lane.
+    /// Returns why the recorder takes nothing more, without waiting: the first error of the disk ([`WriteError::Disk`]), or a panic on one
+    /// of the recorder's threads ([`WriteError::Poisoned`]), for example of a batch's owner. Resume the lane then.
     #[must_use]
-    pub fn failure(&self) -> Option<DiskError> {
+    pub fn failure(&self) -> Option<WriteError> {
         self.progress.outcome().err()
     }
 
@@ -110,7 +111,7 @@ impl Recorder {
     /// - A component is missing, unknown, there twice, or has another number of rows.
     /// - The number of features or the element type of a batch is wrong.
     /// - [`extend`](Self::extend) has begun a pass that is not whole.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`](crate::DiskError), or a panic.
     ///
     /// If the disk fails later, the handle of this pass or of a later pass has the error.
     ///
@@ -138,7 +139,7 @@ impl Recorder {
     ///
     /// - The component is unknown, or the pass has it already.
     /// - The number of features or the element type is wrong, or the number of rows differs from the other batches of the pass.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`](crate::DiskError), or a panic.
     ///
     /// # Blocking
     /// If the batch makes the pass whole, blocks while two passes wait for the disk.
@@ -146,7 +147,7 @@ impl Recorder {
         let batch = batch.into();
         let found = self.layout.find(component).map_err(WriteError::from);
         let checked = found.and_then(|component| self.layout.check(&batch, component).map(|()| component));
-        let open = checked.and_then(|component| Ok(self.progress.outcome().map(|_| component)?));
+        let open = checked.and_then(|component| self.progress.outcome().map(|_| component));
         match open {
             Ok(component) => self.enter().gather(&self.layout, batch, component),
             Err(error) => Err(Refused { error, batch }),
@@ -172,7 +173,8 @@ impl Recorder {
     /// Writes and syncs all whole passes, even if their shard is small. Returns what is safe.
     ///
     /// # Errors
-    /// The first [`DiskError`] of this recorder. A recorder writes nothing after an error, so resume the lane with another recorder.
+    /// The first [`DiskError`](crate::DiskError) of this recorder, or [`WriteError::Poisoned`] if one of its threads panicked. A recorder
+    /// writes nothing after an error, so resume the lane with another recorder.
     ///
     /// # Blocking
     /// Blocks until the passes are on disk.
@@ -194,17 +196,21 @@ impl Recorder {
         self.ask(Message::Finish)
     }
 
-    fn ask(&self, message: impl FnOnce(Sender<Result<Safe, DiskError>>) -> Message) -> Result<Safe, RecordingError> {
+    fn ask(&self, message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> Message) -> Result<Safe, RecordingError> {
         let (reply, answer) = bounded(1);
         let _ = self.enter().send(message(reply));
-        answer.recv().map_err(|_| ended())?.map_err(RecordingError::from)
+        answer.recv().map_err(|_| ended())?.map_err(|error| match error {
+            WriteError::Disk(error) => RecordingError::Disk(error),
+            other => RecordingError::Write(other),
+        })
     }
 
     /// Discards the shard that is being written, and the pass that is not whole. Shards whose rows are all written stay. The next pass
     /// takes the number of the first discarded pass.
     ///
     /// # Blocking
-    /// Blocks until the passes handed over before have been written or discarded.
+    /// Blocks until the passes handed over before have been written or discarded. The owner of a batch must not call this: it is read and
+    /// dropped on the recorder's thread, which would wait for itself.
     pub fn empty(&self) {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();

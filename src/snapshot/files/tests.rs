@@ -214,3 +214,24 @@ fn a_damaged_or_foreign_snapshot_is_refused_with_the_reason() {
     let missing = RingStore::builder().resume(dir.path().join("nowhere")).unwrap_err().to_string();
     assert!(missing.contains("nowhere") && missing.contains("does not exist"), "{missing}");
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "runs many stores")]
+fn a_panic_of_the_thread_that_writes_is_the_error_of_the_snapshot() {
+    for form in [Form::Light, Form::Full] {
+        for n in 0.. {
+            let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+            let (_store, minibatches) = filled();
+            disk.0.fail_at(n, Fault::Panic);
+            let save =
+                || minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), Path::new("/run"), form).unwrap().wait();
+            let Err(error) = save() else {
+                assert!(n > 5, "{n}");
+                break;
+            };
+            assert!(matches!(error, SnapshotError::Panicked { .. }), "{error}");
+            assert!(error.to_string().ends_with("panicked: the disk panicked"), "{error}");
+            save().unwrap();
+        }
+    }
+}
