@@ -59,6 +59,15 @@ impl StoreFullError {
         StoreFullError { message: message.into(), no_room: Some(no_room) }
     }
 
+    pub(crate) fn permit(no_room: NoRoom, reserved: usize) -> Self {
+        let NoRoom { component, rows, bound, .. } = &no_room;
+        let message = format!(
+            "{rows} rows of component {component} do not fit the permit, which has {bound} rows left of {reserved}; hand over at most \
+             that many, or reserve room for the others"
+        );
+        StoreFullError { message: message.into(), no_room: Some(no_room) }
+    }
+
     pub(crate) fn store(no_room: NoRoom) -> Self {
         let NoRoom { component, rows, held, bound } = &no_room;
         let message = format!(

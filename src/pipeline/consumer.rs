@@ -12,7 +12,7 @@ use crate::pipeline::ready::Lent;
 use crate::pipeline::state::Shared;
 use crate::pipeline::state::consuming::{ConsumerState, Next};
 use crate::pipeline::stats::Stats;
-use crate::pipeline::wait::{wait, wait_long};
+use crate::pipeline::wait::{WORTH_LOGGING, wait, wait_long};
 use futures::Stream;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
@@ -143,14 +143,13 @@ impl Minibatches {
             Next::End => None,
             Next::Nothing => {
                 if !waited {
-                    tracing::debug!("no minibatch is ready: a consumer waits for producers");
                     self.waiting_since = Instant::now();
                 }
                 return Poll::Pending;
             }
         };
-        if waited {
-            tracing::debug!(waited = ?self.waiting_since.elapsed(), "the consumer goes on");
+        if waited && self.waiting_since.elapsed() >= WORTH_LOGGING {
+            tracing::debug!(waited = ?self.waiting_since.elapsed(), "a consumer has waited for producers");
         }
         Poll::Ready(item)
     }
