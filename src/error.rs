@@ -347,6 +347,17 @@ pub enum ReadError {
     /// No minibatch was ready within the time limit.
     #[error("no minibatch was ready within {0:?}")]
     Timeout(std::time::Duration),
+    /// No minibatch was ready within the time limit, because a resumed store waits for a lane that no producer has opened.
+    #[error(
+        "no minibatch was ready within {after:?}: the resumed store waits for {lane}, which was open when it was saved; open it with \
+         producer() or producer_named(), and send its rows or close it"
+    )]
+    LaneMissing {
+        /// The time limit.
+        after: std::time::Duration,
+        /// The lane.
+        lane: LaneId,
+    },
     /// The store was closed with an error: by [`RingStore::close_with`](crate::RingStore::close_with), or because a producer
     /// failed. Each consumer gets the error once, after the last minibatch.
     #[error(transparent)]
@@ -366,7 +377,7 @@ impl ReadError {
     /// Returns whether no minibatch was ready within the time limit.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self, ReadError::Timeout(_))
+        matches!(self, ReadError::Timeout(_) | ReadError::LaneMissing { .. })
     }
 
     /// Returns whether the writer panicked.
