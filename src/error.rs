@@ -59,6 +59,15 @@ impl StoreFullError {
         StoreFullError { message: message.into(), no_room: Some(no_room) }
     }
 
+    pub(crate) fn permit(no_room: NoRoom, reserved: usize) -> Self {
+        let NoRoom { component, rows, bound, .. } = &no_room;
+        let message = format!(
+            "{rows} rows of component {component} do not fit the permit, which has {bound} rows left of {reserved}; hand over at most \
+             that many, or reserve room for the others"
+        );
+        StoreFullError { message: message.into(), no_room: Some(no_room) }
+    }
+
     pub(crate) fn store(no_room: NoRoom) -> Self {
         let NoRoom { component, rows, held, bound } = &no_room;
         let message = format!(
@@ -293,7 +302,7 @@ pub enum WriteError {
     /// The rows could not be written to the disk. The recorder takes no more rows after this error.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The store's writer panicked. You cannot use the store any more.
+    /// The store's writer, or a thread of the recorder, panicked. You cannot use the store or the recorder any more.
     #[error("the store's writer panicked: {cause}")]
     Poisoned {
         /// The panic's message.
@@ -341,6 +350,17 @@ pub enum ReadError {
     /// No minibatch was ready within the time limit.
     #[error("no minibatch was ready within {0:?}")]
     Timeout(std::time::Duration),
+    /// No minibatch was ready within the time limit, because a resumed store waits for a lane that no producer has opened.
+    #[error(
+        "no minibatch was ready within {after:?}: the resumed store waits for {lane}, which was open when it was saved; open it with \
+         producer() or producer_named(), and send its rows or close it"
+    )]
+    LaneMissing {
+        /// The time limit.
+        after: std::time::Duration,
+        /// The lane.
+        lane: LaneId,
+    },
     /// The store was closed with an error: by [`RingStore::close_with`](crate::RingStore::close_with), or because a producer
     /// failed. Each consumer gets the error once, after the last minibatch.
     #[error(transparent)]
@@ -360,7 +380,7 @@ impl ReadError {
     /// Returns whether no minibatch was ready within the time limit.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self, ReadError::Timeout(_))
+        matches!(self, ReadError::Timeout(_) | ReadError::LaneMissing { .. })
     }
 
     /// Returns whether the writer panicked.
@@ -693,6 +713,12 @@ pub enum SnapshotError {
     /// The snapshot could not be written.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The thread that writes the snapshot panicked.
+    #[error("the thread that writes the snapshot panicked: {cause}")]
+    Panicked {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
 }
 
 /// Returned when a store cannot be resumed.
@@ -928,9 +954,15 @@ pub enum RecordingError {
     /// The ring store that a replay fills cannot be resumed.
     #[error(transparent)]
     Resume(#[from] ResumeError),
-    /// A store did not take the rows of the recording.
+    /// A store did not take the rows of the recording, or a thread of the recorder panicked ([`WriteError::Poisoned`]).
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// A thread that reads the recording panicked.
+    #[error("a thread that reads the recording panicked: {cause}")]
+    Panicked {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
 }
 
 impl RecordingError {

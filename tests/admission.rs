@@ -459,3 +459,50 @@ fn any_number_of_rows_may_be_asked_for() {
         assert_exactly(0..5, &finish(&store));
     });
 }
+
+/// A bound that means "none" does not overflow.
+#[test]
+fn a_queue_without_a_bound_takes_reservations_of_any_number() {
+    watchdog(|| {
+        for most in [usize::MAX, usize::MAX - 1, isize::MAX as usize, isize::MAX as usize + 1] {
+            let builder = RingStore::builder().component("a", 2).component("b", 1).batch_size(10).window(40);
+            let builder = builder.queue_rows(most).max_skew(most);
+            assert!(builder.plan().is_ok());
+            let store = builder.build().unwrap();
+            let lanes = [store.producer().unwrap(), store.producer().unwrap()];
+            let permit = lanes[0].reserve(0, most).unwrap().wait().unwrap();
+            let mut others = [usize::MAX, isize::MAX as usize].map(|rows| lanes[1].reserve(0, rows).unwrap());
+            assert!(others.iter_mut().all(|other| other.wait_timeout(Duration::ZERO).is_none()));
+            // Counterparts need no room.
+            drop(lanes[1].extend(rows(0..5, 1), 1).unwrap());
+            let mut counterparts = lanes[1].reserve(0, 5).unwrap();
+            let early = counterparts.wait_timeout(Duration::ZERO);
+            assert_eq!(early.is_some(), most < usize::MAX - 4, "{most}");
+            drop((permit, others));
+            let mut permit = early.unwrap_or_else(|| counterparts.wait()).unwrap();
+            drop(permit.extend(rows(0..5, 2)).unwrap());
+            drop(lanes);
+            store.flush().wait().unwrap();
+            assert_exactly(0..5, &finish(&store));
+        }
+    });
+}
+
+#[test]
+fn a_permit_that_is_too_small_says_what_it_has_left() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut permit = store.reserve("a", 3).unwrap().wait().unwrap();
+        drop(permit.extend(rows(0..2, 2)).unwrap());
+        for left in [1, 0] {
+            let refused = permit.extend(rows(2..7, 2)).unwrap_err();
+            let expected =
+                format!("5 rows of component 0 (\"a\") do not fit the permit, which has {left} rows left of 3");
+            assert!(refused.to_string().starts_with(&expected), "{refused}");
+            let WriteError::Full(full) = refused.error else { panic!("{}", refused.error) };
+            assert_eq!(full.no_room.unwrap().bound, left);
+            drop(permit.extend(rows(2..2 + left, 2)).unwrap());
+        }
+        assert_exactly(0..3, &finish(&store));
+    });
+}

@@ -423,3 +423,32 @@ fn a_permit_is_used_for_what_it_holds() {
     assert!(refused.to_string().contains("room for one component; call extend"), "{refused}");
     assert_eq!(refused.batches.len(), 2);
 }
+
+/// Every setting takes the largest numbers or refuses them.
+#[test]
+fn no_setting_overflows() {
+    let builder = || RingStore::builder().component("a", 4).batch_size(8).window(64);
+    for most in [usize::MAX, usize::MAX - 1, isize::MAX as usize, u32::MAX as usize + 1, u32::MAX as usize] {
+        let settings = [
+            ("batch_size", builder().batch_size(most)),
+            ("batch_size, window", builder().batch_size(most).window(most)),
+            ("window", builder().window(most)),
+            ("memory", builder().memory(most)),
+            ("ready_frames", builder().ready_frames(most)),
+            ("ready_frames, memory", builder().ready_frames(most).memory(most)),
+            ("features", RingStore::builder().component("a", most)),
+            ("queue_rows", builder().queue_rows(most)),
+            ("max_skew", builder().max_skew(most)),
+        ];
+        for (name, builder) in settings {
+            if let Ok(plan) = builder.plan() {
+                assert!(!plan.to_string().is_empty() && plan.shared_rows(most) >= 0.99, "{name}: {most}: {plan}");
+            }
+            // The memory of a store may fit on a large machine.
+            let fits = name == "queue_rows" || name == "max_skew";
+            if fits || most >= isize::MAX as usize {
+                assert_eq!(builder.build().is_ok(), fits, "{name}: {most}");
+            }
+        }
+    }
+}

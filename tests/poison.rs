@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use activation_store::{
-    ActivationStore, Batch, ClosedBy, IndexError, ReadError, RingStore, RingStoreBuilder, TensorStore, WriteError,
+    ActivationStore, Batch, ClosedBy, IndexError, ReadError, Recorder, RecordingError, RingStore, RingStoreBuilder,
+    TensorStore, WriteError,
 };
 use common::{LIMIT, Lent, drain, rows, watchdog};
 use futures::executor::block_on;
@@ -429,4 +430,38 @@ fn close_serves_whole_rows_and_ends_without_an_error() {
         assert!(drain(&mut minibatches).is_empty());
         assert_eq!(store.extend(rows(0..1, 2), 0).unwrap_err().error.closed_by(), Some(ClosedBy::Close));
     });
+}
+
+#[test]
+fn the_panic_of_an_owner_is_every_later_error_of_a_recorder() {
+    for kind in KINDS {
+        watchdog(move || {
+            let dir = tempfile::tempdir().unwrap();
+            let recorder = Recorder::builder().component("a", 2).shard_rows(8).create(&dir).unwrap();
+            recorder.extend_pass([("a", rows(0..8, 2))]).unwrap().wait().unwrap();
+            let waits = recorder.extend_pass([("a", bomb(kind, 8))]).unwrap();
+            let (returned, values) = (Arc::new(AtomicUsize::new(0)), vec![0.0; 16]);
+            let lent = Batch::from_owner(Lent { values, returned: returned.clone() }, 2).unwrap();
+            let behind = recorder.extend_pass([("a", lent)]);
+            assert_poisoned(&waits.wait().unwrap_err(), kind);
+            match behind {
+                Ok(handle) => assert_poisoned(&handle.wait().unwrap_err(), kind),
+                Err(refused) => assert_poisoned(&refused.error, kind),
+            }
+            assert_eq!(returned.load(Ordering::SeqCst), 1);
+            assert_poisoned(&recorder.extend_pass([("a", rows(0..8, 2))]).unwrap_err().error, kind);
+            assert_poisoned(&recorder.extend(rows(0..8, 2), "a").unwrap_err().error, kind);
+            assert_poisoned(&recorder.failure().unwrap(), kind);
+            recorder.empty();
+            let error = |outcome| match outcome {
+                Err(RecordingError::Write(error)) => error,
+                other => panic!("{other:?}"),
+            };
+            assert_poisoned(&error(recorder.flush()), kind);
+            assert_poisoned(&error(recorder.finish()), kind);
+            // The shard that was whole before stays.
+            let resumed = Recorder::builder().component("a", 2).shard_rows(8).resume(&dir).unwrap();
+            assert!(resumed.resumed().rows >= 8);
+        });
+    }
 }

@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use activation_store::{
     ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, RingStore, RingStoreBuilder,
     RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull,
 };
-use common::{assert_adds_up, drain, finish, rows, watchdog};
+use common::{LIMIT, assert_adds_up, drain, finish, rows, watchdog};
 
 fn builder() -> RingStoreBuilder {
     RingStore::builder().component("a", 3).batch_size(8).window(32).ready_frames(4).seed(5)
@@ -224,5 +226,32 @@ fn a_snapshot_of_a_store_that_has_served_everything_resumes_as_closed() {
             assert_eq!(drain(&mut resumed.minibatches()).len(), 0);
             assert_eq!(resumed.stats().components[0].served, 48);
         }
+    });
+}
+
+/// The error of a wait says which lane nobody has opened, while the other one writes.
+#[test]
+fn a_wait_for_a_lane_that_is_not_opened_names_it() {
+    watchdog(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = || RingStore::builder().component("a", 1).batch_size(4).window(16).queue_rows(1000);
+        let store = builder().merge(Merge::RoundRobin).build().unwrap();
+        let mut minibatches = store.minibatches();
+        let lanes = ["left", "right"].map(|name| store.producer_named(name).unwrap());
+        lanes.iter().for_each(|lane| drop(lane.extend(rows(0..100, 1), 0).unwrap()));
+        minibatches.next_timeout(LIMIT).unwrap().unwrap();
+        minibatches.snapshot(&dir, Form::Light).unwrap().wait().unwrap();
+
+        let resumed = RingStore::builder().resume(&dir).unwrap();
+        let mut minibatches = resumed.minibatches();
+        let error = minibatches.next_timeout(Duration::ZERO).unwrap_err();
+        assert!(error.is_timeout() && error.to_string().contains("waits for lane \"left\""), "{error}");
+        let left = resumed.producer_named("left").unwrap();
+        drop(left.extend(rows(0..100, 1), 0).unwrap());
+        let error = minibatches.next_timeout(Duration::ZERO).unwrap_err();
+        assert!(error.is_timeout() && error.to_string().contains("waits for lane \"right\""), "{error}");
+        let right = resumed.producer_named("right").unwrap();
+        drop(right.extend(rows(0..100, 1), 0).unwrap());
+        minibatches.next_timeout(LIMIT).unwrap().unwrap();
     });
 }

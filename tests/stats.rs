@@ -418,7 +418,7 @@ fn a_panic_of_the_writer_counts_the_queued_rows() {
         let store = builder().build().unwrap();
         let _minibatches = store.minibatches();
         let bad = Batch::from_owner(Unreadable(AtomicBool::new(false)), 2).unwrap();
-        let _ = store.extend_pass([("a", bad), ("b", rows(0..1, 1).into())]).unwrap();
+        drop(store.extend_pass([("a", bad), ("b", rows(0..1, 1).into())]).unwrap());
         // The writer may have failed before some of these.
         let taken = (0..20).filter(|_| store.extend_pass([("a", rows(0..9, 2)), ("b", rows(0..9, 1))]).is_ok()).count();
         assert!(store.flush().wait().unwrap_err().is_poisoned());
@@ -433,7 +433,8 @@ fn a_panic_of_the_writer_counts_the_queued_rows() {
 /// The rows that wait in the queue, past its bound too, are dropped by the end. They are in the counts at once.
 #[test]
 fn an_end_that_discards_counts_the_queued_rows() {
-    let ends: [(&str, fn(&RingStore, Minibatches)); 2] =
+    type End = fn(&RingStore, Minibatches);
+    let ends: [(&str, End); 2] =
         [("abort", |store, _| store.abort()), ("no consumer", |_, minibatches| drop(minibatches))];
     for (name, end) in ends {
         for merge in [Merge::Arrival, Merge::RoundRobin] {

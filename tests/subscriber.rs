@@ -6,6 +6,7 @@ mod common;
 
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use activation_store::{Monitor, RingStore};
 use common::messages::Messages;
@@ -37,12 +38,13 @@ fn a_subscriber_may_look_at_the_store() {
             assert!(store.flush().wait().is_err());
             // Producers wait for the consumer.
             drop(store.extend_pass([("a", rows(0..100, 2)), ("b", rows(0..100, 1))]).unwrap());
-            while messages.count("producers wait for consumers") == 0 {
+            while store.stats().waited_for_consumers < Duration::from_millis(200) {
                 thread::yield_now();
             }
             drop(minibatches.next_timeout(LIMIT).unwrap().unwrap());
             store.close();
             drain(&mut minibatches);
+            assert!(messages.count("producers have waited for consumers") > 0);
         }
     });
     assert_eq!(messages.count("rows lost their counterparts"), 1);

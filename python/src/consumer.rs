@@ -44,7 +44,7 @@ impl Wait {
     /// How its stream ends is for the consumer to say: it may have been told of an error before, or be older than an abort.
     pub(crate) fn outcome(&self, next: Result<Option<Frame>, ReadError>) -> Result<Option<Frame>, ReadError> {
         match next {
-            Ok(Some(_)) | Err(ReadError::Timeout(_)) => next,
+            Ok(Some(_)) | Err(ReadError::Timeout(_) | ReadError::LaneMissing { .. }) => next,
             // At the end no minibatch comes, so this does not wait.
             Ok(None) | Err(_) => self.stream.lock().next_timeout(Duration::ZERO),
         }
@@ -67,13 +67,24 @@ impl Consumer {
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
         let mut minibatch = self.wait()?;
+        let mut missing = None;
         let next = wait(py, &Deadline::new(timeout)?, |slice| match minibatch.minibatches.next_timeout(slice) {
-            Err(ReadError::Timeout(_)) => None,
+            Err(ReadError::Timeout(_)) => {
+                missing = None;
+                None
+            }
+            Err(ReadError::LaneMissing { lane, .. }) => {
+                missing = Some(lane);
+                None
+            }
             next => Some(minibatch.outcome(next)),
         })?;
         let Some(next) = next else {
             let limit = timeout.unwrap_or_default();
-            return Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s")));
+            let why = missing.map_or_else(String::new, |lane| {
+                format!(": the resumed store waits for {lane}, which was open when it was saved; open it with producer(), and send its rows or close it")
+            });
+            return Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s{why}")));
         };
         next.or_raise()?.map(Minibatch::new).transpose()
     }

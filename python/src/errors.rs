@@ -49,7 +49,7 @@ impl IntoPython for WriteError {
 impl IntoPython for ReadError {
     fn kind(&self, message: String) -> PyErr {
         match self {
-            ReadError::Timeout(_) => PyTimeoutError::new_err(message),
+            ReadError::Timeout(_) | ReadError::LaneMissing { .. } => PyTimeoutError::new_err(message),
             ReadError::Failed(_) => python::ClosedWithError::new_err(message),
             _ => PyRuntimeError::new_err(message),
         }
@@ -115,6 +115,7 @@ impl IntoPython for RecordingError {
             RecordingError::Component(error) => error.kind(message),
             RecordingError::Resume(error) => error.kind(message),
             RecordingError::Write(error) => error.kind(message),
+            RecordingError::Panicked { .. } => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

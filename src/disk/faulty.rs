@@ -14,6 +14,8 @@ pub(crate) enum Fault {
     Error(io::ErrorKind),
     /// If the operation opens a file, each read of this file returns this error.
     Read(io::ErrorKind),
+    /// The operation panics. Later operations succeed.
+    Panic,
     /// The process dies in the middle of the operation. A write writes half of its bytes. All later operations fail without effect.
     Kill,
 }
@@ -97,6 +99,7 @@ impl Faulty {
                 match fault {
                     Fault::Error(kind) => Err(kind.into()),
                     Fault::Read(_) => Ok(true),
+                    Fault::Panic => panic!("the disk panicked"),
                     Fault::Kill => {
                         inner.dead = true;
                         Ok(false)

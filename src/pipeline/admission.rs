@@ -321,7 +321,8 @@ impl Admission {
         self.check(lane, demand)?;
         let has_counterparts = self.has_counterparts(lane, demand);
         let Some(bound) = self.bound_of(lane) else { return Err(ClosedBy::Lane.into()) };
-        let free = has_counterparts || bound.is_next(ticket) && bound.no_room_for(demand).is_none();
+        let free = has_counterparts && bound.can_reserve(demand)
+            || bound.is_next(ticket) && bound.no_room_for(demand).is_none();
         if free {
             bound.reserve(demand);
         }

@@ -12,7 +12,7 @@ use crate::pipeline::ready::Lent;
 use crate::pipeline::state::Shared;
 use crate::pipeline::state::consuming::{ConsumerState, Next};
 use crate::pipeline::stats::Stats;
-use crate::pipeline::wait::{wait, wait_long};
+use crate::pipeline::wait::{WORTH_LOGGING, wait, wait_long};
 use futures::Stream;
 
 /// A consumer of a [`RingStore`](crate::RingStore): a stream of its minibatches.
@@ -98,7 +98,8 @@ impl Minibatches {
     /// Blocks this thread until a minibatch is ready, but no longer than `timeout`. `Ok(None)` at the end.
     ///
     /// # Errors
-    /// [`ReadError::Timeout`] if no minibatch was ready in time. Otherwise as [`next`](Self::next), but after
+    /// [`ReadError::Timeout`] if no minibatch was ready in time, or [`ReadError::LaneMissing`] if a resumed store waits for a lane that no
+    /// producer has opened. Otherwise as [`next`](Self::next), but after
     /// [`ReadError::Aborted`] or [`ReadError::Poisoned`] every later call returns the same error.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Minibatch>, ReadError> {
         let deadline = Instant::now().checked_add(timeout);
@@ -106,7 +107,8 @@ impl Minibatches {
             Some(next) => next.transpose(),
             None => {
                 self.shared.stop_waiting(&mut self.state);
-                Err(ReadError::Timeout(timeout))
+                let missing = self.shared.missing_lane();
+                Err(missing.map_or(ReadError::Timeout(timeout), |lane| ReadError::LaneMissing { after: timeout, lane }))
             }
         }
     }
@@ -143,14 +145,13 @@ impl Minibatches {
             Next::End => None,
             Next::Nothing => {
                 if !waited {
-                    tracing::debug!("no minibatch is ready: a consumer waits for producers");
                     self.waiting_since = Instant::now();
                 }
                 return Poll::Pending;
             }
         };
-        if waited {
-            tracing::debug!(waited = ?self.waiting_since.elapsed(), "the consumer goes on");
+        if waited && self.waiting_since.elapsed() >= WORTH_LOGGING {
+            tracing::debug!(waited = ?self.waiting_since.elapsed(), "a consumer has waited for producers");
         }
         Poll::Ready(item)
     }

@@ -94,7 +94,8 @@ struct Waiting {
 impl QueueBound {
     pub(crate) fn new(bound: usize, components: usize) -> Self {
         QueueBound {
-            bound,
+            // No memory holds more rows, and the sum of two such numbers does not overflow.
+            bound: bound.min(isize::MAX as usize),
             queued: vec![0; components],
             reserved: vec![0; components],
             line: VecDeque::new(),
@@ -130,6 +131,12 @@ impl QueueBound {
     /// Counts rows of a component as no longer queued.
     pub(crate) fn leave(&mut self, component: usize, rows: usize) {
         self.queued[component] -= rows;
+    }
+
+    /// Whether the number of reserved rows stays a number. It may not if a caller has reserved room for more rows than memory holds.
+    pub(crate) fn can_reserve(&self, demand: Demand) -> bool {
+        let mut reserved = demand.components(self.reserved.len()).map(|component| self.reserved[component]);
+        reserved.all(|reserved| reserved.checked_add(demand.rows).is_some())
     }
 
     /// Reserves room for rows.

@@ -153,7 +153,9 @@ impl Future for Reserve {
         drop(waker);
         let permit = match outcome {
             Ok(false) => return Poll::Pending,
-            Ok(true) => Ok(Permit { lane: lane.clone(), component: demand.component, left: demand.rows }),
+            Ok(true) => {
+                Ok(Permit { lane: lane.clone(), component: demand.component, reserved: demand.rows, left: demand.rows })
+            }
             Err(error) => Err(error),
         };
         self.done = true;
@@ -182,6 +184,8 @@ pub struct Permit {
     pub(crate) lane: LaneHandle,
     /// `None` for a pass.
     component: Option<usize>,
+    /// The number of rows that were reserved.
+    reserved: usize,
     /// The number of rows that may still be handed over.
     left: usize,
 }
@@ -223,7 +227,7 @@ impl Permit {
             let layout = &self.lane.shared.config.layout;
             let component = layout.name(demand.component.unwrap_or(0));
             let no_room = NoRoom { component, rows: demand.rows, held: 0, bound: self.left };
-            return Err((StoreFullError::queue(no_room).into(), rows));
+            return Err((StoreFullError::permit(no_room, self.reserved).into(), rows));
         }
         let handle = self.lane.shared.hand_over_reserved(self.lane.id, rows)?;
         self.left -= demand.rows;

@@ -1,5 +1,6 @@
 //! Writes a full snapshot while the pipeline runs: the writer copies frames, and another thread writes the copies to disk.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -8,9 +9,10 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
 use crate::disk::disk::Disk;
-use crate::error::{ClosedBy, SnapshotError};
+use crate::error::{ClosedBy, SnapshotError, WriteError};
 use crate::memory::frame::Frame;
 use crate::pipeline::ready::ReadyFrame;
+use crate::pipeline::worker::{discard, message};
 use crate::rows::layout::Layout;
 use crate::snapshot::body::{Body, SavedFrame};
 use crate::snapshot::files::{FullWriter, write_light};
@@ -50,7 +52,8 @@ impl SnapshotRequest {
 pub(crate) struct Saving {
     /// The rows that each open frame held at the snapshot's position, until they are saved.
     left: Vec<u32>,
-    full: Sender<(SavedFrame, Frame)>,
+    /// The frames to write, or why no more of them come.
+    full: Sender<Result<(SavedFrame, Frame), WriteError>>,
     free: Receiver<Frame>,
 }
 
@@ -93,7 +96,7 @@ impl Saving {
         left: Vec<u32>,
         buffers: Vec<Frame>,
     ) -> Self {
-        let (full, to_write) = unbounded::<(SavedFrame, Frame)>();
+        let (full, to_write) = unbounded::<Result<(SavedFrame, Frame), WriteError>>();
         let (give_back, free) = unbounded();
         buffers.into_iter().for_each(|buffer| give_back.send(buffer).unwrap_or_default());
         let SnapshotRequest { disk, dir, reply, busy } = request;
@@ -101,8 +104,9 @@ impl Saving {
             let _busy = busy;
             let mut writer = FullWriter::begin(disk, &dir, body, &layout, rows)?;
             for _ in 0..frames {
-                // An error means that the store was aborted, or its writer panicked.
-                let (saved, buffer) = to_write.recv().map_err(|_| SnapshotError::Ended(ClosedBy::Abort.into()))?;
+                // The writer says why it has ended. It sends nothing only if there is no thread for it.
+                let next = to_write.recv().unwrap_or_else(|_| Err(ClosedBy::Abort.into()));
+                let (saved, buffer) = next.map_err(SnapshotError::Ended)?;
                 writer.append(saved, &buffer)?;
                 let _ = give_back.send(buffer);
             }
@@ -120,7 +124,12 @@ impl Saving {
     /// Hands the first rows of a buffer to the thread, as many as `saved` says.
     pub(crate) fn write(&self, saved: SavedFrame, buffer: Frame) {
         // An error means that the snapshot has failed. Then the snapshot's handle says why.
-        let _ = self.full.send((saved, buffer));
+        let _ = self.full.send(Ok((saved, buffer)));
+    }
+
+    /// Fails the snapshot, because the store discards its rows.
+    pub(crate) fn fail(self, error: WriteError) {
+        let _ = self.full.send(Err(error));
     }
 
     /// The next open frame to save.
@@ -144,7 +153,11 @@ fn on_thread(reply: oneshot::Sender<Saved>, write: impl FnOnce() -> Saved + Send
     let (hand_over, taken) = crossbeam_channel::bounded(1);
     let thread = thread::Builder::new().name("activation-store snapshot".to_owned()).spawn(move || {
         let reply: Option<oneshot::Sender<Saved>> = taken.recv().ok();
-        let saved = write();
+        let saved = catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|panic| {
+            let cause = message(&*panic).into();
+            discard(panic);
+            Err(SnapshotError::Panicked { cause })
+        });
         reply.into_iter().for_each(|reply| {
             let _ = reply.send(saved.clone());
         });

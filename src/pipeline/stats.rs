@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// The counts of a [`RingStore`](crate::RingStore), all taken at the same moment.
 ///
-/// For every component, `accepted == resident + served + dropped.total()`. A wait that goes on counts up to now. The writer
-/// and the consumers also announce their waits as `tracing` events, at level `DEBUG`.
+/// For every component, `accepted == resident + served + dropped.total()`. A wait that goes on counts up to now. A
+/// wait of 100 ms or more also gives a `tracing` event, at level `DEBUG`, when it is over.
 ///
 /// `Display` gives one line:
 ///

@@ -6,6 +6,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+/// The shortest wait for the other side that is logged, at level `DEBUG`, once it is over. In a training that runs well, one side waits for
+/// some microseconds at every minibatch.
+pub(crate) const WORTH_LOGGING: Duration = Duration::from_millis(100);
+
 /// Locks a mutex. Ignores poison: no foreign code runs under a lock, so a panic elsewhere leaves the data whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -20,6 +20,7 @@ use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::Message;
 use crate::pipeline::saving::Saving;
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
+use crate::pipeline::wait::WORTH_LOGGING;
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
 use crate::rows::values::{Said, ValueCounts};
@@ -63,8 +64,8 @@ pub(crate) struct Writer {
     dealt: VecDeque<Segment>,
     /// A frame of leftover rows that becomes ready next, and how many rows it has.
     filled: Option<(Frame, usize)>,
-    /// Whether the writer has announced a wait for consumers that still goes on.
-    waits_for_room: bool,
+    /// Since when the writer waits for consumers to make room.
+    waits_for_room: Option<Instant>,
     /// Whether the writer has warned of rows whose counterparts in another component never came. It warns once.
     warned: Warned,
     /// What has been said about the values of each component.
@@ -180,7 +181,7 @@ impl Writer {
             saving: None,
             dealt: VecDeque::new(),
             filled: None,
-            waits_for_room: false,
+            waits_for_room: None,
             warned: Warned::No,
             said: vec![Said::default(); components],
             gave_up: None,
@@ -267,7 +268,7 @@ impl Writer {
         drop(state);
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
-        self.announce_wait(step == Step::Wait(Some(WaitsFor::Room)));
+        self.note_wait(step == Step::Wait(Some(WaitsFor::Room)));
         if let Some(error) = self.gave_up.take() {
             tracing::error!(%error, "the store cannot be resumed");
         }
@@ -382,13 +383,14 @@ impl Writer {
         }
     }
 
-    fn announce_wait(&mut self, waits: bool) {
-        if waits && !self.waits_for_room {
-            tracing::debug!("the ring is full: producers wait for consumers");
-        } else if !waits && self.waits_for_room {
-            tracing::debug!("the writer goes on");
+    fn note_wait(&mut self, waits: bool) {
+        if waits {
+            self.waits_for_room.get_or_insert_with(Instant::now);
+        } else if let Some(since) = self.waits_for_room.take()
+            && since.elapsed() >= WORTH_LOGGING
+        {
+            tracing::debug!(waited = ?since.elapsed(), "the ring was full: producers have waited for consumers");
         }
-        self.waits_for_room = waits;
     }
 
     /// Waits for a message.

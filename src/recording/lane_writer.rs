@@ -1,6 +1,7 @@
 //! The thread that writes a lane's passes into shards.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -8,9 +9,10 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
-use crate::error::{DiskError, WriteError};
+use crate::error::WriteError;
 use crate::memory::convert::RowReader;
 use crate::pipeline::handle::{WriteReply, Written};
+use crate::pipeline::worker::{Panic, Panics};
 use crate::recording::room::Place;
 use crate::recording::sealer::{Progress, Safe, Sealed};
 use crate::recording::shard::ShardInfo;
@@ -22,8 +24,8 @@ use crate::rows::values::{Said, ValueCounts};
 pub(crate) enum Message {
     /// A pass: the batches of all components, in the order of the components. Its place is free when the thread takes the pass.
     Pass(Vec<Batch>, Vec<WriteReply>, Place),
-    Flush(Sender<Result<Safe, DiskError>>),
-    Finish(Sender<Result<Safe, DiskError>>),
+    Flush(Sender<Result<Safe, WriteError>>),
+    Finish(Sender<Result<Safe, WriteError>>),
     /// Discards the shard that is being written.
     Empty(Sender<()>),
 }
@@ -55,21 +57,17 @@ impl LaneWriter {
             match message {
                 Message::Pass(batches, replies, place) => {
                     drop(place);
-                    let outcome = self.pass(&batches);
-                    drop(batches);
-                    for reply in replies {
-                        reply.resolve(outcome.clone().map_err(WriteError::from));
-                    }
+                    self.take(batches, replies);
                 }
                 Message::Flush(reply) => self.end_shard_then(Sealed::Flush(reply)),
                 Message::Finish(reply) => self.end_shard_then(Sealed::Finish(reply)),
                 Message::Empty(reply) => {
-                    self.empty();
+                    self.catch_all(LaneWriter::empty);
                     let _ = reply.send(());
                 }
             }
         }
-        self.end_shard();
+        self.catch_all(LaneWriter::end_shard);
         let LaneWriter { sealer, progress, lane, .. } = self;
         drop(sealer);
         let _ = sealing.join();
@@ -78,12 +76,44 @@ impl LaneWriter {
         }
     }
 
-    fn pass(&mut self, batches: &[Batch]) -> Result<Written, DiskError> {
+    /// Writes a pass, drops its batches, and answers its callers. Foreign code may panic: the owner of a batch, or a waker.
+    fn take(&mut self, batches: Vec<Batch>, replies: Vec<WriteReply>) {
+        let mut outcome = self.catch(|writer| writer.pass(&batches));
+        let mut panics = Panics::default();
+        batches.into_iter().for_each(|batch| panics.catch(|| drop(batch)));
+        if let Err(panic) = panics.first() {
+            outcome = Err(self.fail_by(panic));
+        }
+        let mut panics = Panics::default();
+        replies.into_iter().for_each(|reply| panics.catch(|| reply.resolve(outcome.clone())));
+        if let Err(panic) = panics.first() {
+            let _ = self.fail_by(panic);
+        }
+    }
+
+    /// Notes a panic as the error of the lane. The thread goes on, and answers every caller with this error.
+    fn catch<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, WriteError>) -> Result<T, WriteError> {
+        catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|panic| Err(self.fail_by(panic)))
+    }
+
+    fn catch_all(&mut self, work: impl FnOnce(&mut Self)) {
+        let _ = self.catch(|writer| {
+            work(writer);
+            Ok(())
+        });
+    }
+
+    fn fail_by(&mut self, panic: Panic) -> WriteError {
+        self.shard = None;
+        self.progress.fail_by(panic)
+    }
+
+    fn pass(&mut self, batches: &[Batch]) -> Result<Written, WriteError> {
         self.progress.outcome()?;
         self.write(batches).inspect_err(|error| self.fail(error))
     }
 
-    fn write(&mut self, batches: &[Batch]) -> Result<Written, DiskError> {
+    fn write(&mut self, batches: &[Batch]) -> Result<Written, WriteError> {
         if self.shard.is_none() {
             let info = ShardInfo {
                 lane: self.lane.clone(),
@@ -143,17 +173,17 @@ impl LaneWriter {
                 self.number += 1;
                 self.send(Sealed::Shard(Box::new(shard)));
             }
-            Err(error) => self.fail(&error),
+            Err(error) => self.fail(&error.into()),
         }
     }
 
     fn end_shard_then(&mut self, message: Sealed) {
-        self.end_shard();
+        self.catch_all(LaneWriter::end_shard);
         self.send(message);
     }
 
     fn send(&self, message: Sealed) {
-        // The sealer ends before this thread only if it panics. The caller then sees that its reply was dropped.
+        // The sealer does not end before this thread.
         let _ = self.sealer.send(message);
     }
 
@@ -165,7 +195,7 @@ impl LaneWriter {
     }
 
     /// Notes an error. The lane writes nothing more, because later rows would have a gap before them.
-    fn fail(&mut self, error: &DiskError) {
+    fn fail(&mut self, error: &WriteError) {
         self.progress.fail(error.clone());
         self.shard = None;
     }

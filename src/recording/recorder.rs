@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::error::{BuildError, ClosedBy, DiskError, RecordingError, WriteError};
+use crate::error::{BuildError, ClosedBy, RecordingError, WriteError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
 use crate::recording::entrance::{Entrance, check_pass};
@@ -89,9 +89,10 @@ impl Recorder {
         self.progress.safe()
     }
 
-    /// Returns the first error of the disk, if there was one, without waiting. The recorder takes nothing after it: resume the lane.
+    /// Returns why the recorder takes nothing more, without waiting: the first error of the disk ([`WriteError::Disk`]), or a panic on one
+    /// of the recorder's threads ([`WriteError::Poisoned`]), for example of a batch's owner. Resume the lane then.
     #[must_use]
-    pub fn failure(&self) -> Option<DiskError> {
+    pub fn failure(&self) -> Option<WriteError> {
         self.progress.outcome().err()
     }
 
@@ -122,7 +123,7 @@ impl Recorder {
     /// - A component is missing, unknown, there twice, or has another number of rows.
     /// - The number of features or the element type of a batch is wrong.
     /// - [`extend`](Self::extend) has begun a pass that is not whole.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`], or else [`WriteError::Closed`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`](crate::DiskError), a panic, or [`WriteError::Closed`].
     ///
     /// If the disk fails later, the handle of this pass or of a later pass has the error.
     ///
@@ -146,7 +147,7 @@ impl Recorder {
     ///
     /// - The component is unknown, or the pass has it already.
     /// - The number of features or the element type is wrong, or the number of rows differs from the other batches of the pass.
-    /// - The recorder cannot write any more. The error is the first [`DiskError`], or else [`WriteError::Closed`].
+    /// - The recorder cannot write any more. The error is the first [`DiskError`](crate::DiskError), a panic, or [`WriteError::Closed`].
     ///
     /// # Blocking
     /// Blocks while two passes wait for the disk.
@@ -185,7 +186,8 @@ impl Recorder {
     /// Writes and syncs all whole passes, even if their shard is small. Returns what is safe.
     ///
     /// # Errors
-    /// The first [`DiskError`] of this recorder. A recorder writes nothing after an error, so resume the lane with another recorder.
+    /// The first [`DiskError`](crate::DiskError) of this recorder, or [`WriteError::Poisoned`] if one of its threads panicked. A recorder
+    /// writes nothing after an error, so resume the lane with another recorder.
     ///
     /// # Blocking
     /// Blocks until the passes are on disk.
@@ -228,13 +230,13 @@ impl Recorder {
 
     fn ask(
         &self,
-        message: impl FnOnce(Sender<Result<Safe, DiskError>>) -> Message,
+        message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> Message,
         ends: bool,
     ) -> Result<Safe, RecordingError> {
         let (reply, answer) = bounded(1);
         let mut entrance = self.enter();
         if entrance.sender.is_none() {
-            self.progress.outcome()?;
+            self.progress.outcome().map_err(failed)?;
             return Err(WriteError::from(ClosedBy::Recorder).into());
         }
         let _ = entrance.send(message(reply));
@@ -246,14 +248,15 @@ impl Recorder {
         };
         drop(entrance);
         drop(forgotten);
-        answer.recv().map_err(|_| ended())?.map_err(RecordingError::from)
+        answer.recv().map_err(|_| ended())?.map_err(failed)
     }
 
     /// Discards the shard that is being written, and the pass that is not whole. Shards whose rows are all written stay. The next pass
     /// takes the number of the first discarded pass.
     ///
     /// # Blocking
-    /// Blocks until the passes handed over before have been written or discarded.
+    /// Blocks until the passes handed over before have been written or discarded. The owner of a batch must not call this: it is read and
+    /// dropped on the recorder's thread, which would wait for itself.
     pub fn empty(&self) {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();
@@ -262,6 +265,13 @@ impl Recorder {
         drop(entrance);
         drop(forgotten);
         let _ = emptied.recv();
+    }
+}
+
+fn failed(error: WriteError) -> RecordingError {
+    match error {
+        WriteError::Disk(error) => RecordingError::Disk(error),
+        other => RecordingError::Write(other),
     }
 }
 

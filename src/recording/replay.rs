@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -13,6 +14,7 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::disk::checksum::checksum;
 use crate::disk::disk::Doing;
 use crate::error::RecordingError;
+use crate::pipeline::worker::{discard, message};
 use crate::recording::buffers::Buffers;
 use crate::recording::lent::lend;
 use crate::recording::recording::Recording;
@@ -211,12 +213,19 @@ impl Replay {
             let (replay, buffers) = (self.clone(), buffers.clone());
             let (sender, receiver) = bounded(1);
             let read = move || {
-                for part in replay.all_parts().skip(reader).step_by(READERS) {
-                    let read = replay.read(part, &buffers);
-                    let failed = read.is_err();
-                    if sender.send(read).is_err() || failed {
-                        return;
+                let read_all = || {
+                    for part in replay.all_parts().skip(reader).step_by(READERS) {
+                        let read = replay.read(part, &buffers);
+                        let failed = read.is_err();
+                        if sender.send(read).is_err() || failed {
+                            return;
+                        }
                     }
+                };
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(read_all)) {
+                    // Without this, the end of the thread would look like the end of the data.
+                    let _ = sender.send(Err(RecordingError::Panicked { cause: message(&*panic).into() }));
+                    discard(panic);
                 }
             };
             thread::Builder::new().name("replay".to_owned()).spawn(read).doing("start a thread to read", &dir)?;

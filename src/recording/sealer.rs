@@ -1,13 +1,15 @@
 //! The thread that makes shards safe while the next shard is written.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
-use crate::error::DiskError;
+use crate::error::{DiskError, WriteError};
 use crate::pipeline::wait::lock;
+use crate::pipeline::worker::{Panic, discard, message};
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::shard_writer::WrittenShard;
 use crate::rows::values::ValueCounts;
@@ -37,9 +39,9 @@ pub enum SyncPolicy {
     AtFlush,
 }
 
-/// How far a lane has come. All threads of the recorder share it.
+/// How far a lane has come, and the first error of the disk, or panic of a thread. All threads of the recorder share it.
 #[derive(Debug, Default)]
-pub(crate) struct Progress(Mutex<(Safe, Option<DiskError>)>, Mutex<Vec<ValueCounts>>);
+pub(crate) struct Progress(Mutex<(Safe, Option<WriteError>)>, Mutex<Vec<ValueCounts>>);
 
 impl Progress {
     pub(crate) fn new(safe: Safe) -> Self {
@@ -47,7 +49,7 @@ impl Progress {
     }
 
     /// Returns what is safe, or the first error if there was one.
-    pub(crate) fn outcome(&self) -> Result<Safe, DiskError> {
+    pub(crate) fn outcome(&self) -> Result<Safe, WriteError> {
         let progress = lock(&self.0);
         progress.1.clone().map_or(Ok(progress.0), Err)
     }
@@ -68,17 +70,26 @@ impl Progress {
     }
 
     /// Notes an error. The first error stays.
-    pub(crate) fn fail(&self, error: DiskError) {
-        lock(&self.0).1.get_or_insert(error);
+    pub(crate) fn fail(&self, error: impl Into<WriteError>) {
+        lock(&self.0).1.get_or_insert(error.into());
+    }
+
+    /// Notes a panic of a thread. Returns it as an error.
+    pub(crate) fn fail_by(&self, panic: Panic) -> WriteError {
+        let cause = format!("{} (on a thread of the recorder)", message(&*panic));
+        discard(panic);
+        let error = WriteError::Poisoned { cause: cause.into() };
+        self.fail(error.clone());
+        error
     }
 }
 
 pub(crate) enum Sealed {
     Shard(Box<WrittenShard>),
     /// Makes all shards before it safe, and replies.
-    Flush(Sender<Result<Safe, DiskError>>),
+    Flush(Sender<Result<Safe, WriteError>>),
     /// Does the same as a flush, and says that the lane is finished.
-    Finish(Sender<Result<Safe, DiskError>>),
+    Finish(Sender<Result<Safe, WriteError>>),
 }
 
 pub(crate) struct Sealer {
@@ -104,23 +115,29 @@ impl Sealer {
                     self.waiting.push(*shard);
                     let open: usize = self.waiting.iter().map(WrittenShard::open_files).sum();
                     if self.policy == SyncPolicy::EachShard || open >= OPEN_FILES {
-                        self.settle();
+                        self.catch(Sealer::settle);
                     }
                 }
                 Sealed::Flush(reply) => {
-                    self.settle();
+                    self.catch(Sealer::settle);
                     let _ = reply.send(self.progress.outcome());
                 }
                 Sealed::Finish(reply) => {
-                    self.settle();
-                    if let Err(error) = self.finish() {
-                        self.progress.fail(error);
-                    }
+                    self.catch(Sealer::settle);
+                    self.catch(|sealer| sealer.finish().unwrap_or_else(|error| sealer.progress.fail(error)));
                     let _ = reply.send(self.progress.outcome());
                 }
             }
         }
-        self.settle();
+        self.catch(Sealer::settle);
+    }
+
+    /// Notes a panic as the error of the lane. The thread goes on, and answers every caller with this error.
+    fn catch(&mut self, work: impl FnOnce(&mut Self)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            self.gap = true;
+            let _ = self.progress.fail_by(panic);
+        }
     }
 
     /// Makes the waiting shards safe, up to the first that fails.
@@ -148,7 +165,7 @@ impl Sealer {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), DiskError> {
+    fn finish(&mut self) -> Result<(), WriteError> {
         let Safe { passes, rows } = self.progress.outcome()?;
         if !self.finished {
             lane_end::write(&*self.disk, &self.dir, LaneEnd::new(&self.lane, self.shards, rows, passes))?;

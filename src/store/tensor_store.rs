@@ -184,7 +184,8 @@ impl TensorStore {
     /// Same as [`extend`](Self::extend).
     ///
     /// # Blocking
-    /// Waits for the writes handed over before, and for reads that are under way. Other writers wait while the call copies the rows.
+    /// Waits for the writes handed over before, and for reads that are under way. Other writers wait while the call copies the rows. So
+    /// the owner of the batch must not call this store while its rows are read: it would wait for itself.
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<Written, Refused> {
         let batch = batch.into();
         loop {

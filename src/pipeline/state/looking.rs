@@ -1,7 +1,8 @@
 //! Looking at the state: counts, and warnings of waits that may never end.
 
 use crate::error::LaneId;
-use crate::pipeline::state::Shared;
+use crate::pipeline::config::Merge;
+use crate::pipeline::state::{Shared, State};
 use crate::pipeline::stats::{ComponentStats, Stats};
 
 impl Shared {
@@ -23,9 +24,8 @@ impl Shared {
     /// Logs why a consumer may wait forever, if there is a reason.
     pub(crate) fn notice_waiting_consumer(&self) {
         let state = self.lock();
-        let (lanes, accepted) = (state.admission.open_lanes(), state.ledger.accepted());
-        let missing =
-            state.admission.missing_lanes().next().map(|(id, name)| LaneId { number: id, name: name.cloned() });
+        let (lanes, accepted, missing) =
+            (state.admission.open_lanes(), state.ledger.accepted(), state.missing_lane(self.config.merge));
         drop(state);
         if let Some(lane) = missing {
             tracing::warn!(
@@ -40,6 +40,11 @@ impl Shared {
                  close(), or when every handle that can write is dropped; a monitor() does not keep it open"
             );
         }
+    }
+
+    /// The lane that a resumed store waits for, if no producer has opened it.
+    pub(crate) fn missing_lane(&self) -> Option<LaneId> {
+        self.lock().missing_lane(self.config.merge)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -76,5 +81,15 @@ impl Shared {
             frames_ready: state.frames.ready(),
             frames_lent: state.frames.lent(),
         }
+    }
+}
+
+impl State {
+    /// A lane that is not open yet holds up the store while rows are dealt again, and whenever lanes take turns.
+    fn missing_lane(&self, merge: Merge) -> Option<LaneId> {
+        if !self.status.is_open() || self.ledger.owed.is_none() && merge != Merge::RoundRobin {
+            return None;
+        }
+        self.admission.missing_lanes().next().map(|(number, name)| LaneId { number, name: name.cloned() })
     }
 }

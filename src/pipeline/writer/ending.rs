@@ -44,7 +44,7 @@ impl Writer {
     /// Drops all batches that were handed over, one by one, and answers their callers with `error`.
     pub(super) fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
         self.ring = Phase::Discarded;
-        self.saving = None;
+        self.saving.take().into_iter().for_each(|saving| saving.fail(error.clone()));
         (self.spare, self.filled) = (None, None);
         let Writer { lanes, queue, finished, .. } = self;
         for batch in finished.batches.drain(..) {

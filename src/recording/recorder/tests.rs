@@ -201,3 +201,74 @@ fn an_error_of_the_system_is_not_called_damage() {
         }
     }
 }
+
+fn pass(number: u64) -> [(&'static str, Batch); 2] {
+    let rows = Batch::from(Array2::<f32>::from_elem((3, 3), number as f32));
+    [("id", Array2::<i64>::from_elem((3, 1), number as i64).into()), ("a", rows)]
+}
+
+const PANIC: &str = "the disk panicked (on a thread of the recorder)";
+
+/// A panic on either thread, at any operation, is the error of the calls that come later. The lane can be resumed.
+#[test]
+#[cfg_attr(miri, ignore = "runs many recorders")]
+fn a_panic_of_a_thread_is_the_error_of_the_recorder() {
+    for policy in POLICIES {
+        for n in 0.. {
+            let disk = FaultyDisk::default();
+            let recorder = builder().sync(policy).start(Arc::new(disk.clone()), Path::new(DIR), true).unwrap();
+            let before = disk.0.operations();
+            disk.0.fail_at(n, Fault::Panic);
+            let handles: Vec<_> = (0..PASSES).map(|number| recorder.extend_pass(pass(number))).collect();
+            let flushed = recorder.flush();
+            if let Err(error) = &flushed {
+                assert!(error.to_string().ends_with(PANIC), "{error}");
+                assert!(recorder.extend_pass(pass(PASSES)).unwrap_err().error.is_poisoned());
+                assert!(recorder.failure().unwrap().is_poisoned());
+            }
+            for handle in handles {
+                let outcome = handle.map_err(|refused| refused.error).and_then(WriteHandle::wait);
+                assert!(
+                    outcome.as_ref().map_or_else(WriteError::is_poisoned, |written| written.rows == 3),
+                    "{outcome:?}"
+                );
+            }
+            let finished = recorder.finish();
+            if n >= disk.0.operations() - before {
+                assert_eq!(finished.unwrap().passes, PASSES);
+                break;
+            }
+            assert!(finished.unwrap_err().to_string().ends_with(PANIC));
+            record(&disk).unwrap();
+            assert_eq!(check(&disk), 3 * PASSES, "{n}");
+        }
+    }
+}
+
+/// The end of a thread that reads must not look like the end of the data.
+#[test]
+#[cfg_attr(miri, ignore = "runs many replays")]
+fn a_panic_of_a_thread_that_reads_ends_a_replay_with_an_error() {
+    let disk = FaultyDisk::default();
+    record(&disk).unwrap();
+    for n in 0.. {
+        let replay = Recording::open_on(Arc::new(disk.clone()), Path::new(DIR)).unwrap().replay();
+        disk.0.fail_at(n, Fault::Panic);
+        let served: Result<Vec<usize>, _> = replay.start().unwrap().map(|rows| rows.map(|rows| rows.rows())).collect();
+        match served {
+            Ok(served) => {
+                assert_eq!(served.iter().sum::<usize>() as u64, 3 * PASSES);
+                disk.0.restart();
+                break;
+            }
+            Err(error) => {
+                assert_eq!(error.to_string(), "a thread that reads the recording panicked: the disk panicked")
+            }
+        }
+    }
+    let replay = Recording::open_on(Arc::new(disk.clone()), Path::new(DIR)).unwrap().replay();
+    disk.0.fail_at(3, Fault::Panic);
+    let store = replay.into_ring(crate::RingStore::builder().batch_size(2).window(8)).unwrap();
+    let error = store.minibatches().blocking().find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("the disk panicked"), "{error}");
+}

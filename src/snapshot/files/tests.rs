@@ -244,3 +244,24 @@ fn an_error_of_the_system_is_not_called_damage() {
         }
     }
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "runs many stores")]
+fn a_panic_of_the_thread_that_writes_is_the_error_of_the_snapshot() {
+    for form in [Form::Light, Form::Full] {
+        for n in 0.. {
+            let disk = FaultyDisk(std::sync::Arc::<Faulty>::default());
+            let (_store, minibatches) = filled();
+            disk.0.fail_at(n, Fault::Panic);
+            let save =
+                || minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), Path::new("/run"), form).unwrap().wait();
+            let Err(error) = save() else {
+                assert!(n > 5, "{n}");
+                break;
+            };
+            assert!(matches!(error, SnapshotError::Panicked { .. }), "{error}");
+            assert!(error.to_string().ends_with("panicked: the disk panicked"), "{error}");
+            save().unwrap();
+        }
+    }
+}
