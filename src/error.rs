@@ -654,7 +654,7 @@ pub enum ResumeError {
         what: String,
         /// Why the snapshot cannot be used.
         reason: RefusedSnapshot,
-        /// The next older snapshot in the same folder, if there is one. Its contents have not been checked.
+        /// The next older whole snapshot in the same folder, if there is one. Its rows have not been checked.
         earlier: Option<PathBuf>,
     },
     /// A setting of the builder differs from the snapshot.
