@@ -620,6 +620,31 @@ pub enum SnapshotError {
         /// How many rows the store still has to deal again.
         left: u64,
     },
+    /// The folder has snapshots of another run. Pruning would mix the two.
+    #[error(
+        "{} has snapshots of another run, up to snapshot-{minibatches}: resume that run from the folder, or save into another folder",
+        dir.display()
+    )]
+    OtherRun {
+        /// The folder.
+        dir: PathBuf,
+        /// The k of the newest snapshot in the folder.
+        minibatches: u64,
+    },
+    /// The folder has a later snapshot of the same run, because this store was resumed from an earlier one.
+    #[error(
+        "{} is later than this snapshot, which is of minibatch {taken}: this store was resumed from an earlier one. Move the later \
+         snapshots out of the folder, or save into another folder",
+        path.display()
+    )]
+    Later {
+        /// The later snapshot.
+        path: PathBuf,
+        /// The k of the later snapshot.
+        minibatches: u64,
+        /// The minibatches that consumers of this store have taken.
+        taken: u64,
+    },
     /// Another full snapshot is being written.
     #[error("another full snapshot is being written: wait for its handle first")]
     InProgress,

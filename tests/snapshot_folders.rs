@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use activation_store::{Form, Minibatches, RingStore, RingStoreBuilder, Snapshots};
+use activation_store::{Form, Minibatches, RingStore, RingStoreBuilder, SnapshotError, Snapshots};
 use ndarray::Array2;
 use tempfile::tempdir;
 
@@ -77,4 +77,59 @@ fn a_folder_that_does_not_exist_has_no_snapshots() {
     assert!(snapshots.list().unwrap().is_empty());
     assert!(snapshots.not_whole().unwrap().is_empty());
     assert!(snapshots.prune(1).unwrap().is_empty());
+}
+
+#[test]
+fn a_run_does_not_save_among_the_snapshots_of_another() {
+    let dir = tempdir().unwrap();
+    let first = builder().build().unwrap();
+    let mut minibatches = filled(&first);
+    take(&mut minibatches);
+    take(&mut minibatches);
+    let saved = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+
+    let other = builder().build().unwrap();
+    let mut others = filled(&other);
+    take(&mut others);
+    for form in [Form::Light, Form::Full] {
+        let refused = others.snapshot(dir.path(), form).unwrap_err();
+        assert!(matches!(refused, SnapshotError::OtherRun { minibatches: 2, .. }), "{refused}");
+        assert!(refused.to_string().contains(&dir.path().display().to_string()), "{refused}");
+    }
+    assert_eq!(ks(dir.path()), [2]);
+
+    // The same run, resumed, saves there.
+    let resumed = builder().resume(dir.path()).unwrap();
+    let mut minibatches = filled(&resumed);
+    take(&mut minibatches);
+    let _ = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+    assert_eq!(ks(dir.path()), [2, 3]);
+
+    // Resumed from an earlier one, it does not: what came later is of a run that was given up.
+    let again = builder().resume(saved).unwrap();
+    let minibatches = filled(&again);
+    let refused = minibatches.snapshot(dir.path(), Form::Light).unwrap_err();
+    assert!(matches!(refused, SnapshotError::Later { minibatches: 3, taken: 2, .. }), "{refused}");
+    fs::rename(dir.path().join("snapshot-3"), dir.path().join("given up")).unwrap();
+    let _ = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+}
+
+#[test]
+fn a_snapshot_of_a_release_that_named_no_run_can_be_resumed_and_followed() {
+    let dir = tempdir().unwrap();
+    let store = builder().build().unwrap();
+    let mut minibatches = filled(&store);
+    take(&mut minibatches);
+    let saved = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap().join("snapshot.jsonl");
+    let text = fs::read_to_string(&saved).unwrap();
+    let body = text.lines().next().unwrap();
+    let (start, end) = (body.find("\"run\":").unwrap(), body.find("\"minibatches\":").unwrap());
+    let body = format!("{}{}", &body[..start], &body[end..]);
+    let sum = twox_hash::XxHash3_64::oneshot(body.as_bytes());
+    fs::write(&saved, format!("{body}\n{{\"xxh3\":\"{sum:016x}\"}}\n")).unwrap();
+    let resumed = builder().resume(dir.path()).unwrap();
+    let mut minibatches = filled(&resumed);
+    take(&mut minibatches);
+    let _ = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+    assert_eq!(ks(dir.path()), [1, 2]);
 }

@@ -8,7 +8,7 @@ use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, damage, read_all};
 use crate::disk::folder::{REPLACED, UNFINISHED, UnfinishedFolder, is_of_another_process, unfinished};
 use crate::disk::safetensors::{header, read_header};
-use crate::error::{DiskError, RefusedSnapshot, ResumeError};
+use crate::error::{DiskError, RefusedSnapshot, ResumeError, SnapshotError};
 use crate::memory::frame::Frame;
 use crate::rows::layout::{Component, Layout};
 use crate::snapshot::body::{Body, SavedBody, SavedFile, SavedFrame};
@@ -55,8 +55,8 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listed, DiskError> {
     let mut listed = Listed::default();
     for (k, path) in named(disk, dir)? {
         match look(disk, &path, k)? {
-            None => listed.whole.push((k, path)),
-            Some(reason) => listed.others.push((path, reason)),
+            Ok(_) => listed.whole.push((k, path)),
+            Err(reason) => listed.others.push((path, reason)),
         }
     }
     // Of two with one k, the second was being replaced by the first.
@@ -74,22 +74,22 @@ pub(crate) fn list_whole(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBu
 }
 
 /// Checks a snapshot without reading rows: its state is sealed, and its files have their lengths. Says what is wrong with it.
-fn look(disk: &dyn Disk, path: &Path, k: u64) -> Result<Option<RefusedSnapshot>, DiskError> {
-    let damaged = |reason: String| Ok(Some(RefusedSnapshot::Damaged { reason }));
+fn look(disk: &dyn Disk, path: &Path, k: u64) -> Result<Result<Seen, RefusedSnapshot>, DiskError> {
+    let damaged = |reason: String| Ok(Err(RefusedSnapshot::Damaged { reason }));
     let bytes = match read_all(disk, &path.join(STATE)) {
         Ok(bytes) => bytes,
         Err(error) => return damage(&error.error).map_or(Err(error), |reason| damaged(format!("{STATE}: {reason}"))),
     };
     let found = match Seen::read(&bytes) {
         Ok(found) => found,
-        Err(reason) => return Ok(Some(reason)),
+        Err(reason) => return Ok(Err(reason)),
     };
     if found.minibatches != k {
         let own = folder_name(found.minibatches);
         return damaged(format!("it is {own}: give the folder that name again, or move it away if it is a copy"));
     }
-    for SavedFile { file, offset, bytes, .. } in found.files {
-        let name = path.join(&file);
+    for SavedFile { file, offset, bytes, .. } in &found.files {
+        let name = path.join(file);
         let length = match disk.open(&name).and_then(|mut file| file.seek(io::SeekFrom::End(0))) {
             Ok(length) => length,
             Err(error) => match damage(&error) {
@@ -97,14 +97,37 @@ fn look(disk: &dyn Disk, path: &Path, k: u64) -> Result<Option<RefusedSnapshot>,
                 None => return Err(DiskError::reading(&name, error)),
             },
         };
-        if length != offset.saturating_add(bytes) {
+        if length != offset.saturating_add(*bytes) {
             return damaged(format!(
                 "{file}: it has {length} bytes, and its rows need {}",
-                offset.saturating_add(bytes)
+                offset.saturating_add(*bytes)
             ));
         }
     }
-    Ok(None)
+    Ok(Ok(found))
+}
+
+/// Checks that the run may save into a folder: the newest whole snapshot there is its own, and not of a later minibatch than `taken` says.
+/// Pruning would otherwise remove each snapshot of this run in favour of the others.
+pub(crate) fn check_folder(
+    disk: &dyn Disk,
+    dir: &Path,
+    run: &str,
+    taken: impl FnOnce() -> u64,
+) -> Result<(), SnapshotError> {
+    let newest = named(disk, dir)?.into_iter().rev();
+    let whole = |(k, path): (u64, PathBuf)| match look(disk, &path, k) {
+        Ok(Ok(seen)) => Some(Ok((k, path, seen.run))),
+        Ok(Err(_)) => None,
+        Err(error) => Some(Err(error)),
+    };
+    let Some((k, path, of)) = newest.filter_map(whole).next().transpose()? else { return Ok(()) };
+    if of.is_some_and(|of| of != run) {
+        return Err(SnapshotError::OtherRun { dir: dir.to_owned(), minibatches: k });
+    }
+    // This is read after the list was made, so a snapshot that this store saves meanwhile is never later.
+    let taken = taken();
+    if k > taken { Err(SnapshotError::Later { path, minibatches: k, taken }) } else { Ok(()) }
 }
 
 /// Writes a snapshot without rows.

@@ -151,6 +151,7 @@ fn sealed(bytes: &[u8]) -> Result<&str, RefusedSnapshot> {
 /// What a list of snapshots reads of each. Other versions have it, too.
 pub(crate) struct Seen {
     pub(crate) minibatches: u64,
+    pub(crate) run: Option<String>,
     pub(crate) files: Vec<SavedFile>,
 }
 
@@ -159,6 +160,7 @@ impl Seen {
         #[derive(Deserialize)]
         struct Part {
             minibatches: u64,
+            run: Option<String>,
             saved: Option<Saved>,
         }
         #[derive(Deserialize)]
@@ -168,7 +170,8 @@ impl Seen {
         let first = sealed(bytes)?;
         let part: Part =
             serde_json::from_str(first).map_err(|error| RefusedSnapshot::Damaged { reason: error.to_string() })?;
-        Ok(Seen { minibatches: part.minibatches, files: part.saved.map_or_else(Vec::new, |saved| saved.files) })
+        let files = part.saved.map_or_else(Vec::new, |saved| saved.files);
+        Ok(Seen { minibatches: part.minibatches, run: part.run, files })
     }
 }
 

@@ -15,6 +15,7 @@ use crate::pipeline::state::{Shared, State};
 use crate::snapshot::body::{
     Body, ComponentStatsBody, ConfigBody, EndedLane, LaneBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
 };
+use crate::snapshot::files::check_folder;
 use crate::snapshot::journal::LaneJournal;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
@@ -35,6 +36,7 @@ impl Shared {
         form: Form,
         reply: oneshot::Sender<Saved>,
     ) -> Result<(), SnapshotError> {
+        check_folder(&*disk, &dir, &self.config.run, || self.lock().minibatches_served)?;
         let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
         if form == Form::Light {
             request.write_light(self.snapshot()?);
@@ -115,6 +117,7 @@ impl State {
         };
         Body {
             versions: Versions::current(),
+            run: Some(config.run.clone()),
             replay: config.replay.clone(),
             minibatches: self.minibatches_served,
             config: ConfigBody::from(config),
