@@ -196,3 +196,15 @@ fn a_pipe_in_place_of_a_file_is_named_and_hangs_nothing() {
         assert_eq!(lost.len(), 1, "{lost:?}");
     }
 }
+
+#[test]
+fn a_lane_has_a_name_that_files_can_have() {
+    let dir = tempdir().unwrap();
+    let long = "l".repeat(129);
+    for name in [&long, "", ".", "a/b", "a\0b", "a.b", "\u{e9}"] {
+        let refused = builder(name).create(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("it must be 1 to 128 letters, digits, - and _"), "{refused}");
+    }
+    record(dir.path(), &long[1..]);
+    assert_eq!(Recording::open(dir.path()).unwrap().rows(), 60);
+}

