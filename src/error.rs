@@ -611,7 +611,7 @@ pub enum SnapshotError {
     },
     /// The store was aborted, or its writer panicked. It holds nothing to save.
     #[error("the store holds nothing to save: {0}")]
-    Ended(#[source] WriteError),
+    Ended(WriteError),
     /// The store was resumed and has not yet dealt all earlier rows again. Until then it takes no full snapshot.
     #[error(
         "the resumed store is dealing earlier rows again ({left} to go): wait until it has dealt them, or take a light snapshot"
@@ -775,8 +775,7 @@ pub struct DiskError {
     pub operation: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// The error of the operating system.
-    #[source]
+    /// The error of the operating system. The message has it, so it is not a source as well.
     pub error: Arc<io::Error>,
 }
 
