@@ -689,7 +689,7 @@ pub enum SnapshotError {
     },
     /// The store was aborted, or its writer panicked. It holds nothing to save.
     #[error("the store holds nothing to save: {0}")]
-    Ended(#[source] WriteError),
+    Ended(WriteError),
     /// The store was resumed and has not yet dealt all earlier rows again. Until then it takes no full snapshot.
     #[error(
         "the resumed store is dealing earlier rows again ({left} to go): wait until it has dealt them, or take a light snapshot"
@@ -697,6 +697,31 @@ pub enum SnapshotError {
     DealsAgain {
         /// How many rows the store still has to deal again.
         left: u64,
+    },
+    /// The folder has snapshots of another run. Pruning would mix the two.
+    #[error(
+        "{} has snapshots of another run, up to snapshot-{minibatches}: resume that run from the folder, or save into another folder",
+        dir.display()
+    )]
+    OtherRun {
+        /// The folder.
+        dir: PathBuf,
+        /// The k of the newest snapshot in the folder.
+        minibatches: u64,
+    },
+    /// The folder has a later snapshot of the same run, because this store was resumed from an earlier one.
+    #[error(
+        "{} is later than this snapshot, which is of minibatch {taken}: this store was resumed from an earlier one. Move the later \
+         snapshots out of the folder, or save into another folder",
+        path.display()
+    )]
+    Later {
+        /// The later snapshot.
+        path: PathBuf,
+        /// The k of the later snapshot.
+        minibatches: u64,
+        /// The minibatches that consumers of this store have taken.
+        taken: u64,
     },
     /// Another full snapshot is being written.
     #[error("another full snapshot is being written: wait for its handle first")]
@@ -738,7 +763,7 @@ pub enum ResumeError {
         what: String,
         /// Why the snapshot cannot be used.
         reason: RefusedSnapshot,
-        /// The next older snapshot in the same folder, if there is one. Its contents have not been checked.
+        /// The next older whole snapshot in the same folder, if there is one. Its rows have not been checked.
         earlier: Option<PathBuf>,
     },
     /// A setting of the builder differs from the snapshot.
@@ -834,8 +859,7 @@ pub struct DiskError {
     pub operation: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// The error of the operating system.
-    #[source]
+    /// The error of the operating system. The message has it, so it is not a source as well.
     pub error: Arc<io::Error>,
 }
 

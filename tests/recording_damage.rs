@@ -196,3 +196,39 @@ fn a_pipe_in_place_of_a_file_is_named_and_hangs_nothing() {
         assert_eq!(lost.len(), 1, "{lost:?}");
     }
 }
+
+#[test]
+fn a_lane_has_a_name_that_files_can_have() {
+    let dir = tempdir().unwrap();
+    let long = "l".repeat(129);
+    for name in [&long, "", ".", "a/b", "a\0b", "a.b", "\u{e9}"] {
+        let refused = builder(name).create(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("it must be 1 to 128 letters, digits, - and _"), "{refused}");
+    }
+    record(dir.path(), &long[1..]);
+    assert_eq!(Recording::open(dir.path()).unwrap().rows(), 60);
+}
+
+/// The messages of an error and of its sources.
+fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn no_error_of_a_file_says_its_cause_twice() {
+    let dir = tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let errors: [Box<dyn std::error::Error>; 3] = [
+        Box::new(Recording::open(&missing).unwrap_err()),
+        Box::new(activation_store::RingStore::builder().resume(&missing).unwrap_err()),
+        Box::new(activation_store::RecordingError::from(
+            activation_store::RingStore::builder().resume(&missing).unwrap_err(),
+        )),
+    ];
+    for error in &errors {
+        let messages = chain(&**error);
+        for (number, message) in messages.iter().enumerate() {
+            assert!(!messages[..number].iter().any(|before| before.contains(message.as_str())), "{messages:?}");
+        }
+    }
+}

@@ -293,8 +293,8 @@ fn a_ring_refuses_what_a_replay_cannot_keep() {
     assert!(recording.replay().components::<&str>([]).unwrap_err().to_string().contains("one or more of"));
 
     // A snapshot of a capture, and of a replay whose last row had been sent.
-    let snapshots = folder.0.join("snapshots");
     for form in [Form::Light, Form::Full] {
+        let snapshots = folder.0.join(format!("snapshots of a capture, {form:?}"));
         let store = ring().component("a", 2).component("b", 1).build().unwrap();
         let minibatches = store.minibatches();
         let lane = store.producer_named("capture").unwrap();
@@ -304,6 +304,7 @@ fn a_ring_refuses_what_a_replay_cannot_keep() {
         let refused = recording.replay().resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
         assert!(refused.contains("capture"), "{refused}");
     }
+    let snapshots = folder.0.join("snapshots");
     let store = recording.replay().into_ring(RingStore::builder().batch_size(4).window(200)).unwrap();
     let mut minibatches = store.minibatches();
     for _ in 0..2 {

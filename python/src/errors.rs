@@ -77,7 +77,9 @@ impl IntoPython for SnapshotError {
     fn kind(&self, message: String) -> PyErr {
         match self {
             SnapshotError::Disk(error) => error.kind(message),
-            SnapshotError::Policy { .. } => PyValueError::new_err(message),
+            SnapshotError::Policy { .. } | SnapshotError::OtherRun { .. } | SnapshotError::Later { .. } => {
+                PyValueError::new_err(message)
+            }
             _ => PyRuntimeError::new_err(message),
         }
     }

@@ -291,3 +291,10 @@ def test_the_disk_may_have_the_rows_at_flush_only(tmp_path):
         assert len(list(tmp_path.glob("lane.0*"))) == 5
     with pytest.raises(ValueError, match="sync is 'never'; it must be 'each_shard' or 'at_flush'"):
         Recorder(tmp_path, {"a": 4}, sync="never")
+
+
+def test_record_does_not_fail_because_of_another_lane(tmp_path):
+    passes = [{"a": np.ones((30, 4), np.float32)}] * 3
+    record(dict, passes, None, tmp_path, lane="one", shard_rows=50)
+    (next(iter(sorted(tmp_path.glob("one.0*")))) / "shard.json").write_text("{}")
+    assert record(dict, passes, None, tmp_path, lane="two", shard_rows=50).rows == 90

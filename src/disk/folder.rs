@@ -16,7 +16,12 @@ pub(crate) const UNFINISHED: &str = ".unfinished-";
 pub(crate) const REPLACED: &str = ".replaced";
 
 /// The mark of this process in the names of what it has not finished. A process id would not do: in a container it may be 1 each time.
-static MARK: LazyLock<String> = LazyLock::new(|| format!("{:016x}", RandomState::new().hash_one(process::id())));
+static MARK: LazyLock<String> = LazyLock::new(random_name);
+
+/// Makes a name that no other process makes.
+pub(crate) fn random_name() -> String {
+    format!("{:016x}", RandomState::new().hash_one(process::id()))
+}
 
 /// Makes a temporary name for a file or folder that will be called `name`. No other file or folder has it.
 pub(crate) fn unfinished(name: &str) -> String {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use crate::disk::folder::random_name;
 use crate::error::{BuildError, ResumeError};
 use crate::ring::deal::{Runs, frame_rows};
 use crate::rows::element::DType;
@@ -122,6 +123,8 @@ pub(crate) struct Config {
     pub(crate) allow_overcommit: bool,
     /// Whether the last minibatch is served in two parts if it is full.
     pub(crate) halves_last: bool,
+    /// What the run is known by in its snapshots.
+    pub(crate) run: String,
     /// The replay that fills the store, if one does.
     pub(crate) replay: Option<ReplayBody>,
 }
@@ -381,6 +384,7 @@ impl RingStoreBuilder {
             merge: self.merge.unwrap_or_default(),
             allow_overcommit: self.allow_overcommit,
             halves_last: self.halves_last,
+            run: random_name(),
             replay: self.replay,
         })
     }

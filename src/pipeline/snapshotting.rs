@@ -54,7 +54,8 @@ impl Minibatches {
     /// # Errors
     /// [`SnapshotError`] if a store with this policy ([`WhenFull`](crate::WhenFull)) cannot be resumed, or if the store was aborted
     /// or poisoned. A full snapshot is also refused while another full snapshot is being written, and while a resumed store is
-    /// dealing earlier rows again. The handle yields the errors of the disk. Snapshots with another K stay in any case.
+    /// dealing earlier rows again. A folder with snapshots of another run is refused, and one with later snapshots of this run, if the
+    /// store was resumed from an earlier one. The handle yields the errors of the disk. Snapshots with another K stay in any case.
     ///
     /// # Cancel safety
     /// Dropping the handle does not stop the snapshot. It is still written.

@@ -1,7 +1,7 @@
 //! Configures a recorder, and starts its threads.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
@@ -17,7 +17,7 @@ use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
 use crate::recording::room::Places;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
-use crate::recording::shard::{self, check_components, check_length, is_lane, lane_of, read_info};
+use crate::recording::shard::{self, LONGEST_LANE, check_components, check_length, is_lane, lane_of, read_info};
 use crate::rows::element::DType;
 use crate::rows::layout::Layout;
 
@@ -63,7 +63,7 @@ impl RecorderBuilder {
         self
     }
 
-    /// Sets the name of the lane: ASCII letters, digits, `-` and `_`. Default: `lane`.
+    /// Sets the name of the lane: 1 to 128 ASCII letters, digits, `-` and `_`. Default: `lane`.
     #[must_use]
     pub fn lane(mut self, name: impl Into<String>) -> Self {
         self.lane = name.into();
@@ -100,7 +100,7 @@ impl RecorderBuilder {
     /// [`RecordingError`] if a setting is wrong, the folder cannot be made or listed, the lane has shards already, or another lane has
     /// other components. A folder that cannot be written is an error of the first pass.
     pub fn create(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
-        self.start(files(), dir.as_ref(), false)
+        self.start(files(), &absolute(dir.as_ref())?, false)
     }
 
     /// Goes on after the last whole shard of a lane, or begins the lane if it has no shard. [`Recorder::resumed`] says which pass comes
@@ -112,7 +112,7 @@ impl RecorderBuilder {
     /// [`RecordingError`] as for [`create`](Self::create), but for shards of the lane; or if a shard or the end of the lane is damaged,
     /// missing or has other components. Compares the length of each file, and no checksum of rows.
     pub fn resume(self, dir: impl AsRef<Path>) -> Result<Recorder, RecordingError> {
-        self.start(files(), dir.as_ref(), true)
+        self.start(files(), &absolute(dir.as_ref())?, true)
     }
 
     pub(crate) fn start(self, disk: Arc<dyn Disk>, dir: &Path, resume: bool) -> Result<Recorder, RecordingError> {
@@ -176,11 +176,16 @@ impl RecorderBuilder {
     }
 }
 
+/// Makes a folder's path absolute. So the recorder stays with its folder if the process changes its current folder.
+fn absolute(dir: &Path) -> Result<PathBuf, RecordingError> {
+    Ok(std::path::absolute(dir).doing("find", dir)?)
+}
+
 fn check_lane(lane: &str) -> Result<(), RecordingError> {
     if is_lane(lane) {
         return Ok(());
     }
-    let expected = "letters, digits, - and _".to_owned();
+    let expected = format!("1 to {LONGEST_LANE} letters, digits, - and _");
     Err(RecordingError::Setting { what: "the lane's name", value: format!("{lane:?}"), expected })
 }
 

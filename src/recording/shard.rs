@@ -315,9 +315,14 @@ pub(crate) fn lane_of(folder: &Path) -> Option<String> {
     (is_lane(lane) && number.len() >= 6 && number.parse::<u64>().is_ok()).then(|| lane.to_owned())
 }
 
+/// The most bytes of a lane's name. File names have at most 255, and those of unfinished shards have more beside the lane's name.
+pub(crate) const LONGEST_LANE: usize = 128;
+
 /// Whether a lane may have this name.
 pub(crate) fn is_lane(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    !name.is_empty()
+        && name.len() <= LONGEST_LANE
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
 /// The rows and passes of a lane up to some shard.

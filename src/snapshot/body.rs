@@ -45,6 +45,9 @@ impl Versions {
 pub(crate) struct Body {
     #[serde(flatten)]
     pub(crate) versions: Versions,
+    /// What the run is known by: a resumed store has the same. Snapshots of earlier releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<String>,
     /// The replay that fills the store, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replay: Option<ReplayBody>,

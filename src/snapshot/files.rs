@@ -8,11 +8,11 @@ use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, damage, read_all};
 use crate::disk::folder::{REPLACED, UNFINISHED, UnfinishedFolder, is_of_another_process, unfinished};
 use crate::disk::safetensors::{header, read_header};
-use crate::error::{DiskError, RefusedSnapshot, ResumeError};
+use crate::error::{DiskError, RefusedSnapshot, ResumeError, SnapshotError};
 use crate::memory::frame::Frame;
 use crate::rows::layout::{Component, Layout};
 use crate::snapshot::body::{Body, SavedBody, SavedFile, SavedFrame};
-use crate::snapshot::snapshot::Snapshot;
+use crate::snapshot::snapshot::{Seen, Snapshot};
 
 /// The file with the state.
 const STATE: &str = "snapshot.jsonl";
@@ -22,18 +22,113 @@ fn folder_name(minibatches: u64) -> String {
     format!("{PREFIX}{minibatches}")
 }
 
-/// Lists the snapshots in a folder, oldest first: k, and the path of each.
-pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
-    let k = |path: &Path| {
-        let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?;
-        name.strip_suffix(REPLACED).unwrap_or(name).parse().ok()
+/// What has the name of a snapshot in a folder.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    /// The whole snapshots, oldest first: k, and the path of each.
+    pub(crate) whole: Vec<(u64, PathBuf)>,
+    /// The others, and what is wrong with each.
+    pub(crate) others: Vec<(PathBuf, RefusedSnapshot)>,
+}
+
+/// The k in the name of a snapshot's folder. `None` if it is not such a name.
+fn k_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(REPLACED).unwrap_or(name);
+    let k = name.strip_prefix(PREFIX)?.parse().ok()?;
+    (folder_name(k) == name).then_some(k)
+}
+
+/// Lists what has the name of a snapshot, oldest first. A folder that does not exist has none.
+fn named(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
+    let all = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        all => all.doing("list", dir)?,
     };
-    let all = disk.list(dir).doing("list", dir)?;
-    let mut snapshots: Vec<(u64, PathBuf)> = all.into_iter().filter_map(|path| Some((k(&path)?, path))).collect();
+    let mut named: Vec<(u64, PathBuf)> = all.into_iter().filter_map(|path| Some((k_of(&path)?, path))).collect();
+    named.sort();
+    Ok(named)
+}
+
+/// Lists the snapshots in a folder: whole ones, and others. Reads the state of each and the length of its files, but no rows.
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listed, DiskError> {
+    let mut listed = Listed::default();
+    for (k, path) in named(disk, dir)? {
+        match look(disk, &path, k)? {
+            Ok(_) => listed.whole.push((k, path)),
+            Err(reason) => listed.others.push((path, reason)),
+        }
+    }
     // Of two with one k, the second was being replaced by the first.
-    snapshots.sort();
-    snapshots.dedup_by_key(|(k, _)| *k);
-    Ok(snapshots)
+    listed.whole.dedup_by_key(|(k, _)| *k);
+    Ok(listed)
+}
+
+/// Lists the whole snapshots, and warns of the others.
+pub(crate) fn list_whole(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, DiskError> {
+    let Listed { whole, others } = list(disk, dir)?;
+    for (path, reason) in others {
+        tracing::warn!(path = %path.display(), %reason, "a folder has the name of a snapshot and is not counted as one");
+    }
+    Ok(whole)
+}
+
+/// Checks a snapshot without reading rows: its state is sealed, and its files have their lengths. Says what is wrong with it.
+fn look(disk: &dyn Disk, path: &Path, k: u64) -> Result<Result<Seen, RefusedSnapshot>, DiskError> {
+    let damaged = |reason: String| Ok(Err(RefusedSnapshot::Damaged { reason }));
+    let bytes = match read_all(disk, &path.join(STATE)) {
+        Ok(bytes) => bytes,
+        Err(error) => return damage(&error.error).map_or(Err(error), |reason| damaged(format!("{STATE}: {reason}"))),
+    };
+    let found = match Seen::read(&bytes) {
+        Ok(found) => found,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if found.minibatches != k {
+        let own = folder_name(found.minibatches);
+        return damaged(format!("it is {own}: give the folder that name again, or move it away if it is a copy"));
+    }
+    for SavedFile { file, offset, bytes, .. } in &found.files {
+        let name = path.join(file);
+        let length = match disk.open(&name).and_then(|mut file| file.seek(io::SeekFrom::End(0))) {
+            Ok(length) => length,
+            Err(error) => match damage(&error) {
+                Some(reason) => return damaged(format!("{file}: {reason}")),
+                None => return Err(DiskError::reading(&name, error)),
+            },
+        };
+        if length != offset.saturating_add(*bytes) {
+            return damaged(format!(
+                "{file}: it has {length} bytes, and its rows need {}",
+                offset.saturating_add(*bytes)
+            ));
+        }
+    }
+    Ok(Ok(found))
+}
+
+/// Checks that the run may save into a folder: the newest whole snapshot there is its own, and not of a later minibatch than `taken` says.
+/// Pruning would otherwise remove each snapshot of this run in favour of the others.
+pub(crate) fn check_folder(
+    disk: &dyn Disk,
+    dir: &Path,
+    run: &str,
+    taken: impl FnOnce() -> u64,
+) -> Result<(), SnapshotError> {
+    // If the folder cannot be listed, the snapshot cannot be written, and its handle says so.
+    let newest = named(disk, dir).unwrap_or_default().into_iter().rev();
+    let whole = |(k, path): (u64, PathBuf)| match look(disk, &path, k) {
+        Ok(Ok(seen)) => Some(Ok((k, path, seen.run))),
+        Ok(Err(_)) => None,
+        Err(error) => Some(Err(error)),
+    };
+    let Some((k, path, of)) = newest.filter_map(whole).next().transpose()? else { return Ok(()) };
+    if of.is_some_and(|of| of != run) {
+        return Err(SnapshotError::OtherRun { dir: dir.to_owned(), minibatches: k });
+    }
+    // This is read after the list was made, so a snapshot that this store saves meanwhile is never later.
+    let taken = taken();
+    if k > taken { Err(SnapshotError::Later { path, minibatches: k, taken }) } else { Ok(()) }
 }
 
 /// Writes a snapshot without rows.
@@ -114,8 +209,11 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), R
     let path = if inside.contains(&dir.join(STATE)) {
         dir.to_owned()
     } else {
-        let newest = list(disk, dir)?.pop();
-        newest.ok_or_else(|| ResumeError::NoSnapshot { dir: dir.to_owned() })?.1
+        // A newest one that is not whole is refused below, with the name of the one before it.
+        let mut named = named(disk, dir)?;
+        // Of two with one k, the second was being replaced by the first.
+        named.dedup_by_key(|(k, _)| *k);
+        named.pop().ok_or_else(|| ResumeError::NoSnapshot { dir: dir.to_owned() })?.1
     };
     let refuse = |reason| refused(disk, &path, reason);
     match read_all(disk, &path.join(STATE)) {
@@ -130,9 +228,9 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<(Snapshot, PathBuf), R
 /// Makes the error for a snapshot that cannot be used. The error offers the snapshot before it, if there is one.
 fn refused(disk: &dyn Disk, path: &Path, reason: RefusedSnapshot) -> ResumeError {
     let dir = path.parent().unwrap_or(path);
-    let others = list(disk, dir).unwrap_or_default();
-    let earlier = others.iter().rposition(|(_, other)| other == path).and_then(|at| at.checked_sub(1));
-    ResumeError::Refused { what: path.display().to_string(), reason, earlier: earlier.map(|at| others[at].1.clone()) }
+    let whole = list(disk, dir).unwrap_or_default().whole;
+    let earlier = k_of(path).and_then(|own| whole.into_iter().rev().find(|(k, _)| *k < own));
+    ResumeError::Refused { what: path.display().to_string(), reason, earlier: earlier.map(|(_, earlier)| earlier) }
 }
 
 /// Reads the rows of a full snapshot, frame by frame, in the order in which they were written.
@@ -207,9 +305,9 @@ impl<'a> RowsReader<'a> {
     }
 }
 
-/// Removes all but the newest `keep` snapshots, and unfinished snapshots of other processes. Returns the k of each removed snapshot.
+/// Removes all but the newest `keep` whole snapshots, and unfinished snapshots of other processes. Returns the k of each removed snapshot.
 pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
-    let mut all = list(disk, dir)?;
+    let mut all = list_whole(disk, dir)?;
     all.truncate(all.len().saturating_sub(keep));
     for (_, path) in &all {
         // Takes the name away first, so that no reader takes a partly removed snapshot for a whole one.

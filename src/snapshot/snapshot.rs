@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::disk::checksum::checksum;
 use crate::error::{LaneId, RefusedSnapshot, ResumeError};
 use crate::ring::deal::DEALING_VERSION;
-use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, OLDEST_VERSION, Versions};
+use crate::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, OLDEST_VERSION, SavedFile, Versions};
 
 /// What a snapshot contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -111,22 +111,7 @@ impl Snapshot {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RefusedSnapshot> {
         let foreign = |reason: String| RefusedSnapshot::Foreign { reason };
         let damaged = |reason: String| RefusedSnapshot::Damaged { reason };
-        let text = std::str::from_utf8(bytes).map_err(|error| foreign(format!("it is no text: {error}")))?;
-        let mut lines = text.lines();
-        let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-        if !first.contains(FORMAT) {
-            return Err(foreign(format!("its first line does not say {FORMAT:?}")));
-        }
-        #[derive(Deserialize)]
-        struct Checksum {
-            xxh3: String,
-        }
-        let found = checksum(first.as_bytes());
-        match serde_json::from_str::<Checksum>(second) {
-            Ok(Checksum { xxh3 }) if xxh3 == found => {}
-            Ok(_) => return Err(damaged("its checksum does not match".to_owned())),
-            Err(error) => return Err(damaged(format!("its second line is no checksum: {error}"))),
-        }
+        let first = sealed(bytes)?;
         let versions: Versions = serde_json::from_str(first).map_err(|error| foreign(error.to_string()))?;
         let version = |what, found, known| {
             let release = versions.crate_version.clone();
@@ -142,6 +127,54 @@ impl Snapshot {
             Some(contradiction) => Err(damaged(contradiction.to_owned())),
             None => Ok(Snapshot::new(body)),
         }
+    }
+}
+
+/// Returns the line with the state, if it is as it was written.
+fn sealed(bytes: &[u8]) -> Result<&str, RefusedSnapshot> {
+    let foreign = |reason: String| RefusedSnapshot::Foreign { reason };
+    let damaged = |reason: String| RefusedSnapshot::Damaged { reason };
+    let text = std::str::from_utf8(bytes).map_err(|error| foreign(format!("it is no text: {error}")))?;
+    let mut lines = text.lines();
+    let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    if !first.contains(FORMAT) {
+        return Err(foreign(format!("its first line does not say {FORMAT:?}")));
+    }
+    #[derive(Deserialize)]
+    struct Checksum {
+        xxh3: String,
+    }
+    match serde_json::from_str::<Checksum>(second) {
+        Ok(Checksum { xxh3 }) if xxh3 == checksum(first.as_bytes()) => Ok(first),
+        Ok(_) => Err(damaged("its checksum does not match".to_owned())),
+        Err(error) => Err(damaged(format!("its second line is no checksum: {error}"))),
+    }
+}
+
+/// What a list of snapshots reads of each. Other versions have it, too.
+pub(crate) struct Seen {
+    pub(crate) minibatches: u64,
+    pub(crate) run: Option<String>,
+    pub(crate) files: Vec<SavedFile>,
+}
+
+impl Seen {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, RefusedSnapshot> {
+        #[derive(Deserialize)]
+        struct Part {
+            minibatches: u64,
+            run: Option<String>,
+            saved: Option<Saved>,
+        }
+        #[derive(Deserialize)]
+        struct Saved {
+            files: Vec<SavedFile>,
+        }
+        let first = sealed(bytes)?;
+        let part: Part =
+            serde_json::from_str(first).map_err(|error| RefusedSnapshot::Damaged { reason: error.to_string() })?;
+        let files = part.saved.map_or_else(Vec::new, |saved| saved.files);
+        Ok(Seen { minibatches: part.minibatches, run: part.run, files })
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::disk::files;
-use crate::error::{DiskError, ResumeError};
-use crate::snapshot::files::{list, prune, read};
+use crate::error::{DiskError, RefusedSnapshot, ResumeError};
+use crate::snapshot::files::{list, list_whole, prune, read};
 use crate::snapshot::snapshot::Snapshot;
 
 /// The snapshots in a folder, as [`Minibatches::snapshot`](crate::Minibatches::snapshot) writes them.
@@ -30,15 +30,27 @@ impl Snapshots {
         Snapshots { dir: dir.into() }
     }
 
-    /// Lists all complete snapshots, oldest first: k, the number of minibatches taken, and the snapshot's folder.
+    /// Lists all whole snapshots, oldest first: k, the number of minibatches taken, and the snapshot's folder. A folder that does not
+    /// exist has none.
+    ///
+    /// A snapshot is whole if its state is as it was written, and its files have their lengths. Rows are not read. Logs a warning for
+    /// each other folder `snapshot-K`. [`not_whole`](Self::not_whole) lists these.
     ///
     /// # Errors
-    /// [`DiskError`] if the folder cannot be listed.
+    /// [`DiskError`] if the folder cannot be listed, or the system cannot read a snapshot.
     ///
     /// # Blocking
     /// Blocks this thread while it reads the disk, as every method here does except `new` and `dir`.
     pub fn list(&self) -> Result<Vec<(u64, PathBuf)>, DiskError> {
-        list(&*files(), &self.dir)
+        list_whole(&*files(), &self.dir)
+    }
+
+    /// Lists the folders `snapshot-K` that hold no whole snapshot, and what is wrong with each. For example, a copy was interrupted.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub fn not_whole(&self) -> Result<Vec<(PathBuf, RefusedSnapshot)>, DiskError> {
+        Ok(list(&*files(), &self.dir)?.others)
     }
 
     /// Reads the state of the newest snapshot, without its rows. If the folder itself is a snapshot, reads that snapshot.
@@ -50,7 +62,8 @@ impl Snapshots {
         Ok(read(&*files(), &self.dir)?.0)
     }
 
-    /// Removes all but the newest `keep` snapshots. Returns the k of each removed snapshot.
+    /// Removes all but the newest `keep` whole snapshots. Returns the k of each removed snapshot. A folder `snapshot-K` that holds no whole
+    /// snapshot is not counted, and stays.
     ///
     /// Also removes snapshots that another process has not finished: it was killed. So only one process may save into a folder at a time.
     ///

@@ -104,6 +104,7 @@ impl RingStore {
         let runtime = runtime.or_else(|| Handle::try_current().ok());
         if let Some(snapshot) = snapshot {
             config.replay.clone_from(&snapshot.body.replay);
+            config.run = snapshot.body.run.clone().unwrap_or(config.run);
         }
         let config = Arc::new(config);
         tracing::info!("{}", Plan::new(&config));

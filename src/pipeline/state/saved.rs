@@ -17,6 +17,7 @@ use crate::snapshot::body::{
     Body, ComponentStatsBody, ConfigBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
 };
 use crate::snapshot::ended_names::EndedNames;
+use crate::snapshot::files::check_folder;
 use crate::snapshot::journal::Journal;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
@@ -62,6 +63,7 @@ impl Shared {
         form: Form,
         reply: oneshot::Sender<Saved>,
     ) -> Result<(), SnapshotError> {
+        check_folder(&*disk, &dir, &self.config.run, || self.lock().minibatches_served)?;
         let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
         if form == Form::Light {
             let taken = self.take_light()?;
@@ -147,6 +149,7 @@ impl State {
         };
         let body = Body {
             versions: Versions::current(),
+            run: Some(config.run.clone()),
             replay: config.replay.clone(),
             minibatches: self.minibatches_served,
             config: ConfigBody::from(config),
