@@ -79,6 +79,7 @@ pub use crate::{
         element::{DType, Element, UnknownDType},
         index::Index,
         layout::{Component, ComponentKey},
+        values::ValueCounts,
     },
     snapshot::{
         snapshot::{Form, ResumeAt, Snapshot},

@@ -8,21 +8,26 @@ use ndarray::ArrayView2;
 
 use crate::error::IndexError;
 use crate::memory::copy::{RowCopier, Slots, widely};
+use crate::memory::finite::{Checked, check, count};
 use crate::memory::narrow::bf16_bits;
 use crate::rows::batch::Batch;
-use crate::rows::element::{AnyRows, DType, Element, with_rows};
+use crate::rows::element::{AnyRows, DType, with_rows};
+use crate::rows::values::ValueCounts;
 
-/// Reads rows for one component. Keeps the memory that it uses for conversion.
+/// Reads rows for one component, and counts the rows whose values are not finite or overflow. Keeps the memory that it uses for
+/// conversion.
 #[derive(Debug)]
 pub(crate) struct RowReader {
     target: DType,
     /// The converted rows. The vector holds `u64`s, so every element type is aligned.
     scratch: Vec<u64>,
+    /// The rows counted since the last `take_counts`.
+    counts: ValueCounts,
 }
 
 impl RowReader {
     pub(crate) fn new(target: DType) -> Self {
-        RowReader { target, scratch: Vec::new() }
+        RowReader { target, scratch: Vec::new(), counts: ValueCounts::default() }
     }
 
     /// Calls `each` with the bytes of the rows in `range`, in pieces of one or more rows. The first argument is the number of
@@ -39,15 +44,49 @@ impl RowReader {
 
     /// Copies the rows in `range` to their slots. The first row goes to slot 0.
     pub(crate) fn copy(&mut self, batch: &Batch, range: Range<usize>, copier: &RowCopier, slots: &mut impl Slots) {
-        let width = batch.features() * self.target.size();
+        if range.is_empty() {
+            return;
+        }
         match &batch.rows {
-            AnyRows::F32(rows) if self.target == DType::BF16 && !range.is_empty() => {
+            AnyRows::F32(rows) if self.target == DType::BF16 => {
+                let features = batch.features();
                 pieces(rows.view(), range, |first, values| {
-                    copier.copy_as_bf16(values, batch.features(), &mut Behind { slots, first });
+                    blocks(values, features, |at, block| {
+                        let largest =
+                            copier.copy_as_bf16(block, features, &mut Behind { slots: &mut *slots, first: first + at });
+                        self.counts += count(block, features, DType::BF16, &largest);
+                    });
                 });
             }
-            _ => self.read(batch, range, |first, rows| copier.copy(rows, width, &mut Behind { slots, first })),
+            rows => with_rows!(rows, rows => self.copy_typed(rows.view(), range, copier, slots)),
         }
+    }
+
+    /// Returns the rows counted since the last call.
+    pub(crate) fn take_counts(&mut self) -> ValueCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    fn copy_typed<T: Convert>(
+        &mut self,
+        rows: ArrayView2<'_, T>,
+        range: Range<usize>,
+        copier: &RowCopier,
+        slots: &mut impl Slots,
+    ) {
+        let features = rows.ncols();
+        let width = features * self.target.size();
+        if T::DTYPE != self.target {
+            self.read_typed(rows, range, |first, rows| copier.copy(rows, width, &mut Behind { slots, first }));
+            return;
+        }
+        pieces(rows, range, |first, values| {
+            blocks(values, features, |at, block| {
+                let slots = &mut Behind { slots: &mut *slots, first: first + at };
+                let largest = copier.copy_watched(bytemuck::cast_slice(block), width, slots);
+                self.counts += count(block, features, self.target, &largest);
+            });
+        });
     }
 
     fn read_typed<T: Convert>(
@@ -56,11 +95,14 @@ impl RowReader {
         range: Range<usize>,
         mut each: impl FnMut(usize, &[u8]),
     ) {
+        let features = rows.ncols();
         if T::DTYPE == self.target {
-            pieces(rows, range, |first, values| each(first, bytemuck::cast_slice(values)));
+            pieces(rows, range, |first, values| {
+                blocks(values, features, |_, block| self.counts += check(block, features, self.target));
+                each(first, bytemuck::cast_slice(values));
+            });
             return;
         }
-        let features = rows.ncols();
         let bytes = features * self.target.size();
         // Converts several narrow rows at a time.
         let at_once = (CONVERTED / bytes).max(1);
@@ -69,6 +111,7 @@ impl RowReader {
         pieces(rows, range, |first, values| {
             for (i, some) in values.chunks(at_once * features).enumerate() {
                 let converted = &mut scratch[..some.len() / features * bytes];
+                self.counts += check(some, features, self.target);
                 T::convert(some, self.target, converted);
                 each(first + i * at_once, converted);
             }
@@ -92,6 +135,18 @@ impl<S: Slots> Slots for Behind<'_, S> {
 /// The number of bytes that are converted before they are copied. It is small, so reading one piece overlaps with writing another.
 const CONVERTED: usize = 2 << 10;
 
+/// The number of bytes that are looked at together. If one of their values needs a closer look, they are still in the cache.
+const BLOCK: usize = 16 << 10;
+
+/// Calls `each` with blocks of rows of a piece. The first argument is the number of the block's first row in the piece.
+#[inline]
+fn blocks<T>(values: &[T], features: usize, mut each: impl FnMut(usize, &[T])) {
+    let rows = (BLOCK / (features * size_of::<T>())).max(1);
+    for (i, block) in values.chunks(rows * features).enumerate() {
+        each(i * rows, block);
+    }
+}
+
 /// Calls `each` with pieces of contiguous rows. The first argument is the number of the piece's first row, counted from 0 at the
 /// start of `range`.
 fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl FnMut(usize, &[T])) {
@@ -113,7 +168,7 @@ fn pieces<T: Copy>(rows: ArrayView2<'_, T>, range: Range<usize>, mut each: impl 
 }
 
 /// Converts values to another floating-point type.
-trait Convert: Element {
+trait Convert: Checked {
     fn convert(row: &[Self], target: DType, out: &mut [u8]);
 }
 

@@ -5,6 +5,7 @@
 //! stores write whole lines past the cache. Streaming stores are weakly ordered, so a fence must follow before another thread
 //! may read the rows. Dropping the [`RowCopier`] issues the fence.
 
+use crate::memory::finite::{Unwatched, Watch};
 use crate::rows::layout::ALIGN;
 
 /// The fewest bytes that are gathered past the cache. Fewer bytes may still be in the cache when they are read.
@@ -96,7 +97,13 @@ impl RowCopier {
     /// # Panics
     /// Panics if a slot is not `width` bytes long.
     pub(crate) fn copy(&self, rows: &[u8], width: usize, slots: &mut impl Slots) {
-        self.run(rows.len() / width, &mut Scattered { rows, width, slots });
+        self.copy_watched::<Unwatched>(rows, width, slots);
+    }
+
+    /// Copies rows as [`copy`](Self::copy) does, and returns what the watch has seen of their values. The watch looks at values that the
+    /// copy has read anyway.
+    pub(crate) fn copy_watched<W: Watch>(&self, rows: &[u8], width: usize, slots: &mut impl Slots) -> W {
+        self.run(rows.len() / width, &mut Scattered { rows, width, slots })
     }
 
     /// Fills `into` with rows of `width` bytes: the `i`-th is a copy of `row(i)`.
@@ -106,12 +113,12 @@ impl RowCopier {
     pub(crate) fn gather<'r>(&self, into: &mut [u8], width: usize, row: impl FnMut(usize) -> &'r [u8]) {
         let count = into.len() / width;
         let ahead = ON_THE_WAY / width.clamp(ALIGN, FETCHED);
-        self.run(count, &mut Gathered { row, into, width, count, ahead });
+        let Unwatched = self.run(count, &mut Gathered { row, into, width, count, ahead });
     }
 
-    fn run<'r>(&self, count: usize, pairs: &mut impl Pairs<'r>) {
+    fn run<'r, W: Watch>(&self, count: usize, pairs: &mut impl Pairs<'r>) -> W {
         match self.kernel {
-            Kernel::Ordinary => ordinary(count, pairs),
+            Kernel::Ordinary => widely(|| ordinary(count, pairs)),
             // SAFETY: a copier has this kernel only if `widest` has found that the processor can run it.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Kernel::Stream128 => unsafe { x86::stream_128(count, pairs) },
@@ -137,9 +144,9 @@ impl Drop for RowCopier {
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn widest() -> Kernel {
-    if is_x86_feature_detected!("avx512f") {
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
         Kernel::Stream512
-    } else if is_x86_feature_detected!("avx") {
+    } else if is_x86_feature_detected!("avx2") {
         Kernel::Stream256
     } else {
         Kernel::Stream128
@@ -178,11 +185,15 @@ pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-fn ordinary<'r>(count: usize, pairs: &mut impl Pairs<'r>) {
+#[inline(always)]
+fn ordinary<'r, W: Watch>(count: usize, pairs: &mut impl Pairs<'r>) -> W {
+    let mut watch = W::default();
     for i in 0..count {
         let (row, slot) = pairs.pair(i);
+        watch.row(row);
         slot.copy_from_slice(row);
     }
+    watch
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -193,6 +204,7 @@ mod x86 {
     };
 
     use super::Pairs;
+    use crate::memory::finite::Watch;
     use crate::rows::layout::ALIGN;
 
     /// # Safety
@@ -217,16 +229,19 @@ mod x86 {
             /// # Safety
             /// The processor must have the target feature.
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn $name<'r>(count: usize, pairs: &mut impl Pairs<'r>) {
+            pub(super) unsafe fn $name<'r, W: Watch>(count: usize, pairs: &mut impl Pairs<'r>) -> W {
+                let mut watch = W::default();
                 for i in 0..count {
                     let (row, slot) = pairs.pair(i);
                     assert_eq!(slot.len(), row.len(), "a row and its slot have the same width");
                     if !(slot.as_ptr() as usize | slot.len()).is_multiple_of(ALIGN) {
+                        watch.row(row);
                         slot.copy_from_slice(row);
                         continue;
                     }
-                    let lines = slot.chunks_exact_mut(ALIGN).zip(row.chunks_exact(ALIGN));
+                    let lines = slot.as_chunks_mut::<ALIGN>().0.iter_mut().zip(row.as_chunks::<ALIGN>().0);
                     for (to, from) in lines {
+                        watch.line(from);
                         let mut at = 0;
                         while at < ALIGN {
                             // SAFETY: both lines are 64 bytes long and a vector's size divides that; `to` is a whole
@@ -239,12 +254,13 @@ mod x86 {
                         }
                     }
                 }
+                watch
             }
         };
     }
 
-    kernel!(stream_512, "avx512f", __m512i, _mm512_loadu_si512, _mm512_stream_si512);
-    kernel!(stream_256, "avx", __m256i, _mm256_loadu_si256, _mm256_stream_si256);
+    kernel!(stream_512, "avx512f,avx512bw", __m512i, _mm512_loadu_si512, _mm512_stream_si512);
+    kernel!(stream_256, "avx2", __m256i, _mm256_loadu_si256, _mm256_stream_si256);
     kernel!(stream_128, "sse2", __m128i, _mm_loadu_si128, _mm_stream_si128);
 }
 
@@ -259,10 +275,10 @@ mod tests {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
             kernels.push(Kernel::Stream128);
-            if is_x86_feature_detected!("avx") {
+            if is_x86_feature_detected!("avx2") {
                 kernels.push(Kernel::Stream256);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 kernels.push(Kernel::Stream512);
             }
         }

@@ -6,6 +6,7 @@
 pub(crate) mod available;
 pub(crate) mod convert;
 pub(crate) mod copy;
+pub(crate) mod finite;
 pub(crate) mod frame;
 pub(crate) mod narrow;
 pub(crate) mod pages;

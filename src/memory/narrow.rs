@@ -4,6 +4,7 @@
 //! and then a copy from the buffer, took longer than a copy of the rows without conversion.
 
 use crate::memory::copy::{RowCopier, Slots, widely};
+use crate::memory::finite::{Largest32, Watch};
 
 /// The bits of the nearest bf16. Ties go to the even value, and NaN stays NaN. The result equals `half::bf16::from_f32`, but this
 /// code has no branch, so the compiler can convert many values at once.
@@ -16,11 +17,11 @@ pub(crate) fn bf16_bits(x: f32) -> u16 {
 }
 
 impl RowCopier {
-    /// Copies rows of `features` values each to their slots, as bf16.
+    /// Copies rows of `features` values each to their slots, as bf16. Returns the largest value.
     ///
     /// # Panics
     /// Panics if the size of a slot differs from the size of a row in bf16.
-    pub(crate) fn copy_as_bf16(&self, values: &[f32], features: usize, slots: &mut impl Slots) {
+    pub(crate) fn copy_as_bf16(&self, values: &[f32], features: usize, slots: &mut impl Slots) -> Largest32 {
         let rows = values.chunks_exact(features).enumerate();
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if self.streams() && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
@@ -30,13 +31,18 @@ impl RowCopier {
             // SAFETY: the processor has AVX2.
             return unsafe { x86::stream_256(rows, slots) };
         }
-        widely(|| rows.for_each(|(i, row)| ordinary(row, slots.slot(i))));
+        widely(|| {
+            let mut largest = Largest32::default();
+            rows.for_each(|(i, row)| ordinary(row, slots.slot(i), &mut largest));
+            largest
+        })
     }
 }
 
-#[inline]
-fn ordinary(row: &[f32], slot: &mut [u8]) {
+#[inline(always)]
+fn ordinary(row: &[f32], slot: &mut [u8], largest: &mut Largest32) {
     assert_eq!(slot.len(), size_of_val(row) / 2, "a slot has the size of a row");
+    largest.row(bytemuck::cast_slice(row));
     for (to, &x) in slot.as_chunks_mut().0.iter_mut().zip(row) {
         *to = bf16_bits(x).to_ne_bytes();
     }
@@ -49,6 +55,7 @@ mod x86 {
     };
 
     use super::{Slots, bf16_bits, ordinary};
+    use crate::memory::finite::{Largest32, Watch};
     use crate::rows::layout::ALIGN;
 
     /// The number of bf16 values in a cache line.
@@ -60,15 +67,20 @@ mod x86 {
             /// # Safety
             /// The processor must have the target features.
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn $name<'r>(rows: impl Iterator<Item = (usize, &'r [f32])>, slots: &mut impl Slots) {
+            pub(super) unsafe fn $name<'r>(
+                rows: impl Iterator<Item = (usize, &'r [f32])>,
+                slots: &mut impl Slots,
+            ) -> Largest32 {
+                let mut largest = Largest32::default();
                 for (i, row) in rows {
                     let slot = slots.slot(i);
                     if !(slot.as_ptr() as usize | slot.len()).is_multiple_of(ALIGN) {
-                        ordinary(row, slot);
+                        ordinary(row, slot, &mut largest);
                         continue;
                     }
                     assert_eq!(slot.len(), size_of_val(row) / 2, "a slot has the size of a row");
                     for (to, from) in slot.as_chunks_mut::<ALIGN>().0.iter_mut().zip(row.as_chunks::<VALUES>().0) {
+                        bytemuck::cast_slice::<f32, [u8; ALIGN]>(from).iter().for_each(|line| largest.line(line));
                         let line: [u16; VALUES] = std::array::from_fn(|value| bf16_bits(from[value]));
                         let mut at = 0;
                         while at < ALIGN {
@@ -82,6 +94,7 @@ mod x86 {
                         }
                     }
                 }
+                largest
             }
         };
     }

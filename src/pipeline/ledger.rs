@@ -1,6 +1,7 @@
 //! The writer's counts: where the rows are.
 
 use crate::pipeline::stats::Dropped;
+use crate::rows::values::ValueCounts;
 
 /// The counts of rows. The writer counts on a copy of its own, and shares the copy once per plan of rows.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct ComponentLedger {
     pub(crate) dropped: Dropped,
     /// Rows that were sent again to a resumed store, although they had been dealt before the snapshot.
     pub(crate) resent: u64,
+    /// Dealt rows whose values are not finite or overflowed.
+    pub(crate) values: ValueCounts,
 }
 
 impl Ledger {

@@ -9,6 +9,7 @@ use crate::pipeline::lane::ResumedLane;
 use crate::pipeline::ledger::{ComponentLedger, Ledger};
 use crate::pipeline::stats::Dropped;
 use crate::ring::deal::Position;
+use crate::rows::values::ValueCounts;
 use crate::snapshot::body::{Body, LaneBody, SavedFrame};
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
@@ -70,7 +71,8 @@ pub(crate) fn ledger(body: &Body) -> Ledger {
             unmatched: saved.dropped_unmatched,
         };
         let accepted = body.stats.served_rows + dropped.total();
-        *counts = ComponentLedger { accepted, set_aside: 0, dropped, resent: saved.resent };
+        let values = ValueCounts { overflowed: saved.overflowed, not_finite: saved.not_finite };
+        *counts = ComponentLedger { accepted, set_aside: 0, dropped, resent: saved.resent, values };
     }
     ledger.owed = Some(body.stats.whole_rows as usize);
     if segments(body).is_empty() {

@@ -61,6 +61,13 @@ pub struct ComponentStats {
     pub resent: u64,
     /// Rows that the store has taken but never serves, by reason.
     pub dropped: Dropped,
+    /// Rows with a finite value that was too large for the component's element type and became infinite, such as 70,000 in `f16`.
+    ///
+    /// This and [`not_finite`](Self::not_finite) count rows as the store copies them into its frames, once each, and never go down. The
+    /// store serves these rows like all others. For each component it logs a warning at the first one.
+    pub overflowed: u64,
+    /// Rows that arrived with a NaN or an infinite value.
+    pub not_finite: u64,
 }
 
 /// Rows that a store has taken but never serves, by reason.
@@ -104,6 +111,13 @@ impl fmt::Display for Stats {
         let dropped = most(|c| c.dropped.total());
         if dropped > 0 {
             write!(f, ", {dropped} dropped")?;
+        }
+        let (overflowed, not_finite) = (most(|c| c.overflowed), most(|c| c.not_finite));
+        if overflowed > 0 {
+            write!(f, ", {overflowed} overflowed")?;
+        }
+        if not_finite > 0 {
+            write!(f, ", {not_finite} not finite")?;
         }
         let seconds = |wait: Duration| wait.as_secs_f64();
         write!(

@@ -22,6 +22,7 @@ use crate::pipeline::saving::Saving;
 use crate::pipeline::state::{Requests, Shared, State, WaitsFor};
 use crate::pipeline::worker::{Exit, Panics, Work};
 use crate::ring::ring::{Leftover, Ring};
+use crate::rows::values::{Said, ValueCounts};
 use crate::snapshot::journal::Segment;
 
 mod ending;
@@ -66,6 +67,8 @@ pub(crate) struct Writer {
     waits_for_room: bool,
     /// Whether the writer has warned of rows whose counterparts in another component never came. It warns once.
     warned: Warned,
+    /// What has been said about the values of each component.
+    said: Vec<Said>,
     /// Why the store cannot be resumed, to be logged without the mutex.
     gave_up: Option<RowsMissing>,
     finished: Finished,
@@ -179,6 +182,7 @@ impl Writer {
             filled: None,
             waits_for_room: false,
             warned: Warned::No,
+            said: vec![Said::default(); components],
             gave_up: None,
             finished: Finished::default(),
             requests: Requests::default(),
@@ -224,6 +228,10 @@ impl Writer {
             let Some((lane, rows)) = self.lanes.next() else { break };
             let dealt = ring.deal(rows.min(left), |component| lane.front(component));
             self.ledger.deal(dealt);
+            for (component, counts) in self.ledger.components.iter_mut().zip(ring.take_counts()) {
+                // The saved store has counted the rows that are dealt again.
+                component.values += if again { ValueCounts::default() } else { counts };
+            }
             if !again {
                 Segment { lane: lane.id, first_row: lane.next_row, rows: dealt as u64 }.append_to(&mut self.dealt);
             }
@@ -266,6 +274,11 @@ impl Writer {
         if let Warned::Due(error) = &self.warned {
             tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
             self.warned = Warned::Yes;
+        }
+        for ((said, component), counts) in
+            self.said.iter_mut().zip(self.config.layout.components()).zip(&self.ledger.components)
+        {
+            said.note(counts.values).say(component);
         }
         step
     }

@@ -16,6 +16,7 @@ use crate::recording::shard::ShardInfo;
 use crate::recording::shard_writer::ShardWriter;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Component;
+use crate::rows::values::{Said, ValueCounts};
 
 pub(crate) enum Message {
     /// A pass: the batches of all components, in the order of the components.
@@ -33,6 +34,8 @@ pub(crate) struct LaneWriter {
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) components: Vec<Component>,
     pub(crate) readers: Vec<RowReader>,
+    /// The rows of each component whose values are not finite or overflowed, and what has been said of them.
+    pub(crate) values: Vec<(ValueCounts, Said)>,
     pub(crate) shard_rows: u64,
     /// The number of the next shard.
     pub(crate) number: u64,
@@ -102,6 +105,8 @@ impl LaneWriter {
             });
             outcome?;
         }
+        self.count_values();
+        let Some(shard) = &mut self.shard else { return Ok(written) };
         shard.end_pass(rows as u64);
         let full = shard.info().rows >= self.shard_rows;
         self.next.rows += rows as u64;
@@ -110,6 +115,22 @@ impl LaneWriter {
             self.end_shard();
         }
         self.progress.outcome().map(|_| written)
+    }
+
+    /// Counts the rows whose values are not finite or overflowed, and warns of the first.
+    fn count_values(&mut self) {
+        let mut changed = false;
+        for ((counts, said), (reader, component)) in
+            self.values.iter_mut().zip(self.readers.iter_mut().zip(&self.components))
+        {
+            let more = reader.take_counts();
+            changed |= more != ValueCounts::default();
+            *counts += more;
+            said.note(*counts).say(component);
+        }
+        if changed {
+            self.progress.note_values(self.values.iter().map(|(counts, _)| *counts).collect());
+        }
     }
 
     /// Hands the shard to the sealer, which makes it safe. Blocks while two other shards are not safe yet.

@@ -16,6 +16,7 @@ use crate::recording::lane_writer::Message;
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::rows::values::ValueCounts;
 
 /// Records the passes of one lane into a folder.
 ///
@@ -90,6 +91,15 @@ impl Recorder {
     #[must_use]
     pub fn failure(&self) -> Option<DiskError> {
         self.progress.outcome().err()
+    }
+
+    /// Returns how many rows of each component had values that were not finite, or became infinite, since this recorder began. Does not
+    /// wait, so rows that were handed over just now may be missing; [`flush`](Self::flush) waits for them.
+    #[must_use]
+    pub fn value_counts(&self) -> Vec<ValueCounts> {
+        let mut counts = self.progress.values();
+        counts.resize(self.layout.n_components(), ValueCounts::default());
+        counts
     }
 
     /// Returns the components, in order.

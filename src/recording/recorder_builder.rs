@@ -151,6 +151,7 @@ impl RecorderBuilder {
         let (sender, queue) = bounded(QUEUED);
         let writer = LaneWriter {
             readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
+            values: vec![Default::default(); layout.n_components()],
             components: layout.components().to_vec(),
             next: safe,
             number: own.len() as u64,

@@ -10,6 +10,7 @@ use crate::error::DiskError;
 use crate::pipeline::wait::lock;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::shard_writer::WrittenShard;
+use crate::rows::values::ValueCounts;
 
 /// The waiting shards are synced when they have this many open files. A process can open only a limited number of files.
 const OPEN_FILES: usize = 256;
@@ -38,11 +39,11 @@ pub enum SyncPolicy {
 
 /// How far a lane has come. All threads of the recorder share it.
 #[derive(Debug, Default)]
-pub(crate) struct Progress(Mutex<(Safe, Option<DiskError>)>);
+pub(crate) struct Progress(Mutex<(Safe, Option<DiskError>)>, Mutex<Vec<ValueCounts>>);
 
 impl Progress {
     pub(crate) fn new(safe: Safe) -> Self {
-        Progress(Mutex::new((safe, None)))
+        Progress(Mutex::new((safe, None)), Mutex::default())
     }
 
     /// Returns what is safe, or the first error if there was one.
@@ -54,6 +55,16 @@ impl Progress {
     /// Returns what is safe, even if there was an error.
     pub(crate) fn safe(&self) -> Safe {
         lock(&self.0).0
+    }
+
+    /// The rows of each component whose values are not finite or overflowed. Empty if there are none.
+    pub(crate) fn values(&self) -> Vec<ValueCounts> {
+        lock(&self.1).clone()
+    }
+
+    /// Notes the counts of all components.
+    pub(crate) fn note_values(&self, counts: Vec<ValueCounts>) {
+        *lock(&self.1) = counts;
     }
 
     /// Notes an error. The first error stays.

@@ -9,6 +9,7 @@ use crate::ring::deal::{Dealer, Position};
 use crate::ring::slots::Place;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
+use crate::rows::values::ValueCounts;
 
 /// The most rows of one call of `deal`: enough to read each component's rows in sequence, and few enough for a small plan.
 const PLAN: usize = 4096;
@@ -57,6 +58,11 @@ impl Ring {
         self.full = self.dealer.deal(rows.min(PLAN), &mut self.plan);
         self.copy(source);
         self.plan.len()
+    }
+
+    /// The rows of each component whose values are not finite or overflowed, counted since the last call.
+    pub(crate) fn take_counts(&mut self) -> impl Iterator<Item = ValueCounts> {
+        self.readers.iter_mut().map(RowReader::take_counts)
     }
 
     /// Copies the planned rows to their places.

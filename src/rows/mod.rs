@@ -8,3 +8,4 @@ pub(crate) mod batch;
 pub(crate) mod element;
 pub(crate) mod index;
 pub(crate) mod layout;
+pub(crate) mod values;

@@ -182,6 +182,11 @@ pub(crate) struct ComponentStatsBody {
     pub(crate) dropped_aborted: u64,
     pub(crate) dropped_last: u64,
     pub(crate) dropped_unmatched: u64,
+    /// Zero in a snapshot of a version that did not count them.
+    #[serde(default)]
+    pub(crate) overflowed: u64,
+    #[serde(default)]
+    pub(crate) not_finite: u64,
 }
 
 /// The rows of a full snapshot.

@@ -10,6 +10,7 @@ use crate::memory::copy::{RowCopier, STREAMED, Slots};
 use crate::memory::frame::Frame;
 use crate::rows::batch::Batch;
 use crate::rows::layout::Layout;
+use crate::rows::values::{Said, ValueCounts};
 
 /// The state that the handles and the writer share.
 pub(crate) struct Tensor {
@@ -31,6 +32,9 @@ pub(crate) struct Data {
     /// The place in `rows` of each row number.
     pub(crate) order: Vec<u32>,
     pub(crate) rng: Xoshiro256PlusPlus,
+    /// The rows of each component whose values are not finite or overflowed, and what has been said of them. They stay when the store is
+    /// emptied.
+    pub(crate) values: Vec<(ValueCounts, Said)>,
     /// Counts how often the store was emptied.
     pub(crate) generation: u64,
 }
@@ -44,13 +48,16 @@ impl Tensor {
         self.data.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the rows of a batch from row `first` on.
-    pub(crate) fn take_in(&self, reader: &mut RowReader, component: usize, first: usize, batch: &Batch) {
+    /// Stores the rows of a batch from row `first` on. Returns what is to be said of their values, once no lock is held.
+    pub(crate) fn take_in(&self, reader: &mut RowReader, component: usize, first: usize, batch: &Batch) -> Said {
         let (rows, width) = (batch.rows(), self.layout.row_bytes(component));
         let mut data = self.write();
         let copier = RowCopier::new(rows * width >= STREAMED);
         reader.copy(batch, 0..rows, &copier, &mut Following { frame: &mut data.rows, component, first });
         data.stored[component] = first + rows;
+        let (counts, said) = &mut data.values[component];
+        *counts += reader.take_counts();
+        said.note(*counts)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::element::DType;
 use crate::rows::index::Index;
 use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::rows::values::ValueCounts;
 use crate::store::activation_store::ActivationStore;
 use crate::store::epoch::Epoch;
 use crate::store::tensor::{Data, Tensor};
@@ -118,6 +119,7 @@ impl TensorStoreBuilder {
             data: RwLock::new(Data {
                 rows,
                 stored: vec![0; layout.n_components()],
+                values: vec![Default::default(); layout.n_components()],
                 order: (0..self.max_items as u32).collect(),
                 rng: Xoshiro256PlusPlus::seed_from_u64(self.seed),
                 generation: 0,
@@ -199,8 +201,10 @@ impl TensorStore {
             if self.tensor.pending.load(Ordering::SeqCst) == 0 {
                 let mut reader = RowReader::new(self.components()[component].dtype);
                 let written = Written { rows: batch.rows(), first_row: handed[component] as u64 };
-                self.tensor.take_in(&mut reader, component, handed[component], &batch);
+                let said = self.tensor.take_in(&mut reader, component, handed[component], &batch);
                 handed[component] += written.rows;
+                drop(handed);
+                said.say(&self.components()[component]);
                 return Ok(written);
             }
             drop(handed);
@@ -362,6 +366,27 @@ impl TensorStore {
     pub fn len(&self) -> usize {
         self.settle();
         self.tensor.read().len()
+    }
+
+    /// Returns how many rows of each component had values that were not finite, or became infinite, since the store was built.
+    ///
+    /// ```
+    /// use activation_store::{DType, TensorStore};
+    /// use ndarray::array;
+    ///
+    /// let store = TensorStore::builder().component("mlp", 2).dtype(DType::F16).max_items(10).build()?;
+    /// store.extend(array![[1.0_f32, 70_000.0], [f32::NAN, 0.0], [1.0, 2.0]], "mlp")?;
+    /// let counts = store.value_counts()[0];
+    /// assert_eq!((counts.overflowed, counts.not_finite), (1, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Blocking
+    /// Waits for the writes handed over before.
+    #[must_use]
+    pub fn value_counts(&self) -> Vec<ValueCounts> {
+        self.settle();
+        self.tensor.read().values.iter().map(|(counts, _)| *counts).collect()
     }
 
     /// Returns whether [`len`](Self::len) is 0.

@@ -55,7 +55,8 @@ impl Work for TensorWriter {
                 Message::Write { component, first, batch, reply } => {
                     let written = Written { rows: batch.rows(), first_row: first as u64 };
                     self.answering = Some(reply);
-                    self.tensor.take_in(&mut self.readers[component], component, first, &batch);
+                    let said = self.tensor.take_in(&mut self.readers[component], component, first, &batch);
+                    said.say(&self.tensor.layout.components()[component]);
                     drop(batch);
                     self.tensor.pending.fetch_sub(1, Ordering::SeqCst);
                     if let Some(reply) = self.answering.take() {

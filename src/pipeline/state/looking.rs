@@ -64,6 +64,8 @@ impl Shared {
             served: state.served_rows,
             resent: counts.resent,
             dropped: counts.dropped,
+            overflowed: counts.values.overflowed,
+            not_finite: counts.values.not_finite,
         });
         Stats {
             components: components.collect(),

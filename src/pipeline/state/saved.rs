@@ -112,6 +112,8 @@ impl State {
             dropped_aborted: counts.dropped.aborted,
             dropped_last: counts.dropped.last,
             dropped_unmatched: counts.dropped.unmatched,
+            overflowed: counts.values.overflowed,
+            not_finite: counts.values.not_finite,
         };
         Body {
             versions: Versions::current(),
