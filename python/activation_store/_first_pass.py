@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._dtypes import dtype_name
-from ._incoming import element, incoming
+from ._conversions import stored_as
 from ._opening import Layout, Opens
 from ._pass_sinks import RingSink, kept_rows
 from ._positions import Position, value_of
@@ -55,7 +54,7 @@ class FirstPass:
         if self._ring is None:
             by_name = {self._names[number]: rows for number, rows in staged}
             self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
-            staged = [(number, incoming(rows)) for number, rows in staged]
+            staged = [(number, self._ring.stage(rows, number, None, False)) for number, rows in staged]
         self._ring.write(staged, value_of(self._batch, self._passes))
 
     def close(self) -> None:
@@ -72,6 +71,9 @@ def layout_of(rows: Mapping[str, Any]) -> Layout:
 
 
 def _layout(name: str, array: Any) -> tuple[int, str]:
-    if not getattr(array, "shape", ()):
+    shape = getattr(array, "shape", None)
+    if shape is None:
         raise TypeError(f"{name!r} is {type(array).__name__}; rows come as an array or tensor, [..., features]")
-    return int(array.shape[-1]), dtype_name(element(array.dtype))
+    if not shape:
+        raise TypeError(f"{name!r} is a single number, of shape (): rows need an axis for the features, [..., features]")
+    return int(shape[-1]), stored_as(array.dtype)

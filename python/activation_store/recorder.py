@@ -12,6 +12,7 @@ from ._checks import count
 from ._components import components_of
 from ._incoming import incoming_pass
 from ._native import IfFull
+from ._odd_values import OddValues
 from ._parties import Parties
 from .future import Future
 
@@ -85,7 +86,7 @@ class Recorder:
             raise ValueError(f"sync is {sync!r}; it must be 'each_shard' or 'at_flush'")
         rows = count("shard_rows", shard_rows)
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
-        self._parties = Parties()
+        self._parties, self._values = Parties(), OddValues()
 
     @property
     def resumed(self) -> Safe:
@@ -130,7 +131,7 @@ class Recorder:
             OSError: If the disk has failed: the first error. The recorder takes nothing after it.
             TypeError, IndexError: As `RingStore.extend_pass`.
         """
-        rows = incoming_pass(batches, mask, copy=copy)
+        rows = incoming_pass(batches, self._lane, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, None, None, value))
 
     def flush(self) -> Safe:
@@ -139,7 +140,10 @@ class Recorder:
         Raises:
             OSError: The first error of the disk. The recorder takes nothing after it: resume the lane.
         """
-        return Safe(*self._lane.flush())
+        try:
+            return Safe(*self._lane.flush())
+        finally:
+            self._values.look(self._lane.odd_values())
 
     def close(self) -> None:
         """Writes what was recorded, and ends.
@@ -147,7 +151,10 @@ class Recorder:
         Raises:
             OSError: As `flush`.
         """
-        self._lane.close()
+        try:
+            self._lane.close()
+        finally:
+            self._values.look(self._lane.odd_values())
 
     def __enter__(self) -> Self:
         return self
@@ -214,5 +221,5 @@ class Tee:
             ValueError, TypeError, IndexError, TimeoutError, StoreFullError, StoreClosedError: As `RingStore.extend_pass`.
             OSError: If the recorder's disk has failed. The store does not have the pass.
         """
-        rows = incoming_pass(batches, mask, copy=copy)
+        rows = incoming_pass(batches, self._lane, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))

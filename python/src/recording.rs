@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use activation_store::{
-    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, WriteError, WriteHandle,
+    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, ValueCounts,
+    WriteError, WriteHandle,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
-use crate::component::{Key, Spec};
+use crate::component::{Key, OddValues, Spec, odd_values, spec};
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
@@ -32,6 +33,7 @@ pub(crate) struct Recorder {
     depot: Arc<Depot>,
     resumed: (u64, u64),
     passes: AtomicU64,
+    values: Mutex<Vec<ValueCounts>>,
 }
 
 #[pymethods]
@@ -64,6 +66,7 @@ impl Recorder {
             depot,
             resumed,
             passes: AtomicU64::new(resumed.0),
+            values: Mutex::default(),
         })
     }
 
@@ -82,7 +85,13 @@ impl Recorder {
     /// Writes what was recorded; returns the passes and rows that are safe.
     fn flush(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
         let recorder = self.recorder.get()?;
-        let flushed = py.detach(|| lock(recorder).as_ref().map(activation_store::Recorder::flush));
+        let flushed = py.detach(|| {
+            lock(recorder).as_ref().map(|recorder| {
+                let flushed = recorder.flush();
+                self.note_values(recorder);
+                flushed
+            })
+        });
         flushed.ok_or_else(ended)?.or_raise().map(pair)
     }
 
@@ -91,15 +100,29 @@ impl Recorder {
         let recorder = self.recorder.get()?;
         let finished = py.detach(|| {
             let taken = lock(recorder).take();
-            taken.map(activation_store::Recorder::finish)
+            taken.map(|recorder| {
+                // The counts are of all rows only once the recorder has written them. If this fails, `finish` fails as well.
+                let _ = recorder.flush();
+                self.note_values(&recorder);
+                recorder.finish()
+            })
         });
         finished.transpose().or_raise().map(drop)
+    }
+
+    /// The components of which rows had values that overflowed or were not finite, as of the last `flush` or `close`.
+    fn odd_values(&self) -> Vec<OddValues> {
+        odd_values(self.components.iter().zip(lock(&self.values).iter().copied()))
     }
 
     // What a lane has.
 
     fn find(&self, component: Key) -> PyResult<usize> {
         component.find(&self.components)
+    }
+
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        spec(&self.components, &component)
     }
 
     fn stage(&self, py: Python<'_>, component: usize, rows: &Rows) -> PyResult<()> {
@@ -136,6 +159,10 @@ impl Recorder {
 }
 
 impl Recorder {
+    fn note_values(&self, recorder: &activation_store::Recorder) {
+        *lock(&self.values) = recorder.value_counts();
+    }
+
     /// Raises if it takes no more passes.
     fn check_open(&self) -> PyResult<()> {
         let failure = lock(self.recorder.get()?).as_ref().map(activation_store::Recorder::failure).ok_or_else(ended)?;
@@ -191,6 +218,10 @@ impl TeeLane {
 
     fn find(&self, component: Key) -> PyResult<usize> {
         component.find(&self.recorder.get().components)
+    }
+
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        spec(&self.recorder.get().components, &component)
     }
 
     fn stage(&self, py: Python<'_>, component: usize, rows: &Rows) -> PyResult<()> {
