@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use activation_store::{
-    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, ValueCounts,
-    WriteError, WriteHandle,
+    Batch, Component, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy, ValueCounts, WriteError,
+    WriteHandle,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
