@@ -87,7 +87,6 @@ def test_integers_that_do_not_fit_are_refused(library):
         (lambda: torch.zeros(3, 4).to_sparse_csr(), "to_dense"),
         (lambda: torch.zeros(3, 4, device="meta"), "meta tensor"),
         (lambda: torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(1, 4)]), "nested"),
-        (lambda: torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(1, 4)], layout=torch.jagged), "nested"),
         (lambda: np.array([["a"]]), "cannot be stored"),
         (lambda: np.array([[None]]), "rows of object cannot be stored"),
         (lambda: torch.tensor(3.0), r"component 'a' are a single number, of shape \(\): they need an axis for the features"),
