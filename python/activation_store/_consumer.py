@@ -50,6 +50,7 @@ class Consumer:
     def next(self, timeout: float | None = None) -> Batch:
         """As `RingStore.next`."""
         minibatch = self._take(timeout)
+        self._parties.values.look(self._native.odd_values())
         if minibatch is None:
             raise StopIteration
         return self._out(minibatch)
@@ -67,6 +68,7 @@ class Consumer:
                 except ClosedWithError as error:
                     self._note_failure(error)
                     continue
+            self._parties.values.look(self._native.odd_values())
             if minibatch is None:
                 raise StopAsyncIteration
             return self._out(minibatch)

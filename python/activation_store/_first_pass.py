@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from ._dtypes import dtype_name
-from ._incoming import element, incoming
+from ._conversions import stored_as
 from ._opening import Layout, Opens
 from ._pass_sinks import PassRejected, RingSink, kept_rows
 from ._positions import Position, value_of
@@ -80,9 +79,12 @@ class FirstPass:
         if self._ring is None:
             by_name = {self._names[number]: rows for number, rows in staged}
             self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
+        ring = self._ring
         # The first batch's rows were kept as tensors, because no ring was open.
-        rows_of_pass = [(number, rows if isinstance(rows, _native.Rows) else incoming(rows)) for number, rows in staged]
-        self._ring.write(rows_of_pass, value_of(self._batch, self._passes))
+        rows_of_pass = [
+            (number, rows if isinstance(rows, _native.Rows) else ring.stage(rows, number, None, False)) for number, rows in staged
+        ]
+        ring.write(rows_of_pass, value_of(self._batch, self._passes))
 
     def close(self) -> None:
         """The run ends the lane."""
@@ -98,6 +100,9 @@ def layout_of(rows: Mapping[str, Any]) -> Layout:
 
 
 def _layout(name: str, array: Any) -> tuple[int, str]:
-    if not getattr(array, "shape", ()):
+    shape = getattr(array, "shape", None)
+    if shape is None:
         raise TypeError(f"{name!r} is {type(array).__name__}; rows come as an array or tensor, [..., features]")
-    return int(array.shape[-1]), dtype_name(element(array.dtype))
+    if not shape:
+        raise TypeError(f"{name!r} is a single number, of shape (): rows need an axis for the features, [..., features]")
+    return int(shape[-1]), stored_as(array.dtype)

@@ -43,6 +43,11 @@ class HookPoint(NamedTuple):
             found = found[0]
         if not is_tensor(found):
             raise TypeError(f"module {self.path!r} gives {type(activations).__name__}, not a tensor or a tuple of them")
+        if not found.dim():
+            raise TypeError(
+                f"module {self.path!r} gives a single number, a tensor of shape (): rows need an axis for the features, [..., features]. "
+                "Capture a module that gives them, such as the one before"
+            )
         tensor: torch.Tensor = found.detach()
         return tensor
 

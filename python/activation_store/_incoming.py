@@ -9,38 +9,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from . import _native
+from ._conversions import Component, fitting
 from ._dtypes import SIZES, dtype_name
 from ._masks import mask_bytes, select
 from ._torch import HAS_TORCH, is_tensor, torch
 
 
-def incoming(batch: Any, mask: Any = None, *, copy: bool = True) -> _native.Rows:
-    """A batch's rows, to be handed to a store.
+class Lane(Protocol):
+    """What takes rows: a lane, a recorder, a store of fixed size."""
+
+    def component(self, component: int | str, /) -> Component:
+        """The component with that number or name."""
+
+
+def incoming(batch: Any, lane: Lane, component: int | str, mask: Any = None, *, copy: bool = True) -> _native.Rows:
+    """A batch's rows, to be handed to a lane.
 
     Args:
         batch: A numpy array or torch tensor; its last axis is the features.
+        lane: Says what the component holds, if the rows must be converted.
+        component: The component.
         mask: Which rows to keep.
-        copy: False lets the store read the array itself, where its layout allows.
+        copy: False lets the store read the array itself, where its layout and elements allow.
 
     Raises:
-        TypeError: If it is no array, or holds elements that no store holds.
-        ValueError: If it has no axis.
+        TypeError: If it is no array of at least one axis, or its elements cannot be stored as the component's.
+        ValueError: If its rows have no features, or the mask does not fit.
+        IndexError: If the lane has no such component, and must be asked.
     """
     if copy and mask is None and (plain := plain_rows(batch, lend=False)) is not None:
         return plain
-    selected, mask = select(batch, mask)
-    view = _rows_of(selected)
+    selected, mask = select(_array_of(batch, component), mask)
+    rows = fitting(selected, lambda: lane.component(component))
+    view = _rows_of(rows)
     keep = None if mask is None else mask_bytes(mask, view.leading)
-    lend = view.is_copy or selected is not batch or not copy
+    lend = view.is_copy or rows is not batch or not copy
     return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend)
 
 
-def incoming_pass(batches: Mapping[int | str, Any], mask: Any = None, *, copy: bool = True) -> list[tuple[int | str, _native.Rows]]:
+def incoming_pass(batches: Mapping[int | str, Any], lane: Lane, mask: Any = None, *, copy: bool = True) -> list[tuple[int | str, _native.Rows]]:
     """The rows of a pass, by component; each as `incoming` has them.
 
     Raises:
@@ -48,7 +60,7 @@ def incoming_pass(batches: Mapping[int | str, Any], mask: Any = None, *, copy: b
     """
     if not isinstance(batches, Mapping):
         raise TypeError(f"a pass is a mapping from component to rows, such as {{'attn': rows, 'mlp': rows}}; got {type(batches).__name__}")
-    return [(component, incoming(batch, mask, copy=copy)) for component, batch in batches.items()]
+    return [(component, incoming(batch, lane, component, mask, copy=copy)) for component, batch in batches.items()]
 
 
 def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:
@@ -56,7 +68,7 @@ def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:
 
     The tensor must not be resized before the rows have been copied.
     """
-    if type(batch) is not _TENSOR or not batch.is_cpu or batch.is_neg():
+    if type(batch) is not _TENSOR or not batch.is_cpu or batch.is_nested or batch.is_neg():
         return None
     dtype, shape = _PLAIN.get(batch.dtype), batch.shape
     if dtype is None or not 0 < len(shape) < 3 or 0 in shape:
@@ -75,9 +87,9 @@ _TENSOR = torch.Tensor if HAS_TORCH else None
 _PLAIN = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"} if HAS_TORCH else {}
 
 
-def incoming_row(item: Any) -> _native.Rows:
+def incoming_row(item: Any, lane: Lane, component: int | str) -> _native.Rows:
     """One row, as `append` takes it."""
-    rows = incoming(item)
+    rows = incoming(item, lane, component)
     rows.require_one()
     return rows
 
@@ -95,24 +107,36 @@ class RowView(NamedTuple):
     """Whether nothing else refers to the memory."""
 
 
-def _rows_of(array: Any) -> RowView:
-    """An array's rows; its last axis is the features.
+def _array_of(batch: Any, component: int | str) -> Any:
+    """A batch as a numpy array or a torch tensor.
 
     Raises:
-        TypeError: If it is no array, or holds elements that no store holds.
-        ValueError: If it has no axis.
+        TypeError: If it is neither, or its values cannot be read as rows.
     """
-    if is_tensor(array):
-        return _rows_of_tensor(array)
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError("rows come as a plain array: a masked array's mask would be lost; pass it as mask=, True to keep a row")
-    if isinstance(array, np.ndarray) or hasattr(array, "__array__"):
-        return _rows_of_array(np.asarray(array))
-    raise TypeError(f"rows come as a numpy array or a torch tensor, not as {type(array).__name__}")
+    if not is_tensor(batch):
+        if isinstance(batch, np.ma.MaskedArray):
+            raise TypeError("rows come as a plain array: a masked array's mask would be lost; pass it as mask=, True to keep a row")
+        if not isinstance(batch, np.ndarray) and not hasattr(batch, "__array__"):
+            raise TypeError(f"rows come as a numpy array or a torch tensor, not as {type(batch).__name__}")
+        batch = np.asarray(batch)
+    elif batch.is_nested:
+        raise TypeError("rows come as a dense tensor; this one is nested: use torch.nested.to_padded_tensor and a mask, or extend with each part")
+    elif batch.layout is not torch.strided:
+        raise TypeError(f"rows come as a dense tensor; this one is {batch.layout}: use .to_dense()")
+    elif batch.is_meta:
+        raise TypeError("a meta tensor has no values to store")
+    if not batch.shape:
+        raise TypeError(f"the rows of component {component!r} are a single number, of shape (): they need an axis for the features, [..., features]")
+    return batch
+
+
+def _rows_of(array: Any) -> RowView:
+    """An array's rows; its last axis is the features."""
+    return _rows_of_tensor(array) if is_tensor(array) else _rows_of_array(array)
 
 
 def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
-    dtype = element(array.dtype)
+    dtype = dtype_name(array.dtype)
     leading, rows, features = _shape(array.shape)
     if array.size == 0:
         return RowView(np.empty((rows, features * SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
@@ -126,11 +150,7 @@ def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
 
 
 def _rows_of_tensor(tensor: torch.Tensor) -> RowView:
-    dtype = element(tensor.dtype)
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"rows come as a dense tensor; this one is {tensor.layout}: use .to_dense()")
-    if tensor.is_meta:
-        raise TypeError("a meta tensor has no values to store")
+    dtype = dtype_name(tensor.dtype)
     leading, rows, features = _shape(tuple(tensor.shape))
     if tensor.numel() == 0:
         return RowView(np.empty((rows, features * SIZES[dtype]), np.uint8), dtype, features, leading, is_copy=True)
@@ -162,8 +182,6 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    if not shape:
-        raise ValueError("a batch needs at least one axis, the features; got a single number")
     leading, rows, features = tuple(shape[:-1]), math.prod(shape[:-1]), shape[-1]
     if rows and not features:
         raise ValueError(f"a batch of shape {shape} has rows of 0 features; its last axis must be the features")

@@ -37,7 +37,12 @@ def _is_worth_selecting(array: Any) -> bool:
 
 
 def _in_shape(mask: Any, leading: tuple[int, ...]) -> Any:
-    """A mask in the shape of the axes that become rows."""
+    """A mask in the shape of the axes that become rows.
+
+    Raises:
+        TypeError: If it holds no booleans or integers.
+        ValueError: If it does not fit these axes, or fits them in two ways.
+    """
     if not is_tensor(mask):
         mask = np.asarray(mask)
     name = str(mask.dtype).removeprefix("torch.")
@@ -46,9 +51,39 @@ def _in_shape(mask: Any, leading: tuple[int, ...]) -> Any:
     if is_tensor(mask) and mask.is_meta:
         raise TypeError("the mask is a meta tensor, which has no values")
     shape = tuple(mask.shape)
-    if shape == (math.prod(leading),):
-        return mask.reshape(leading)
-    if shape != leading[: len(shape)] or not shape and leading:
-        raise ValueError(f"the mask has shape {shape}, but the rows have {leading}: one value per row, True to keep it")
-    mask = mask.reshape(shape + (1,) * (len(leading) - len(shape)))
+    mask = mask.reshape(_aligned(shape, leading))
     return mask.expand(leading) if is_tensor(mask) else np.broadcast_to(mask, leading)
+
+
+def _aligned(shape: tuple[int, ...], leading: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a mask of this shape goes with the axes that become rows: each axis has as many values, or one."""
+    if shape == leading or (1 < len(shape) == len(leading) and all(n in (1, rows) for n, rows in zip(shape, leading, strict=True))):
+        return shape
+    is_flat = math.prod(shape) == math.prod(leading)
+    if is_flat and 1 in (len(shape), len(leading)):
+        return leading  # one value for each row, in order
+    if shape and shape == leading[: len(shape)]:
+        others = [axis for axis in range(1, len(leading)) if leading[axis] == shape[0]]
+        if len(shape) == 1 and others and shape != (1,):
+            raise ValueError(_ambiguous(shape[0], leading, others[0]))
+        return shape + (1,) * (len(leading) - len(shape))
+    raise ValueError(f"the mask has shape {shape}, but the rows have {leading}: one value per row, True to keep it{_hint(shape, leading)}")
+
+
+def _ambiguous(n: int, leading: tuple[int, ...], axis: int) -> str:
+    """Names both readings of a mask with one axis."""
+    first, other = ("mask[" + ", ".join(":" if at == place else "None" for at in range(len(leading))) + "]" for place in (0, axis))
+    return (
+        f"the mask has shape ({n},), and the rows have {leading}, so it can be read in two ways. For one value per entry of the first axis (a "
+        f"sequence, as a rule), give {first}; for one value per entry of axis {axis} (a position, as a rule), give {other}"
+    )
+
+
+def _hint(shape: tuple[int, ...], leading: tuple[int, ...]) -> str:
+    """What would probably work."""
+    if len(shape) == 2 and shape[::-1] == leading[:2]:
+        return ". Its axes are the other way round: if the rows are so meant, give mask.T"
+    if len(shape) == 1 and len(leading) > 1 and shape[0] in leading[1:]:
+        place = leading.index(shape[0], 1)
+        return ". For the same values along the other axes, give mask[" + ", ".join(":" if at == place else "None" for at in range(len(leading))) + "]"
+    return ""

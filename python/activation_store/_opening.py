@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from ._dtypes import SIZES
 from ._failure import Failure
 from ._positions import lane_name
 from .errors import StoreClosedError
@@ -175,7 +176,14 @@ def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], Ri
 
 
 def with_dtype(layout: Layout, dtype: object) -> dict[str, tuple[int, object]]:
-    """The layout with `dtype`, if there is one, for all components of floats."""
+    """The layout with `dtype`, if there is one, for all components of floats.
+
+    Raises:
+        TypeError: If there is none, and no store holds the floats of a component.
+    """
+    for name, (_, found) in layout.items():
+        if dtype is None and found not in SIZES:
+            raise TypeError(f'rows of {found} cannot be stored as they are ({name!r} has them): give dtype="f32", or another of {", ".join(SIZES)}')
     return {
         name: (features, found if dtype is None or found in ("u32", "i64") else dtype) for name, (features, found) in layout.items()
     }

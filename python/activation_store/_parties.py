@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
+from ._odd_values import OddValues
 from ._warnings import warn
 
 AFTER = 10.0
@@ -21,6 +22,7 @@ class Parties:
     def __init__(self) -> None:
         self._writers, self._readers = _Threads(), _Threads()
         self._expects_reader = self._has_said = False
+        self.values = OddValues()
         self._notices: dict[str, Notice] = {}
         self.note_writer = self._writers.note
         self.note_reader = self._readers.note

@@ -72,14 +72,14 @@ class RingSink:
 
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> _native.Rows:
         """Copies the rows: what follows in the forward pass may change them."""
-        staged = incoming(rows, mask)
+        staged = incoming(rows, self._lane, component, mask)
         self._lane.stage(component, staged)
         return staged
 
     def write(self, staged: list[tuple[int, _native.Rows]], value: bytes | None = None) -> None:
         """Writes the rows of one pass, with a value of the caller's."""
-        counts = {component: len(rows) for component, rows in staged}
-        if len(set(counts.values())) > 1:
+        if len({len(rows) for _, rows in staged}) > 1:
+            counts = {self._lane.component(component)[0]: len(rows) for component, rows in staged}
             raise ValueError(f"the captured modules give different numbers of rows, by component: {counts}; they cannot be aligned")
         lane = self._take()
         try:

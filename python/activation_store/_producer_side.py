@@ -38,11 +38,12 @@ class ProducerSide:
         future is what slows the caller down. Ctrl-C while a large batch is being copied may leave a part of it written.
 
         Args:
-            batch: A numpy array or torch tensor of f32, f16 or bf16, any layout, on any device. The last axis is the
-                features; the axes before it become rows.
+            batch: A numpy array or torch tensor, any layout, on any device. The last axis is the features; the axes before it
+                become rows. Other floats than f32, f16 and bf16 are converted, and integers to a component's integers if they fit.
             component_idx: The component, by number or name.
             mask: One boolean per row (the shape of the axes before the features, or flat), or one for several rows (the
-                shape of the first axes): True keeps the row, as in an attention mask.
+                shape of the first axes): True keeps the row, as in an attention mask. An axis of size 1 goes for all entries of
+                that axis. Where one axis of values fits two axes of the rows, give `mask[:, None]` or `mask[None, :]`.
             copy: False hands the array's own memory over without a copy, where its layout allows. Leave the array unchanged until
                 the future is done. If the store has several components, leave the arrays of one pass unchanged until all
                 their futures are done.
@@ -60,7 +61,7 @@ class ProducerSide:
             IndexError: If there is no such component.
         """
         notice = self._parties.writer_waits("`extend`")
-        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), if_full_here(timeout), timeout, notice))
+        return Future(self._lane.extend(component_idx, incoming(batch, self._lane, component_idx, mask, copy=copy), if_full_here(timeout), timeout, notice))
 
     def extend_pass(
         self,
@@ -96,7 +97,8 @@ class ProducerSide:
         """
         notice = self._parties.writer_waits("`extend_pass`")
         if_full = if_full_here(timeout) if self._waits else IfFull.LINE_UP
-        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), if_full, timeout, notice, value))
+        rows = incoming_pass(batches, self._lane, mask, copy=copy)
+        return Future(self._lane.extend_pass(rows, if_full, timeout, notice, value))
 
     def append(self, item: Any, component_idx: int | str = 0, *, timeout: float | None = None) -> Future:
         """Hands over one row, `[features]`. As `extend`, which is much cheaper per row.
@@ -105,7 +107,7 @@ class ProducerSide:
             ValueError: If it is not one row; else as `extend`.
         """
         notice = self._parties.writer_waits("`append`")
-        return Future(self._lane.extend(component_idx, incoming_row(item), if_full_here(timeout), timeout, notice))
+        return Future(self._lane.extend(component_idx, incoming_row(item, self._lane, component_idx), if_full_here(timeout), timeout, notice))
 
     def try_extend(self, batch: Any, component_idx: int | str = 0, *, mask: Any = None, copy: bool = True) -> Future:
         """Hands over rows if the queue has room for them. Never waits.
@@ -114,7 +116,7 @@ class ProducerSide:
             StoreFullError: If it has no room. Nothing was written.
         """
         self._parties.note_writer()
-        return Future(self._lane.extend(component_idx, incoming(batch, mask, copy=copy), IfFull.REFUSE))
+        return Future(self._lane.extend(component_idx, incoming(batch, self._lane, component_idx, mask, copy=copy), IfFull.REFUSE))
 
     def try_extend_pass(self, batches: Mapping[int | str, Any], *, mask: Any = None, copy: bool = True) -> Future:
         """Hands over a whole pass if the queue has room for it; see `extend_pass`. Never waits.
@@ -123,7 +125,7 @@ class ProducerSide:
             StoreFullError: If it has no room. Nothing was written.
         """
         self._parties.note_writer()
-        return Future(self._lane.extend_pass(incoming_pass(batches, mask, copy=copy), IfFull.REFUSE))
+        return Future(self._lane.extend_pass(incoming_pass(batches, self._lane, mask, copy=copy), IfFull.REFUSE))
 
     def send_again(self) -> None:
         """Tells a resumed store that you send this lane again from its first row. The store skips the rows that it does not need.

@@ -69,7 +69,7 @@ def capture(
             that fails between two components closes the lane, for its components no longer match.
         mask: Which rows to keep: booleans of the shape of the activations without their last axis, True to keep (a mask
             over the first of those axes goes for all rows under it); the name of one of the model's arguments
-            (`"attention_mask"`); or a function of the model's positional and keyword arguments, `mask(args, kwargs)`. A
+            (`"attention_mask"`), of which the last positions count where a call runs only these, with a cache; or a function of the model's positional and keyword arguments, `mask(args, kwargs)`. A
             call that leaves out an argument which the model's `forward` names keeps all rows.
         point: Whether to take the modules' `"output"` or their `"input"`.
         wait: Whether a pass waits while the store's queue is full, also on a thread that runs an event loop (a cell of a

@@ -14,6 +14,7 @@ from ._checks import count
 from ._components import components_of
 from ._incoming import incoming_pass
 from ._native import IfFull
+from ._odd_values import OddValues
 from ._parties import Parties
 from ._warnings import warn
 from .future import Future
@@ -92,7 +93,7 @@ class Recorder:
             raise ValueError(f"sync is {sync!r}; it must be 'each_shard' or 'at_flush'")
         rows = count("shard_rows", shard_rows)
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
-        self._parties = Parties()
+        self._parties, self._values = Parties(), OddValues()
         _open_recorders.add(self)
 
     @property
@@ -140,7 +141,7 @@ class Recorder:
             OSError: If the disk has failed: the first error. The recorder takes nothing after it.
             TypeError, IndexError: As `RingStore.extend_pass`.
         """
-        rows = incoming_pass(batches, mask, copy=copy)
+        rows = incoming_pass(batches, self._lane, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, None, None, value))
 
     def flush(self) -> Safe:
@@ -150,7 +151,10 @@ class Recorder:
             OSError: The first error of the disk. The recorder takes nothing after it: resume the lane.
             StoreClosedError: If the recorder is closed.
         """
-        return Safe(*self._lane.flush())
+        try:
+            return Safe(*self._lane.flush())
+        finally:
+            self._values.look(self._lane.odd_values())
 
     def close(self, *, finished: bool = True) -> None:
         """Writes what was recorded, and ends. Does nothing the second time, but waits if Ctrl-C ended the first call.
@@ -161,7 +165,10 @@ class Recorder:
         Raises:
             OSError: As `flush`.
         """
-        self._lane.close(finished)
+        try:
+            self._lane.close(finished)
+        finally:
+            self._values.look(self._lane.odd_values())
 
     def __enter__(self) -> Self:
         return self
@@ -253,5 +260,5 @@ class Tee:
 
             After each of them, and after Ctrl-C, neither the store nor the recorder has the pass.
         """
-        rows = incoming_pass(batches, mask, copy=copy)
+        rows = incoming_pass(batches, self._lane, mask, copy=copy)
         return Future(self._lane.extend_pass(rows, IfFull.WAIT, timeout, self._parties.writer_waits("`extend_pass`")))

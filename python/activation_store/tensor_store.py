@@ -14,6 +14,7 @@ from ._checks import count, seed_of
 from ._components import Component
 from ._incoming import incoming, plain_rows
 from ._indexing import fetch, get
+from ._odd_values import OddValues
 from ._torch import HAS_TORCH, is_tensor, torch
 from .base_store import ActivationStore
 from .future import Future, Written
@@ -73,6 +74,7 @@ class TensorActivationStore(ActivationStore):
         self._components = tuple(Component(name, features, "f32") for name in names)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ())) if HAS_TORCH else random.getrandbits(63)
+        self._values = OddValues()
         self._native = _native.Tensor(self._components, self.max_items, seed_of(seed))
 
     @property
@@ -105,7 +107,7 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room.
         """
-        rows = self._incoming(item, None)
+        rows = self._incoming(item, component_idx, None)
         rows.require_one()
         return self._write(rows, component_idx)
 
@@ -123,22 +125,25 @@ class TensorActivationStore(ActivationStore):
         Raises:
             StoreFullError: If there is no room for all of them. Nothing was written.
         """
-        return self._write(self._incoming(batch, mask), component_idx)
+        return self._write(self._incoming(batch, component_idx, mask), component_idx)
 
-    def _incoming(self, batch: Any, mask: Any) -> _native.Rows:
+    def _incoming(self, batch: Any, component: int, mask: Any) -> _native.Rows:
         # The rows are in the store before the call returns, so their memory can be lent.
         if mask is None and (plain := plain_rows(batch, lend=True)) is not None:
             return plain
         # The original assigned to a tensor, which converts anything.
         if is_tensor(batch):
-            if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            if batch.dtype not in (torch.float32, torch.float16, torch.bfloat16) and not (batch.is_complex() or batch.is_quantized or batch.is_meta):
                 batch = batch.to(torch.float32)
         elif isinstance(batch, np.ndarray) and batch.dtype.kind in "biufe" and batch.dtype not in (np.float32, np.float16):
-            batch = batch.astype(np.float32)
-        return incoming(batch, mask, copy=False)
+            with np.errstate(over="ignore"):  # the store counts infinite values
+                batch = batch.astype(np.float32)
+        return incoming(batch, self._native, component, mask, copy=False)
 
     def _write(self, rows: _native.Rows, component: int) -> Future:
-        return Future.resolved(Written(*self._native.extend(component, rows)))
+        written = Written(*self._native.extend(component, rows))
+        self._values.look(self._native.odd_values())
+        return Future.resolved(written)
 
     def empty(self) -> None:
         """Discards all rows."""

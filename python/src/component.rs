@@ -1,6 +1,6 @@
 //! Components as Python names them.
 
-use activation_store::{Component, ComponentName, UnknownComponent};
+use activation_store::{Component, ComponentName, UnknownComponent, ValueCounts};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
@@ -46,6 +46,21 @@ impl Key {
     }
 }
 
+/// The component with that number or name, as Python gives it.
+pub(crate) fn spec(components: &[Component], key: &Key) -> PyResult<Spec> {
+    let component = &components[key.find(components)?];
+    Ok((component.name.to_string(), component.features, component.dtype.to_string()))
+}
+
 pub(crate) fn named((index, component): (usize, &Component)) -> ComponentName {
     ComponentName { index, name: component.name.clone() }
+}
+
+/// Rows of one component whose values overflowed, and rows whose values were not finite: the component's name, and both counts.
+pub(crate) type OddValues = (String, u64, u64);
+
+/// The components that have such rows.
+pub(crate) fn odd_values<'a>(counts: impl Iterator<Item = (&'a Component, ValueCounts)>) -> Vec<OddValues> {
+    let odd = counts.filter(|(_, counts)| *counts != ValueCounts::default());
+    odd.map(|(component, counts)| (component.name.to_string(), counts.overflowed, counts.not_finite)).collect()
 }

@@ -7,6 +7,7 @@ use activation_store::{Minibatch as Frame, Minibatches, ReadError};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
+use crate::component::OddValues;
 use crate::errors::OrRaise;
 use crate::minibatch::Minibatch;
 use crate::process::Home;
@@ -87,5 +88,13 @@ impl Consumer {
             return Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s{why}")));
         };
         next.or_raise()?.map(Minibatch::new).transpose()
+    }
+
+    /// The components of which rows had values that overflowed or were not finite.
+    fn odd_values(&self, py: Python<'_>) -> PyResult<Vec<OddValues>> {
+        let stream = self.stream.get()?;
+        let stats = py.detach(|| stream.lock().stats());
+        let odd = stats.components.iter().filter(|counts| counts.overflowed > 0 || counts.not_finite > 0);
+        Ok(odd.map(|counts| (counts.name.to_string(), counts.overflowed, counts.not_finite)).collect())
     }
 }

@@ -10,7 +10,7 @@ use activation_store::{
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 
-use crate::component::{Key, named};
+use crate::component::{Key, Spec, named, spec};
 use crate::depot::Depot;
 use crate::errors::OrRaise;
 use crate::process::Home;
@@ -47,6 +47,12 @@ impl Lane {
     fn find(&self, component: Key) -> PyResult<usize> {
         self.end.get()?;
         component.find(&self.intake.components)
+    }
+
+    /// The component with that number or name: its name, features and dtype.
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        self.end.get()?;
+        spec(&self.intake.components, &component)
     }
 
     /// Hands rows in, and copies them first if they are not copied yet.

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use activation_store::{
-    ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
-    WriteError,
+    Batch, ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot,
+    SyncPolicy, WriteError,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
-use crate::component::{Key, Spec};
+use crate::component::{Key, OddValues, Spec, odd_values, spec};
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
@@ -106,10 +106,19 @@ impl Recorder {
         ending.wait(py)?.transpose().or_raise().map(drop)
     }
 
+    /// The components of which rows had values that overflowed or were not finite, as far as the rows are written.
+    fn odd_values(&self) -> PyResult<Vec<OddValues>> {
+        Ok(odd_values(self.components.iter().zip(self.recorder.get()?.value_counts())))
+    }
+
     // What a lane has.
 
     fn find(&self, component: Key) -> PyResult<usize> {
         component.find(&self.components)
+    }
+
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        spec(&self.components, &component)
     }
 
     fn stage(&self, py: Python<'_>, component: usize, rows: &Rows) -> PyResult<()> {
@@ -200,6 +209,10 @@ impl TeeLane {
 
     fn find(&self, component: Key) -> PyResult<usize> {
         component.find(&self.recorder.get().components)
+    }
+
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        spec(&self.recorder.get().components, &component)
     }
 
     fn stage(&self, py: Python<'_>, component: usize, rows: &Rows) -> PyResult<()> {

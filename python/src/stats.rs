@@ -138,12 +138,25 @@ impl ComponentStats {
         Dropped(self.0.dropped)
     }
 
+    /// Rows with a finite value that was too large for the component's dtype and became infinite, such as 70,000 in f16. Like `not_finite`,
+    /// counted as rows come into the ring, and served like all others.
+    #[getter]
+    fn overflowed(&self) -> u64 {
+        self.0.overflowed
+    }
+
+    /// Rows that arrived with a NaN or an infinite value.
+    #[getter]
+    fn not_finite(&self) -> u64 {
+        self.0.not_finite
+    }
+
     fn __repr__(&self) -> String {
-        let store::ComponentStats { accepted, queued, resident, served, .. } = self.0;
+        let store::ComponentStats { accepted, queued, resident, served, overflowed, not_finite, .. } = self.0;
         let (dropped, by) = (self.dropped(), self.dropped_by().__repr__());
         format!(
             "ComponentStats(accepted={accepted}, queued={queued}, resident={resident}, served={served}, \
-             dropped={dropped}, dropped_by={by})"
+             dropped={dropped}, dropped_by={by}, overflowed={overflowed}, not_finite={not_finite})"
         )
     }
 }

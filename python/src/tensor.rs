@@ -7,7 +7,7 @@ use activation_store::{ActivationStore, Epoch, TensorStore};
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 
-use crate::component::{Key, Spec};
+use crate::component::{Key, OddValues, Spec, odd_values, spec};
 use crate::depot::Depot;
 use crate::dtype;
 use crate::errors::OrRaise;
@@ -33,6 +33,18 @@ impl Tensor {
         }
         let store = py.detach(|| builder.build()).or_raise()?;
         Ok(Tensor { store: Home::new(store), depot: Depot::new(0, PIECE) })
+    }
+
+    /// The component with that number or name: its name, features and dtype.
+    fn component(&self, component: Key) -> PyResult<Spec> {
+        spec(self.store.get()?.components(), &component)
+    }
+
+    /// The components of which rows had values that overflowed or were not finite.
+    fn odd_values(&self, py: Python<'_>) -> PyResult<Vec<OddValues>> {
+        let store = self.store.get()?;
+        let counts = py.detach(|| store.value_counts());
+        Ok(odd_values(store.components().iter().zip(counts)))
     }
 
     /// Stores rows. Returns how many, and the position of the first.

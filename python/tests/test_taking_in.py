@@ -203,9 +203,9 @@ def test_no_rows(make):
     ("batch", "error", "message"),
     [
         (np.zeros((3, 5), np.float32), ValueError, r'component 0 \("0"\) takes rows of 4 features, but the batch has 5'),
-        (np.float32(3), ValueError, "at least one axis"),
-        (np.zeros((3, 4)), TypeError, "rows of float64 cannot be stored; convert them to one of f32"),
-        (np.zeros((3, 4), np.int64), TypeError, "cannot be converted"),
+        (np.float32(3), TypeError, r"component 0 are a single number, of shape \(\)"),
+        (np.zeros((3, 4), np.complex64), TypeError, "rows of complex64 cannot be stored"),
+        (np.zeros((3, 4), np.int64), TypeError, "int64 cannot be converted"),
         ([[1.0, 2.0, 3.0, 4.0]], TypeError, "not as list"),
         (None, TypeError, "not as NoneType"),
     ],

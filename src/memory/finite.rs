@@ -50,8 +50,11 @@ macro_rules! largest {
             fn row(&mut self, row: &[u8]) {
                 let (lines, rest) = row.as_chunks::<ALIGN>();
                 lines.iter().for_each(|line| self.line(line));
-                for (largest, value) in self.0.iter_mut().zip(rest.as_chunks().0) {
-                    *largest = (*largest).max(<$bits>::from_ne_bytes(*value) & (<$bits>::MAX >> 1));
+                if !rest.is_empty() {
+                    // A loop over part of the maxima would keep the compiler from holding them in vectors.
+                    let mut line = [0; ALIGN];
+                    line[..rest.len()].copy_from_slice(rest);
+                    self.line(&line);
                 }
             }
         }

@@ -10,8 +10,8 @@ use ndarray::{ArcArray2, Array2, ArrayView2};
 /// The element type of a component.
 ///
 /// The store converts floating-point rows to the nearest value of the component's type when they come in. NaN stays NaN. A value
-/// that is too large for the type becomes infinite: in `f16` from 65,520 on, which massive activations reach. The store
-/// keeps integer rows (token ids, positions) as they are.
+/// that is too large for the type becomes infinite: in `f16` from 65,520 on, which massive activations reach. The store counts
+/// such rows ([`ComponentStats::overflowed`](crate::ComponentStats::overflowed)) and warns once. It keeps integer rows (token ids, positions) as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum DType {
