@@ -52,6 +52,22 @@ def sink_into(store: ActivationStore | Producer | Sink, wait: bool) -> Sink:
     return OtherSink(store) if hasattr(store, "extend") else store
 
 
+def check_whole(store: Any, captured: list[int]) -> None:
+    """Checks that every component is captured, where a store takes only whole passes.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not isinstance(store, RingStore | Recorder | Tee) or len(captured) == store.n_components:
+        return
+    missing = ", ".join(repr(name) for number, name in enumerate(store.component_names) if number not in captured)
+    if isinstance(store, RingStore):
+        what, instead = "no row would be whole", "capture into a store.producer() and write the rest to that yourself"
+    else:
+        what, instead = f"no pass would be whole, as a {type(store).__name__} needs it", "make the recorder (and a Tee's store) without it"
+    raise ValueError(f"nothing is captured into {missing}, so {what}; capture it too, or {instead}")
+
+
 class RingSink:
     """Writes to a ring, each pass on a lane that no other thread uses meanwhile; or to a recorder."""
 

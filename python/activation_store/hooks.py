@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from . import _live_captures
 from ._hook_points import HookPoint, check_paths, hook_points
 from ._pass_mask import Mask, PassMask
-from ._pass_sinks import PassRejected, Sink, sink_into
+from ._pass_sinks import PassRejected, Sink, check_whole, sink_into
 from ._torch import HAS_TORCH, torch
 from ._warnings import warn
 from .errors import StoreClosedError
-from .producer import Producer
-from .ring_store import RingStore
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from .base_store import ActivationStore
+    from .producer import Producer
 
 
 def capture(
@@ -64,8 +63,8 @@ def capture(
             `"encoder.layer.2"` or `"blocks.0.hook_resid_post"`) and the store's component. Where a module gives a tuple,
             its first element is taken. A path that ends in `":input"` or `":output"` has a `point` of its own, so
             that both can be taken of one module.
-        store: Where the rows go. All components of a ring must be captured, for only whole rows come out of it; where
-            some of them are written by hand (token ids, say), give a `producer()` of the store, and write to that. A pass
+        store: Where the rows go. All components of a ring, a `Recorder` or a `Tee` must be captured, because only whole rows come out of them.
+            Where some of a ring's are written by hand (token ids, say), give a `producer()` of the store, and write to that. A pass
             that fails between two components closes the lane, for its components no longer match.
         mask: Which rows to keep: booleans of the shape of the activations without their last axis, True to keep (a mask
             over the first of those axes goes for all rows under it); the name of one of the model's arguments
@@ -113,12 +112,7 @@ class Capture:
         self._components = [self._sink.number(component) for component in components.values()]
         if len(set(self._components)) != len(self._components):
             raise ValueError("two modules are captured into one component; give each a component of its own")
-        if isinstance(store, RingStore) and len(components) < store.n_components:
-            missing = [name for number, name in enumerate(store.component_names) if number not in self._components]
-            raise ValueError(
-                f"nothing is captured into {', '.join(map(repr, missing))}, so no row would be whole; "
-                "capture it too, or capture into a store.producer() and write the rest to that yourself"
-            )
+        check_whole(store, self._components)
         self._mask = PassMask(mask, model)
         self._hooks: list[RemovableHandle] = []
         self._thread = _ThreadState()

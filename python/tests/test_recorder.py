@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import numbered, run
 
-from activation_store import Recorder, Recording, RingStore, StoreClosedError, Tee, record
+from activation_store import Recorder, Recording, RingStore, StoreClosedError, Tee, capture, record
 
 STALL = """
     def stall():
@@ -271,3 +271,13 @@ def test_closing_again_after_ctrl_c_waits_for_the_end(tmp_path, monkeypatch):
     recorder.close()
     """)
     assert result.stdout.split() == ["interrupted", "True", "True"], result
+
+
+@pytest.mark.parametrize("kind", ["recorder", "tee"])
+def test_capturing_too_few_modules_is_refused_at_the_start(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    recorder = Recorder(tmp_path, {"a": 4, "b": 4, "c": 4})
+    sink = recorder if kind == "recorder" else Tee(RingStore({"a": 4, "b": 4, "c": 4}, batch_size=8, window=16), recorder)
+    with pytest.raises(ValueError, match=f"into 'a', 'c', so no pass would be whole, as a {type(sink).__name__} needs it; capture it too, or make"):
+        capture(model, {"0": "b"}, sink)
