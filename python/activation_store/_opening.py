@@ -35,9 +35,10 @@ class Opens(Protocol):
 class Opening:
     """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
 
-    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int) -> None:
+    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int, named: bool = False) -> None:
         self._build = build
         self._n_lanes = lanes
+        self._named = named
         # The garbage collector may end a run on a thread that holds the lock.
         self._lock = threading.RLock()
         self._store: RingStore[Any] | None = None
@@ -66,7 +67,7 @@ class Opening:
             self._open(store)
 
     def _open(self, store: RingStore[Any]) -> None:
-        self._store = store
+        self._store, store._named = store, self._named  # noqa: SLF001
         store._parties.expect_reader()  # noqa: SLF001
         # One that has served everything is closed.
         self._lanes = [] if store.closed else [store.producer(lane_name(number)) for number in range(self._n_lanes)]

@@ -36,7 +36,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
-    modules: str | tuple[str],
+    modules: str,
     *,
     batch_size: int = ...,
     window: int = ...,
@@ -53,7 +53,7 @@ def activations(
 def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
-    modules: Mapping[str, str] | list[str] | tuple[str, str, *tuple[str, ...]],
+    modules: Mapping[str, str] | list[str] | tuple[str, ...],
     *,
     batch_size: int = ...,
     window: int = ...,
@@ -155,14 +155,13 @@ def activations(
             indexed, earlier ones are not loaded; otherwise they are loaded and skipped, which a warning says. They
             must come in the same order as before. Batch k must go to the same replica, so give as many models.
         output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
-        stacked: Several components as one `[batch, component, feature]` array, instead of a dict by name.
+        stacked: The components as one `[batch, component, feature]` array, instead of a dict by name.
         settings: Others of `RingStore`'s: `seed`, `ready_frames`, `queue_rows`, `drop_last`, `when_full`, `merge`,
             `allow_overcommit`.
 
     Returns:
-        An iterator, also for `async for`. A minibatch is a tensor `[batch, features]` if there is one component, else
-        a dict of them by name. (To a type checker a list or a mapping of modules gives a dict; for one module give
-        its path alone.)
+        An iterator, also for `async for`. A path alone gives tensors `[batch, features]`. A list or a mapping of modules gives dicts of
+        tensors by name, also if it has one module. A function's minibatch is a tensor if it gives one component, else a dict.
 
     Raises:
         ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the
@@ -180,7 +179,7 @@ def activations(
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
-    opening = Opening(builder(dtype, sizes), len(models))
+    opening = Opening(builder(dtype, sizes), len(models), named=modules is not None and not isinstance(modules, str))
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
     replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches) if progress else NoProgress()

@@ -137,7 +137,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
 
         Args:
             components: Features of a row; for several components a dict from name to features, or to
-                `(features, dtype)` for one with a dtype of its own (such as token ids, `(1, "i64")`).
+                `(features, dtype)` for one with a dtype of its own (such as token ids, `(1, "i64")`). A minibatch of one component is a
+                tensor, also if it has a name.
             batch_size: Rows of a minibatch.
             window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
             dtype: Element type the rows are kept in: f32, f16 or bf16, as a name or a numpy or torch dtype. Rows of
@@ -166,6 +167,9 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
             "when_full": when_full, "merge": merge,
         })  # fmt: skip
         self._open(_native.Ring(wanted, allow_overcommit=allow_overcommit, **settings, **optional), output, stacked)
+
+    _named = False
+    """Whether a minibatch of one component is a dict, too."""
 
     @classmethod
     def resume(
@@ -230,9 +234,10 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         return cls._over(ring, output, stacked)
 
     @classmethod
-    def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool) -> RingStore[Any]:
+    def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool, named: bool = False) -> RingStore[Any]:
         """A store over a native one."""
         store = cls.__new__(cls)
+        store._named = named
         store._open(ring, output, stacked)
         return store
 
@@ -361,7 +366,7 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
 
     def _consumer(self) -> Consumer:
         # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
-        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked)
+        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked, named=self._named)
         return Consumer(self._ring.consumer(), self._returned, self._failure, self._parties, out)
 
     def flush(self, timeout: float | None = None) -> None:

@@ -69,12 +69,17 @@ def sorted_rows(batches):
     return sorted(row for batch in batches for row in batch[:, 0].tolist())
 
 
-def test_one_module_gives_tensors_several_give_dicts(model):
+def test_a_path_alone_gives_tensors_a_list_or_mapping_gives_dicts(model):
     def text():
         return (numbered(10, first=10 * number).reshape(2, 5, 3) for number in range(10))
 
-    for one in ("second", ["second"], ("second",), {"second": "b"}):
-        assert sorted_rows(activations(model, text(), one, **SETTINGS)) == [2.0 * row for row in range(100)]
+    assert sorted_rows(activations(model, text(), "second", **SETTINGS)) == [2.0 * row for row in range(100)]
+    for one, name in ((["second"], "second"), (("second",), "second"), ({"second": "b"}, "b")):
+        served = list(activations(model, text(), one, **SETTINGS))
+        assert all(tuple(batch) == (name,) for batch in served)
+        assert sorted_rows(batch[name] for batch in served) == [2.0 * row for row in range(100)]
+    with pytest.raises(AttributeError, match="a minibatch of 1 component is a dict, .* name one module or component alone"):
+        served[0].sum()
     for several, names in [(["first", "second"], ("first", "second")), ({"first": "a", "second": "b"}, ("a", "b"))]:
         served = list(activations(model, text(), several, **SETTINGS))
         assert all(tuple(batch) == names and torch.equal(batch[names[0]] * 2, batch[names[1]]) for batch in served)
