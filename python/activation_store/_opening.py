@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._failure import Failure
+from ._kept import nothing_kept
 from ._positions import lane_name
 from .errors import StoreClosedError
 
@@ -35,10 +36,10 @@ class Opens(Protocol):
 class Opening:
     """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
 
-    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int, named: bool = False) -> None:
+    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int, named: bool = False, mask: object = None) -> None:
         self._build = build
         self._n_lanes = lanes
-        self._named = named
+        self._named, self._mask = named, mask
         # The garbage collector may end a run on a thread that holds the lock.
         self._lock = threading.RLock()
         self._store: RingStore[Any] | None = None
@@ -106,6 +107,13 @@ class Opening:
         with self._lock:
             if self._lanes:
                 self._lanes[number].close()
+
+    def nothing_kept(self, batches: int) -> ValueError | None:
+        """What is wrong if the model has run so many batches and no row came of them."""
+        stats = self.stats()
+        if not batches or (stats is not None and any(counts.accepted or counts.queued for counts in stats.components.values())):
+            return None
+        return nothing_kept(batches, self._mask)
 
     def end(self, error: BaseException | None = None) -> None:
         """Takes no more passes; what was captured is served, then the error is raised."""

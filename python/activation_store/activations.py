@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 from . import _live_runs
 from ._dealer import Dealer
 from ._dtypes import dtype_name
+from ._loaders import refuse_worker
 from ._opening import Opening, builder
 from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
@@ -22,7 +23,7 @@ from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import torch
 from ._warnings import warn
-from .ring_store import RingStore
+from .ring_store import RingStore, _Iterable
 from .snapshots import Source
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def activations(
     It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
     begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
     up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
-    captured, so you may evaluate the model meanwhile.
+    captured, so you may evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
 
     Args:
         model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
@@ -179,7 +180,7 @@ def activations(
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
-    opening = Opening(builder(dtype, sizes), len(models), named=modules is not None and not isinstance(modules, str))
+    opening = Opening(builder(dtype, sizes), len(models), named=modules is not None and not isinstance(modules, str), mask=mask)
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
     replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches) if progress else NoProgress()
@@ -195,8 +196,11 @@ def activations(
     return result
 
 
-class Activations(Generic[BatchT_co]):
-    """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it."""
+class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
+    """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it.
+
+    It is a `torch.utils.data.IterableDataset` without a length, for a `DataLoader` with `batch_size=None, num_workers=0`.
+    """
 
     def __init__(self, run: Run, config: dict[str, Any]) -> None:
         self._run = run
@@ -206,6 +210,9 @@ class Activations(Generic[BatchT_co]):
         weakref.finalize(self, run.stop)
 
     def __iter__(self) -> Iterator[BatchT_co]:
+        refuse_worker("a run of a model")
+        if self._stream.has_ended:
+            warn("a loop over a run that has ended serves nothing: call activations(...) again, or record the rows and loop over a Recording")
         return self
 
     def __next__(self) -> BatchT_co:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ._dealer import batches_from
+from ._kept import nothing_kept
 from ._native import __version__
 from ._opening import Layout, with_dtype
 from ._pass_mask import Mask
@@ -87,7 +88,10 @@ def record(
         lane_of.close()
         if line is not None:
             line.close()
-    return lane_of.safe()
+    safe = lane_of.safe()
+    if lane_of.passes > first and not safe.rows:
+        raise nothing_kept(lane_of.passes - first, mask)
+    return safe
 
 
 class _Lane:
