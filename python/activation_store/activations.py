@@ -18,6 +18,7 @@ from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import replica_of
+from ._same_model import check_replicas
 from ._run import Run
 from ._settings import RunSettings
 from ._stream import Stream
@@ -136,7 +137,7 @@ def activations(
     captured, so you may evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
 
     Args:
-        model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
+        model: A torch module, or a list of replicas of it (copies with equal parameters), each of which gets a thread and a lane: batch k goes to
             replica k modulo their number, so that runs repeat bit for bit with `merge="round_robin"`. Or a function
             of your own, or a list of them, that gives a batch's rows by name: `f(batch) -> {"layer.2": rows}`, of
             shape `[..., features]`. Leave out `modules`, `mask` and `point` then.
@@ -165,7 +166,7 @@ def activations(
         tensors by name, also if it has one module. A function's minibatch is a tensor if it gives one component, else a dict.
 
     Raises:
-        ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the
+        ValueError: If a setting cannot be so, the model has no such module, or replicas are not copies of one model. What only the first pass can tell, the
             loop raises.
         TypeError: If there is no such setting, or the model is neither a module nor a function.
         ImportError: If `progress` is set and tqdm is not installed.
@@ -180,6 +181,7 @@ def activations(
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
+    check_replicas(models)
     opening = Opening(builder(dtype, sizes), len(models), named=modules is not None and not isinstance(modules, str), mask=mask)
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
     replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
