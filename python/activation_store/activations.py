@@ -18,8 +18,8 @@ from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import replica_of
-from ._same_model import check_replicas
 from ._run import Run
+from ._same_model import check_replicas
 from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import torch

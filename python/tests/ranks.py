@@ -132,7 +132,7 @@ def run(name, world_size):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    outputs, children = [tempfile.TemporaryFile("w+") for _ in range(world_size)], []
+    outputs, children = [tempfile.TemporaryFile("w+") for _ in range(world_size)], []  # noqa: SIM115
     for rank, output in enumerate(outputs):
         child = os.fork()
         if not child:

@@ -106,7 +106,17 @@ impl Recording {
 impl Replay {
     fn new(recording: Recording) -> Self {
         let chosen = (0..recording.components().len()).collect();
-        Replay { recording, chosen, seed: 0, first_epoch: 0, epochs: 1, rank: 0, world_size: 1, part: None, start: None }
+        Replay {
+            recording,
+            chosen,
+            seed: 0,
+            first_epoch: 0,
+            epochs: 1,
+            rank: 0,
+            world_size: 1,
+            part: None,
+            start: None,
+        }
     }
 
     /// Reads only these components.
