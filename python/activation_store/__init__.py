@@ -14,6 +14,7 @@ from ._native import ComponentStats, Dropped, Stats, __version__
 from .activations import Activations, activations
 from .base_store import ActivationStore
 from .caches import Cache, read_cache
+from .equally import Equally, equally
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
 from .hooks import Capture, capture
@@ -32,6 +33,7 @@ __all__ = [
     "Capture",
     "ComponentStats",
     "Dropped",
+    "Equally",
     "Future",
     "Producer",
     "Recorder",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "activations",
     "capture",
+    "equally",
     "read_cache",
     "record",
 ]

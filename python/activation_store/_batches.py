@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from ._components import Components
 
 Batch: TypeAlias = Any
-"""One component: an array `[batch, features]`. Several: a dict of those by name, or stacked."""
+"""One component: an array `[batch, features]`. Several, or one that was named in a list or dict: a dict of those by name, or stacked."""
 
 
-def batch_of(minibatch: _native.Minibatch, components: Components, convert: Convert, stacked: bool) -> Batch:
-    """A minibatch without a copy. Its memory goes back to the store when the last array over it dies."""
+def batch_of(minibatch: _native.Minibatch, components: Components, convert: Convert, stacked: bool, named: bool = False) -> Batch:
+    """A minibatch without a copy. Its memory goes back to the store when the last array over it dies.
+
+    `named`: one component is a dict, too.
+    """
     rows = minibatch.rows
     if stacked and len(components) > 1:
         stride = minibatch.stride
@@ -29,7 +32,7 @@ def batch_of(minibatch: _native.Minibatch, components: Components, convert: Conv
         convert(minibatch.block(number), component.dtype, (rows, component.features), None)
         for number, component in enumerate(components)
     ]
-    if len(arrays) == 1:
+    if len(arrays) == 1 and (stacked or not named):
         return arrays[0][:, None] if stacked else arrays[0]
     return ByName((component.name, array) for component, array in zip(components, arrays, strict=True))
 
@@ -40,8 +43,8 @@ class ByName(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         names = list(self)
         raise AttributeError(
-            f"a minibatch of {len(names)} components is a dict, which has no {name!r}: take one of them, such as batch[{names[0]!r}]. "
-            "For a trainer that wants tensors make a store of one component, or use stacked=True"
+            f"a minibatch of {len(names)} component{'s' if len(names) > 1 else ''} is a dict, which has no {name!r}: take one of them, such as batch[{names[0]!r}]. "
+            "For a trainer that wants tensors name one module or component alone, not in a list or a dict; or use stacked=True"
             if names and not name.startswith("_")
             else f"{type(self).__name__!r} object has no attribute {name!r}",
             name=name,

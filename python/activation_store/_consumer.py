@@ -12,6 +12,7 @@ from ._batches import Batch
 from ._failure import Failure
 from ._parties import Parties
 from ._returned import Returned
+from ._warnings import warn
 from ._watch import watcher
 from .errors import ClosedWithError
 
@@ -32,12 +33,15 @@ class Consumer:
         failure: Failure,
         parties: Parties,
         out: Callable[[_native.Minibatch], Batch],
+        is_late: bool = False,
     ) -> None:
         self._native = native
         self._returned = returned
         self._failure = failure
         self._parties = parties
         self._out = out
+        self._is_late = is_late
+        """Whether earlier loops had all minibatches before this one began."""
         self._has_failed = False
         """Whether the stream has ended with an error that is still to be raised."""
 
@@ -52,6 +56,7 @@ class Consumer:
         minibatch = self._take(timeout)
         self._parties.values.look(self._native.odd_values())
         if minibatch is None:
+            self._say_if_late()
             raise StopIteration
         return self._out(minibatch)
 
@@ -70,8 +75,16 @@ class Consumer:
                     continue
             self._parties.values.look(self._native.odd_values())
             if minibatch is None:
+                self._say_if_late()
                 raise StopAsyncIteration
             return self._out(minibatch)
+
+    def _say_if_late(self) -> None:
+        """Says, once, why this loop had nothing."""
+        if self._is_late:
+            self._is_late = False
+            warn("a loop over a store that has ended serves nothing: a store serves each row once, and earlier loops had all of them. To loop "
+                 "several times, record the rows and loop over a Recording, or keep them in a TensorActivationStore")  # fmt: skip
 
     def _take(self, timeout: float | None) -> _native.Minibatch | None:
         """Waits for the next minibatch; None at the end.

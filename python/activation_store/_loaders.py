@@ -32,6 +32,16 @@ def worker() -> Worker | None:
     return None if info is None else Worker(info.id, info.num_workers, info.seed - info.id)
 
 
+def refuse_worker(what: str) -> None:
+    """Refuses what only the process that made it can serve.
+
+    Raises:
+        RuntimeError: In a worker.
+    """
+    if worker() is not None:
+        raise RuntimeError(f"{what} belongs to the process that made it, and a DataLoader's worker cannot serve it: use num_workers=0")
+
+
 def asked_by_loader() -> bool:
     """Whether a `DataLoader`, or what is built on it, called the caller of this."""
     name = str(sys._getframe(2).f_globals.get("__name__", ""))  # noqa: SLF001

@@ -36,6 +36,8 @@ class LoopRun:
         # Held during a pass: several threads may share the loop. The garbage collector may end a run in the middle of a pass.
         self._lock = threading.RLock()
         self._has_entered = self._is_stopping = False
+        self._ran = 0
+        """How many batches the model has run."""
 
     def start(self) -> None:
         """Starts nothing: the first pass runs when the first minibatch is wanted."""
@@ -89,8 +91,9 @@ class LoopRun:
                 goes_on = following is not None and replica.run(*following)
             if goes_on:
                 self._progress.passed(self.opening)
+                self._ran += 1
             else:
-                self._end(None)
+                self._end(None if self._is_stopping else self.opening.nothing_kept(self._ran))
         except Exception as error:  # noqa: BLE001
             self._end(error)
         except BaseException:

@@ -14,6 +14,8 @@ class LoopStream:
 
     def __init__(self, run: LoopRun) -> None:
         self._run = run
+        self.has_ended = False
+        """Whether a loop was told that there is no more."""
 
     def next(self, timeout: float | None) -> Any:
         """The next minibatch. A pass is never broken off: the timeout counts between two passes, and the first begins in any case."""
@@ -76,6 +78,7 @@ class LoopStream:
     def _settle(self, end: BaseException) -> None:
         """If the run has ended, and not only this wait: sees to it that no hook is left of it."""
         if isinstance(end, StopIteration | StopAsyncIteration):
+            self.has_ended = True
             self._run.stop()
         elif self._run.opening.has_ended:
             self._run.settle()

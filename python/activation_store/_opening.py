@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._dtypes import SIZES
 from ._failure import Failure
+from ._kept import nothing_kept
 from ._positions import lane_name
 from .errors import StoreClosedError
 
@@ -36,11 +37,14 @@ class Opens(Protocol):
 class Opening:
     """Opens the ring when the first pass tells the widths and dtypes, and ends it, also if no pass ever came."""
 
-    def __init__(self, build: Callable[[Layout], RingStore[Any]], lanes: int, *, waits: bool = True) -> None:
+    def __init__(
+        self, build: Callable[[Layout], RingStore[Any]], lanes: int, *, waits: bool = True, named: bool = False, mask: object = None
+    ) -> None:
         self._build = build
         self._n_lanes = lanes
         self._waits = waits
         """Whether a pass waits for room on its lane."""
+        self._named, self._mask = named, mask
         # The garbage collector may end a run on a thread that holds the lock.
         self._lock = threading.RLock()
         self._store: RingStore[Any] | None = None
@@ -69,7 +73,7 @@ class Opening:
             self._open(store)
 
     def _open(self, store: RingStore[Any]) -> None:
-        self._store = store
+        self._store, store._named = store, self._named  # noqa: SLF001
         store._parties.expect_reader()  # noqa: SLF001
         # One that has served everything is closed.
         self._lanes = [] if store.closed else [store.producer(lane_name(number)) for number in range(self._n_lanes)]
@@ -110,6 +114,13 @@ class Opening:
         with self._lock:
             if self._lanes:
                 self._lanes[number].close()
+
+    def nothing_kept(self, batches: int) -> ValueError | None:
+        """What is wrong if the model has run so many batches and no row came of them."""
+        stats = self.stats()
+        if not batches or (stats is not None and any(counts.accepted or counts.queued for counts in stats.components.values())):
+            return None
+        return nothing_kept(batches, self._mask)
 
     def end(self, error: BaseException | None = None) -> None:
         """Takes no more passes; what was captured is served, then the error is raised."""

@@ -31,6 +31,8 @@ class Run:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._at_work = len(self._replicas)
+        self._ran = 0
+        """How many batches the model has run."""
         self._is_stopping = False
         self._threads = [
             threading.Thread(target=self._work, args=(number, replica), name=f"activation-store-model-{number}", daemon=True)
@@ -79,6 +81,8 @@ class Run:
                     if self._is_stopping or not replica.run(index, batch):
                         break
                     self._progress.passed(self.opening)
+                    with self._lock:
+                        self._ran += 1
         except BaseException as raised:  # noqa: BLE001
             error = raised
         # The hooks are off by now.
@@ -86,6 +90,8 @@ class Run:
         with self._lock:
             self._at_work -= 1
             is_last = not self._at_work
+        if error is None and is_last and not self._is_stopping:
+            error = self.opening.nothing_kept(self._ran)
         if error is not None or is_last:
             self._dealer.stop()
             self.opening.end(error)

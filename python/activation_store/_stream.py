@@ -17,6 +17,8 @@ class Stream:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.has_ended = False
+        """Whether a loop was told that there is no more."""
 
     def next(self, timeout: float | None) -> Any:
         end = None if timeout is None else time.monotonic() + timeout
@@ -62,6 +64,7 @@ class Stream:
     def _settle(self, end: BaseException) -> None:
         """If the run has ended, and not only this wait: sees to it that no thread or hook is left of it."""
         if isinstance(end, StopIteration | StopAsyncIteration):
+            self.has_ended = True
             self._run.stop()
         elif self._run.opening.has_ended:
             self._run.settle()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 from . import _live_runs
 from ._dealer import Dealer
 from ._dtypes import dtype_name
+from ._loaders import refuse_worker
 from ._loop_run import LoopRun
 from ._loop_stream import LoopStream
 from ._opening import Opening, builder
@@ -21,11 +22,12 @@ from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
 from ._replicas import replica_of
 from ._run import Run
+from ._same_model import check_replicas
 from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import torch
 from ._warnings import warn
-from .ring_store import RingStore
+from .ring_store import RingStore, _Iterable
 from .snapshots import Source
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
-    modules: str | tuple[str],
+    modules: str,
     *,
     batch_size: int = ...,
     window: int = ...,
@@ -57,7 +59,7 @@ def activations(
 def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
-    modules: Mapping[str, str] | list[str] | tuple[str, str, *tuple[str, ...]],
+    modules: Mapping[str, str] | list[str] | tuple[str, ...],
     *,
     batch_size: int = ...,
     window: int = ...,
@@ -140,10 +142,10 @@ def activations(
     It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
     begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
     up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
-    captured, so you may evaluate the model meanwhile.
+    captured, so you may evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
 
     Args:
-        model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
+        model: A torch module, or a list of replicas of it (copies with equal parameters), each of which gets a thread and a lane: batch k goes to
             replica k modulo their number, so that runs repeat bit for bit with `merge="round_robin"`. Or a function
             of your own, or a list of them, that gives a batch's rows by name: `f(batch) -> {"layer.2": rows}`, of
             shape `[..., features]`. Leave out `modules`, `mask` and `point` then.
@@ -163,17 +165,16 @@ def activations(
             indexed, earlier ones are not loaded; otherwise they are loaded and skipped, which a warning says. They
             must come in the same order as before. Batch k must go to the same replica, so give as many models.
         output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
-        stacked: Several components as one `[batch, component, feature]` array, instead of a dict by name.
+        stacked: The components as one `[batch, component, feature]` array, instead of a dict by name.
         settings: Others of `RingStore`'s: `seed`, `ready_frames`, `queue_rows`, `drop_last`, `when_full`, `merge`,
             `allow_overcommit`.
 
     Returns:
-        An iterator, also for `async for`. A minibatch is a tensor `[batch, features]` if there is one component, else
-        a dict of them by name. (To a type checker a list or a mapping of modules gives a dict; for one module give
-        its path alone.)
+        An iterator, also for `async for`. A path alone gives tensors `[batch, features]`. A list or a mapping of modules gives dicts of
+        tensors by name, also if it has one module. A function's minibatch is a tensor if it gives one component, else a dict.
 
     Raises:
-        ValueError: If a setting cannot be so, or the model has no such module. What only the first pass can tell, the
+        ValueError: If a setting cannot be so, the model has no such module, or replicas are not copies of one model. What only the first pass can tell, the
             loop raises.
         TypeError: If there is no such setting, or the model is neither a module nor a function.
         ImportError: If `progress` is set and tqdm is not installed.
@@ -188,8 +189,10 @@ def activations(
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
+    check_replicas(models)
     has_threads = runs_on_threads(overlap, models, batches, settings.get("when_full", "wait"))
-    opening = Opening(builder(dtype, sizes), len(models), waits=has_threads)
+    named = modules is not None and not isinstance(modules, str)
+    opening = Opening(builder(dtype, sizes), len(models), waits=has_threads, named=named, mask=mask)
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
     replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches, in_turns=not has_threads) if progress else NoProgress()
@@ -206,8 +209,11 @@ def activations(
     return result
 
 
-class Activations(Generic[BatchT_co]):
-    """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it."""
+class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
+    """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it.
+
+    It is a `torch.utils.data.IterableDataset` without a length, for a `DataLoader` with `batch_size=None, num_workers=0`.
+    """
 
     def __init__(self, run: Run | LoopRun, config: dict[str, Any]) -> None:
         self._run = run
@@ -217,6 +223,9 @@ class Activations(Generic[BatchT_co]):
         weakref.finalize(self, run.stop)
 
     def __iter__(self) -> Iterator[BatchT_co]:
+        refuse_worker("a run of a model")
+        if self._stream.has_ended:
+            warn("a loop over a run that has ended serves nothing: call activations(...) again, or record the rows and loop over a Recording")
         return self
 
     def __next__(self) -> BatchT_co:

@@ -166,7 +166,10 @@ class Capture:
 
     @property
     def passes_dropped(self) -> int:
-        """Forward passes of which nothing was stored: they failed, did not run every captured module, or were rejected."""
+        """Forward passes of which nothing was stored: they failed, or a store that rejects had no room.
+
+        A pass that does not run every captured module is counted, too. It also stops the capture: see `error`.
+        """
         return self._passes_dropped
 
     def _remove(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ._dealer import batches_from
+from ._kept import nothing_kept
 from ._native import __version__
 from ._opening import Layout, with_dtype
 from ._pass_mask import Mask
@@ -16,7 +17,7 @@ from ._progress import line_of
 from ._replicas import replica_of
 from ._torch import HAS_TORCH, torch
 from .recorder import Recorder, Safe
-from .recording import Recording
+from .recording import Recording, by_name
 
 
 def record(
@@ -47,7 +48,7 @@ def record(
     Args:
         model: A torch module; or a function that gives a batch's rows by name, `f(batch) -> {"layer.2": rows}`, with `modules=None`.
         batches: What the model is called with; see `activations`.
-        modules: The modules to capture; see `activations`.
+        modules: The modules to capture; see `activations`. The recording remembers whether they were given as a path alone.
         folder: Where the shards go.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
@@ -67,7 +68,7 @@ def record(
         OSError: If the disk fails.
         BaseException: What the model or the batches raise.
     """
-    described = {"hooks": _described(modules), "model": getattr(model, "__name__", type(model).__name__), "written_by": f"activation-store {__version__}", **(metadata or {})}
+    described = {"hooks": _described(modules), "model": getattr(model, "__name__", type(model).__name__), "written_by": f"activation-store {__version__}", **by_name(modules), **(metadata or {})}
     lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume, "sync": sync})
     replica = replica_of(model, modules, lane_of, 0, None, mask, point)
     line = line_of(batches) if progress else None
@@ -83,7 +84,10 @@ def record(
                     raise ValueError(f"batch {index} ran the model {lane_of.passes - before} times: each batch must run it once, so that a recording can be resumed")
                 if line is not None:
                     line.update()
-        return lane_of.finish()
+        safe = lane_of.finish()
+        if lane_of.passes > first and not safe.rows:
+            raise nothing_kept(lane_of.passes - first, mask)
+        return safe
     finally:
         try:
             lane_of.close()

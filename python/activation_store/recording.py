@@ -28,6 +28,11 @@ else:
     _Iterable = IterableDataset
 
 
+def by_name(modules: object) -> dict[str, str]:
+    """What the metadata of a recording says of how its modules were named: in a list or mapping, or (nothing) by a path alone."""
+    return {} if modules is None or isinstance(modules, str) else {"by_name": "true"}
+
+
 class Recording(_Iterable):
     """What a `Recorder` or `record` wrote to a folder. Each loop over it is an epoch of shuffled minibatches, in another order.
 
@@ -49,7 +54,7 @@ class Recording(_Iterable):
         self,
         folder: str | os.PathLike[str],
         *,
-        components: Sequence[str] | None = None,
+        components: str | Sequence[str] | None = None,
         batch_size: int = 4096,
         window: int = 262_144,
         seed: int = 0,
@@ -65,7 +70,9 @@ class Recording(_Iterable):
 
         Args:
             folder: The folder.
-            components: The names of those to read; by default all. Others are not read from the disk.
+            components: Which components to read; by default all. Others are not read from the disk. A name alone gives tensors, a list of
+                names gives dicts of tensors by name, also if it has one name. By default one component gives tensors, unless `record` was
+                given a list or a mapping of modules.
             batch_size: Rows of a minibatch.
             window: Rows that a minibatch's rows are spread over. Best four shards or more; see docs/recording.md.
             seed: Decides the order of shards and rows, with the number of the epoch.
@@ -75,7 +82,7 @@ class Recording(_Iterable):
             drop_last: Whether to drop the last, partial minibatch of each epoch.
             allow_overcommit: Whether to use more than nine tenths of the memory available now.
             output: Minibatches as `"torch"` tensors or `"numpy"` arrays; by default torch where it is installed.
-            stacked: Several components as one array, instead of a dict by name.
+            stacked: The components as one array, instead of a dict by name.
             salvage: Whether to leave out shards that are damaged or missing, with a warning for each. Reads every file first. Rows are
                 then numbered without those that are left out.
 
@@ -88,7 +95,8 @@ class Recording(_Iterable):
         for what in self._native.lost:
             warn(f"left out: {what}")
         self._folder, self._salvage = os.fspath(folder), salvage
-        self._chosen = None if components is None else list(components)
+        self._chosen = None if components is None else [components] if isinstance(components, str) else list(components)
+        self._named = self.metadata.get("by_name") == "true" if components is None else not isinstance(components, str)
         self._batch_size = count("batch_size", batch_size)
         self._seed, self._part = seed_of(seed), (rank, count("world_size", world_size))
         self._sizes: dict[str, Any] = {
@@ -206,7 +214,7 @@ class Recording(_Iterable):
             components=self._chosen, seed=self._seed, epochs=epochs, first_epoch=first, rank=rank, world_size=world_size, part=part,
             **self._sizes, **source,
         )  # fmt: skip
-        return RingStore._over(ring, self._output, self._stacked)  # noqa: SLF001
+        return RingStore._over(ring, self._output, self._stacked, self._named)  # noqa: SLF001
 
     @property
     def components(self) -> Mapping[str, tuple[int, str]]:

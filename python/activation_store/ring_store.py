@@ -19,11 +19,13 @@ from ._components import Component, Components, components_of
 from ._consumer import Consumer
 from ._failure import Failure
 from ._indexing import get
+from ._loaders import Minibatches, asked_by_loader
 from ._parties import Parties
 from ._producer_side import ProducerSide
 from ._returned import Returned
 from ._settings import RingSettings
 from ._torch import IterableDataset, torch
+from ._warnings import warn
 from .base_store import ActivationStore
 from .producer import Producer
 from .snapshots import ResumeAt, Source, native_source, snapshot_of, state_of
@@ -57,12 +59,12 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
 
     Every loop over it (`iter(store)`, `async for`) is a consumer of its own, and so is the store itself under `next(store)`:
     each minibatch goes to one of them, on any thread or task. A loop that is broken off can be taken up again by another.
-    It is also a `torch.utils.data.IterableDataset` (for a `DataLoader` with `batch_size=None, num_workers=0`). A minibatch
-    owns its memory, which goes back to the store when the last tensor over it dies; keeping it costs no more than that
+    To a `DataLoader` give `store.minibatches()`, with `batch_size=None, num_workers=0`. A minibatch owns its memory, which goes back to the store when the last tensor over it dies; keeping it costs no more than that
     memory.
 
     A loop ends when the store is closed and drained, or aborted. If it was closed with an error (`close(error=...)`), the loop
-    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`.
+    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`. A loop that begins when all was served
+    serves nothing, and a warning says so.
     """
 
     @overload
@@ -137,7 +139,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
 
         Args:
             components: Features of a row; for several components a dict from name to features, or to
-                `(features, dtype)` for one with a dtype of its own (such as token ids, `(1, "i64")`).
+                `(features, dtype)` for one with a dtype of its own (such as token ids, `(1, "i64")`). A minibatch of one component is a
+                tensor, also if it has a name.
             batch_size: Rows of a minibatch.
             window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
             dtype: Element type the rows are kept in: f32, f16 or bf16, as a name or a numpy or torch dtype. Rows of
@@ -166,6 +169,9 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
             "when_full": when_full, "merge": merge,
         })  # fmt: skip
         self._open(_native.Ring(wanted, allow_overcommit=allow_overcommit, **settings, **optional), output, stacked)
+
+    _named = False
+    """Whether a minibatch of one component is a dict, too."""
 
     @classmethod
     def resume(
@@ -230,9 +236,10 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         return cls._over(ring, output, stacked)
 
     @classmethod
-    def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool) -> RingStore[Any]:
+    def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool, named: bool = False) -> RingStore[Any]:
         """A store over a native one."""
         store = cls.__new__(cls)
+        store._named = named
         store._open(ring, output, stacked)
         return store
 
@@ -338,7 +345,31 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
             )
 
     def __iter__(self) -> Iterator[BatchT_co]:
-        return self._consumer()
+        if self._loader_has_asked and asked_by_loader():
+            self._loader_has_asked = False
+            warn("a DataLoader has asked for the length of this store: that is the number of rows in it at that moment, 0 at the start, and not of "
+                 "minibatches. A trainer that plans its steps by it makes too few or too many. Give the loader store.minibatches(), which has no "
+                 "length: DataLoader(store.minibatches(), batch_size=None)")  # fmt: skip
+        return self._consumer(is_late=self._has_served_all())
+
+    def minibatches(self) -> IterableDataset[BatchT_co]:
+        """The minibatches, as a `torch.utils.data.IterableDataset` that has no length, for a `DataLoader` or a trainer:
+
+            >>> loader = torch.utils.data.DataLoader(store.minibatches(), batch_size=None)
+
+        `len(store)` is the number of rows in the store now. A trainer that takes it for the number of minibatches trains nothing.
+        """
+        return Minibatches(self)
+
+    _loader_has_asked = False
+    """Whether a `DataLoader` has taken `len` of this for a number of minibatches."""
+
+    def _has_served_all(self) -> bool:
+        """Whether the store has ended, and earlier loops had all of its minibatches."""
+        if not self.closed:
+            return False
+        stats = self.stats()
+        return stats.minibatches_served > 0 and not any(counts.resident or counts.queued for counts in stats.components.values())
 
     def __next__(self) -> BatchT_co:
         return self.next()
@@ -354,15 +385,15 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         return cast("BatchT_co", self._own.next(timeout))
 
     def __aiter__(self) -> AsyncIterator[BatchT_co]:
-        return self._consumer()
+        return self._consumer(is_late=self._has_served_all())
 
     async def __anext__(self) -> BatchT_co:
         return cast("BatchT_co", await self._own.__anext__())
 
-    def _consumer(self) -> Consumer:
+    def _consumer(self, is_late: bool = False) -> Consumer:
         # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
-        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked)
-        return Consumer(self._ring.consumer(), self._returned, self._failure, self._parties, out)
+        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked, named=self._named)
+        return Consumer(self._ring.consumer(), self._returned, self._failure, self._parties, out, is_late)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -444,7 +475,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         return self._ring.stats()
 
     def __len__(self) -> int:
-        """Rows in the ring now, while iterating gives minibatches."""
+        """Rows in the ring now, while iterating gives minibatches: see `minibatches`."""
+        self._loader_has_asked = asked_by_loader() or self._loader_has_asked
         return len(self._ring)
 
     def __bool__(self) -> bool:

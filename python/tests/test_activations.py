@@ -11,7 +11,7 @@ from conftest import run
 
 torch = pytest.importorskip("torch")
 
-from activation_store import Activations, RingStore, activations, capture  # noqa: E402
+from activation_store import Activations, RingStore, activations, capture, record  # noqa: E402
 
 SETTINGS = {"batch_size": 8, "window": 16}
 
@@ -69,12 +69,17 @@ def sorted_rows(batches):
     return sorted(row for batch in batches for row in batch[:, 0].tolist())
 
 
-def test_one_module_gives_tensors_several_give_dicts(model):
+def test_a_path_alone_gives_tensors_a_list_or_mapping_gives_dicts(model):
     def text():
         return (numbered(10, first=10 * number).reshape(2, 5, 3) for number in range(10))
 
-    for one in ("second", ["second"], ("second",), {"second": "b"}):
-        assert sorted_rows(activations(model, text(), one, **SETTINGS)) == [2.0 * row for row in range(100)]
+    assert sorted_rows(activations(model, text(), "second", **SETTINGS)) == [2.0 * row for row in range(100)]
+    for one, name in ((["second"], "second"), (("second",), "second"), ({"second": "b"}, "b")):
+        served = list(activations(model, text(), one, **SETTINGS))
+        assert all(tuple(batch) == (name,) for batch in served)
+        assert sorted_rows(batch[name] for batch in served) == [2.0 * row for row in range(100)]
+    with pytest.raises(AttributeError, match="a minibatch of 1 component is a dict, .* name one module or component alone"):
+        served[0].sum()
     for several, names in [(["first", "second"], ("first", "second")), ({"first": "a", "second": "b"}, ("a", "b"))]:
         served = list(activations(model, text(), several, **SETTINGS))
         assert all(tuple(batch) == names and torch.equal(batch[names[0]] * 2, batch[names[1]]) for batch in served)
@@ -83,6 +88,26 @@ def test_one_module_gives_tensors_several_give_dicts(model):
     assert sorted_rows(activations(model, text(), "second", point="input", **SETTINGS)) == list(range(100))
     stacked = list(activations(model, text(), ["first", "second"], stacked=True, output="numpy", **SETTINGS))
     assert stacked[0].shape == (8, 2, 3)
+
+
+@pytest.mark.parametrize(("mask", "said"), [("keep", "mask='keep' is False"), (lambda args, kwargs: kwargs["keep"], "the mask is False")])
+def test_a_run_of_which_the_mask_keeps_no_row_says_so(mask, said, tmp_path):
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Identity()
+
+        def forward(self, x, keep):
+            return self.inner(x)
+
+    batches = [{"x": torch.zeros(2, 5, 3), "keep": torch.zeros(2, 5, dtype=torch.long)}] * 7
+    with pytest.raises(ValueError, match=f"the model ran 7 batches, and no row was kept: {said}"):
+        list(activations(Masked(), batches, "inner", mask=mask, **SETTINGS))
+    with pytest.raises(ValueError, match=f"the model ran 7 batches, and no row was kept: {said}"):
+        record(Masked(), batches, "inner", tmp_path, mask=mask)
+    with pytest.raises(ValueError, match="the model ran 1 batch, and no row was kept: the activations had none"):
+        list(activations(dict, [{"x": torch.zeros(0, 3)}], **SETTINGS))
+    assert list(activations(Masked(), [], "inner", mask=mask, **SETTINGS)) == []
 
 
 def test_batches_are_tensors_dicts_tuples_and_lists(model):

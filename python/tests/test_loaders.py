@@ -6,10 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import numbered
+from conftest import numbered, run
 
 import activation_store.recording as module
-from activation_store import Recorder, Recording, RingStore
+from activation_store import Recorder, Recording, RingStore, TensorActivationStore, activations
 from activation_store._loaders import Worker
 
 torch = pytest.importorskip("torch")
@@ -171,6 +171,95 @@ def test_torchdata_resumes_in_the_middle_of_an_epoch(tmp_path, workers):
         resumed.load_state_dict(state)
         assert before + tokens(resumed) == expected[epochs]
         assert tokens(resumed) == expected[epochs + 1]
+
+
+def filled(rows=60):
+    store = RingStore(4, batch_size=8, window=64)
+    store.extend(torch.from_numpy(numbered(rows, 4)))
+    store.close()
+    return store
+
+
+def test_a_loader_gets_the_minibatches_of_a_ring_without_a_length():
+    loader = DataLoader(filled().minibatches(), batch_size=None)
+    with pytest.raises(TypeError, match="has no len"):
+        len(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [len(batch) for batch in loader] == [8] * 7 + [4]
+    store = filled()
+    first = next(iter(store.minibatches()))
+    state = store.minibatches().state_dict()
+    resumed = RingStore(4, batch_size=8, window=64)
+    resumed.minibatches().load_state_dict(state)
+    assert len(first) == 8 and resumed.stats().minibatches_served == 1
+    resumed.abort()
+
+
+def test_a_loader_that_has_asked_a_ring_for_its_length_is_told():
+    store = filled()
+    store.flush()
+    loader = DataLoader(store, batch_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(store) == 60
+        next(iter(loader))
+        len(loader)
+    with pytest.warns(RuntimeWarning, match=r"has asked for the length of this store.*Give the loader store.minibatches\(\)"):
+        iterator = iter(loader)
+        next(iterator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert sum(1 for _ in loader) == 6, "said once"
+
+
+def test_a_loader_takes_a_run_of_a_model():
+    model = torch.nn.Sequential(torch.nn.Identity())
+    batches = [torch.from_numpy(numbered(10, 4, 10 * number)) for number in range(6)]
+    loader = DataLoader(activations(model, batches, "0", batch_size=8, window=16), batch_size=None)
+    with pytest.raises(TypeError, match="has no len"):
+        len(loader)
+    assert sorted(flat(tokens(loader))) == list(range(60))
+
+
+def test_a_run_in_a_worker_says_what_works_and_does_not_hang():
+    result = run("""
+        gate = threading.Event()
+        def function(batch):
+            gate.wait()  # there is no ring yet
+            return {"x": batch}
+        run = activations(function, [np.zeros((8, 4), np.float32)] * 4, batch_size=8, window=16)
+        loader = torch.utils.data.DataLoader(run, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=30)
+        try:
+            list(loader)
+        except RuntimeError as error:
+            print("num_workers=0" in str(error))
+        gate.set()
+        print(sum(map(len, run)))
+    """, torch=True, timeout=110)
+    assert result.stdout == "True\n32\n", result
+
+
+def test_a_second_loop_over_what_has_ended_says_that_it_serves_nothing():
+    store = filled()
+    assert len(list(store)) == 8
+    with pytest.warns(RuntimeWarning, match="serves nothing: .* loop over a Recording, or keep them in a TensorActivationStore"):
+        assert list(store) == []
+    run = activations(dict, [{"x": numbered(10, 4)}], batch_size=8, window=16)
+    assert len(list(run)) == 2
+    with pytest.warns(RuntimeWarning, match="serves nothing: call activations"):
+        assert list(run) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store = filled()
+        for _ in store:  # broken off, and taken up again
+            break
+        assert len(list(store)) == 7
+        early, late = filled(), TensorActivationStore(8, 4, 1)
+        loops = iter(early), iter(early)  # at the same time
+        assert [len(list(loop)) for loop in loops] == [8, 0]
+        late.extend(numbered(8, 4), 0)
+        assert [len(list(late.batches(4))) for _ in range(2)] == [2, 2]
 
 
 def test_a_recording_that_grew_is_not_taken_for_the_one_that_was_opened(tmp_path):

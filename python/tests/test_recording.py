@@ -42,7 +42,7 @@ def test_ranks_share_the_rows_and_get_as_many_minibatches(tmp_path):
     recorded(tmp_path, rows=330, per_pass=33)
     seen, counts = [], []
     for rank in range(4):
-        part = Recording(tmp_path, components=["token"], batch_size=3, window=12, rank=rank, world_size=4, output="numpy")
+        part = Recording(tmp_path, components="token", batch_size=3, window=12, rank=rank, world_size=4, output="numpy")
         batches = [batch for _ in range(3) for batch in part]
         counts.append(len(batches))
         seen += np.concatenate(batches)[:, 0].tolist()
@@ -193,6 +193,20 @@ def test_a_model_is_recorded_and_the_rows_are_those_it_gives(model, tmp_path):
     assert sum(len(batch["first"]) for batch in recording) == 240
 
 
+@pytest.mark.parametrize(("modules", "named"), [("0", False), (["0"], True), ({"0": "a"}, True)])
+def test_minibatches_are_named_as_the_modules_were(model, tmp_path, modules, named):
+    import torch
+
+    record(model, [torch.randn(20, 4)], modules, tmp_path)
+    [name] = Recording(tmp_path).components
+    for components, is_dict in ((None, named), (name, False), ([name], True), ((name,), True)):
+        recording = Recording(tmp_path, components=components, batch_size=8, window=16)
+        for batch in (*recording, *recording.replay()):
+            rows = batch[name] if is_dict else batch
+            assert isinstance(batch, dict) == is_dict and rows.shape[1] == 8
+        assert next(iter(Recording(tmp_path, components=components, batch_size=8, window=16, stacked=True))).shape == (8, 1, 8)
+
+
 def test_a_recording_that_failed_goes_on_where_it_stopped(model, tmp_path):
     import torch
 
@@ -277,7 +291,7 @@ def test_whole_shards_are_salvaged(tmp_path):
     with pytest.raises(RuntimeError, match="0.safetensors is damaged"):
         list(Recording(tmp_path, output="numpy"))
     with pytest.warns(RuntimeWarning, match="left out: .*lane.000001/0.safetensors is damaged: its checksum does not match"):
-        rest = Recording(tmp_path, components=["token"], batch_size=32, window=128, output="numpy", salvage=True)
+        rest = Recording(tmp_path, components="token", batch_size=32, window=128, output="numpy", salvage=True)
     tokens = sorted(np.concatenate(list(rest))[:, 0].tolist())
     assert tokens == [*range(150), *range(300, 500)]
 

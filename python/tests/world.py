@@ -1,6 +1,7 @@
 """What the snippets of the documentation take for granted: a small model, its text, a trainer."""
 
 import os
+import socket
 import tempfile
 from typing import Any
 
@@ -51,6 +52,10 @@ def world(page: str) -> dict[str, Any]:
     names: dict[str, Any] = {"train": train, "folder": folder, "trainer": torch.nn.Linear(2, 2), **model_and_text()}
     if page == "python.md":
         names |= hooked_transformer()
+        with socket.socket() as free:  # as torchrun does
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if page == "recording.md":
         os.mkdir("cached")
         np.save("cached/0.npy", np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32))

@@ -46,7 +46,9 @@ torch.utils.data.DataLoader(TensorActivationStore(10, 4, 1), batch_size=4)
 
 # activations
 assert_type(activations(model, batches, "0"), Activations[torch.Tensor])
-assert_type(activations([model, model], batches, ("0",), merge="round_robin"), Activations[torch.Tensor])
+assert_type(activations([model, model], batches, "0", merge="round_robin"), Activations[torch.Tensor])
+assert_type(activations(model, batches, ("0",)), Activations[dict[str, torch.Tensor]])
+assert_type(activations(model, batches, {"0": "a"}), Activations[dict[str, torch.Tensor]])
 assert_type(activations(model, batches, ["0", "1"], batch_size=8), Activations[dict[str, torch.Tensor]])
 assert_type(activations(model, batches, ("0", "1"), mask="mask"), Activations[dict[str, torch.Tensor]])
 assert_type(activations(model, batches, {"0": "a", "1": "b"}, seed=1), Activations[dict[str, torch.Tensor]])

@@ -14,6 +14,8 @@ for batch in activations(model, batches, "0"):
     batch.backwrad()  # mistake
 for both in activations(model, batches, ["0", "1"]):
     both.sum()  # mistake
+for one in activations(model, batches, ["0"]):
+    one.sum()  # mistake
 for stacked in RingStore({"a": 4, "b": 4}, stacked=True):
     stacked["a"]  # mistake
 declared: RingStore[dict[str, torch.Tensor]] = RingStore({"a": 4, "b": 4})

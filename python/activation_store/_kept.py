@@ -1,0 +1,12 @@
+"""What is wrong with a run that keeps no row."""
+
+from __future__ import annotations
+
+
+def nothing_kept(batches: int, mask: object) -> ValueError:
+    """The error of a model that ran so many batches, of which nothing is kept."""
+    ran = f"the model ran {batches} {'batch' if batches == 1 else 'batches'}, and no row was kept"
+    if mask is None:
+        return ValueError(f"{ran}: the activations had none")
+    name = f"mask={mask!r}" if isinstance(mask, str) else "the mask"
+    return ValueError(f"{ran}: {name} is False (or 0) everywhere, and True (or 1) keeps a row; if it marks the rows to leave out, invert it")
