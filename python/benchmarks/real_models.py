@@ -96,7 +96,7 @@ class Hooked:
         self.rows = (batches * BATCH * CONTEXT) // MINIBATCH * MINIBATCH
         self.config = LanguageModelSAERunnerConfig(
             sae=StandardTrainingSAEConfig(d_in=128, d_sae=512, l1_coefficient=0.1), model_name="small", hook_name=self.point, context_size=CONTEXT,
-            streaming=False, prepend_bos=False, n_batches_in_buffer=max(2, window // (BATCH * CONTEXT)), store_batch_size_prompts=BATCH,
+            streaming=False, prepend_bos=False, n_batches_in_buffer=window // CONTEXT, store_batch_size_prompts=BATCH,
             training_tokens=self.rows, train_batch_size_tokens=MINIBATCH, n_eval_batches=0, logger=LoggingConfig(log_to_wandb=False),
             checkpoint_path=None, output_path=None, verbose=False, device="cpu",
         )  # fmt: skip
