@@ -125,15 +125,16 @@ def activations(
     stacked: bool = False,
     **settings: Unpack[RunSettings],
 ) -> Activations[Any]:
-    """Runs a model over batches, on a thread of its own, and gives what some modules put out as shuffled minibatches.
+    """Runs a model over batches, and gives what some modules put out as shuffled minibatches.
 
         >>> for batch in activations(model, tokenised_text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
         ...     train(batch["layer.2"], batch["layer.4"])
 
-    The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. Call
-    `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
+    On a thread of its own (see `overlap`), the model runs at once, under `no_grad`, while the loop trains. It waits while the
+    ring is full. Call `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
     every other use of the model. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do
-    not reach the model's thread (set them in a function of your own, see below).
+    not reach the model's thread (set them in a function of your own, see below). In the loop's own thread, each pass begins with
+    what a new thread has of grad mode, inference mode, autocast and the default device. So both ways give equal minibatches.
 
     The loop raises an error of the model, of a hook or of `batches` with its own traceback, after the minibatches
     that were captured before it.
@@ -141,8 +142,8 @@ def activations(
     The run ends when the last reference to the iterator goes: you leave the loop, and no name refers to the iterator.
     It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
     begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
-    up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
-    captured, so you may evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
+    up to 5 s for the forward pass under way and takes the hooks off. Only the run's own passes are captured, so you may
+    evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
 
     Args:
         model: A torch module, or a list of replicas of it (copies with equal parameters), each of which gets a thread and a lane: batch k goes to
@@ -159,6 +160,11 @@ def activations(
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
         dtype: Element type for every component of floats. Default: the activations' own type.
+        overlap: Whether the model runs on a thread of its own. True: yes, from this call on. False: no, each pass runs in the
+            loop's thread when the loop wants a minibatch and none is ready; for one model, with `when_full="wait"`. `"auto"`:
+            in the loop's thread if the model has parameters and all of them are on the CPU, where two threads of torch would
+            fight for the cores; on a thread otherwise, also for several models, a function (what it computes on is not known),
+            batches or a default device elsewhere, and another `when_full`.
         progress: Whether to show a line of `tqdm`: forward passes, rows per second, how full the ring is, who waits.
         resume: Go on from a snapshot of a run of the same model and batches: the folder that `snapshot` was given, or what
             `state_dict` returned. The run starts with the first batch whose rows are needed. If `batches` can be
@@ -235,6 +241,9 @@ class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
 
     def next(self, timeout: float | None = None) -> BatchT_co:
         """The next minibatch.
+
+        In the loop's own thread (see `overlap`), no pass is broken off. So the timeout counts between passes, and the call
+        runs one pass, whatever the timeout, if no minibatch is ready.
 
         Raises:
             TimeoutError: If none was ready in time.
