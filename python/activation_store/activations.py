@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 from . import _live_runs
 from ._dealer import Dealer
 from ._dtypes import dtype_name
+from ._gate import Gate
 from ._opening import Opening, builder
 from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
-from ._replicas import replica_of
+from ._replicas import Mode, Passes, replica_of
 from ._run import Run
 from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import torch
 from ._warnings import warn
+from .hooks import Hooks
 from .ring_store import RingStore
 from .snapshots import Source
 
@@ -42,6 +45,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
@@ -59,6 +65,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
@@ -90,6 +99,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     progress: bool = ...,
     resume: Source | None = ...,
@@ -108,6 +120,9 @@ def activations(
     window: int = 262_144,
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
+    mode: Mode = "eval",
+    hooks: Hooks = "check",
+    stop_early: bool = True,
     dtype: object = None,
     progress: bool = False,
     resume: Source | None = None,
@@ -182,16 +197,18 @@ def activations(
         raise ValueError("there is no model; give one, or a list of at least one")
     opening = Opening(builder(dtype, sizes), len(models))
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
-    replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
+    passes, gate = Passes(mask, point, mode, hooks, stop_early), Gate()
+    replicas = [replica_of(each, modules, opening, number, start, passes, gate) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches) if progress else NoProgress()
-    run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line)
+    run = Run(replicas, Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin"), opening, line, gate)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
-    config = {**sizes, "modules": names, "point": point, "dtype": None if dtype is None else dtype_name(dtype)}
+    config = {**sizes, "modules": names, "point": point, "mode": mode, "dtype": None if dtype is None else dtype_name(dtype)}
     result: Activations[Any] = Activations(run, config)
-    if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
-        warn("another activations(...) was running this model; it has been ended, and this one takes its place")
+    if _live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
+        warn("another activations(...) ran this model, and only the traceback of an earlier error referred to it: it has been ended")
+    _live_runs.add(result)
     run.start()
     return result
 
@@ -237,6 +254,21 @@ class Activations(Generic[BatchT_co]):
     def close(self) -> None:
         """Ends the run: waits for the forward pass under way, takes the hooks off, and discards what was captured."""
         self._run.stop()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No forward pass of this run is under way while the context lasts.
+
+            >>> batches = activations(model, tokenised_text, "encoder.layer.2", batch_size=64, window=1024)
+            >>> with batches.paused():
+            ...     _ = model.load_state_dict(model.state_dict())  # train it, or use the memory that a pass takes
+            >>> batches.close()
+
+        Waits for the pass under way and holds the next. The minibatches that are ready are served meanwhile. Do not ask
+        for more in the block: they would need a pass.
+        """
+        with self._run.gate.held():
+            yield
 
     def __enter__(self) -> Self:
         return self
