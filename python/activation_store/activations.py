@@ -135,19 +135,23 @@ def activations(
         >>> for batch in activations(model, tokenised_text, {"encoder.layer.2": "layer.2", "encoder.layer.4": "layer.4"}):
         ...     train(batch["layer.2"], batch["layer.4"])
 
-    The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. Call
-    `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
-    every other use of the model. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do
-    not reach the model's thread (set them in a function of your own, see below).
+    The model runs at once, under `no_grad`, while the loop trains. It waits while the ring is full. `no_grad`, `autocast` and
+    the current CUDA device belong to a thread: your own do not reach the model's thread (set them in a function of your own,
+    see below).
+
+    What runs is a *view* of the model: a copy of its modules that shares its parameters and buffers, with hooks and a mode of
+    its own. So you may hook, evaluate and `train()` the model in the loop, and the rows stay the model's. Hooks that are on at
+    the start stay on the view. If the model is in eval mode, the first batch also runs on the model itself, to compare the
+    outputs. A model that can have no view (FSDP, DDP, `torch.jit`, a `forward` that is a closure over its modules) runs itself:
+    a warning says why. `docs/python.md` says more.
 
     The loop raises an error of the model, of a hook or of `batches` with its own traceback, after the minibatches
     that were captured before it.
 
     The run ends when the last reference to the iterator goes: you leave the loop, and no name refers to the iterator.
-    It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
-    begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
-    up to 5 s for the forward pass under way and takes the hooks off. Only passes of the run's own thread are
-    captured, so you may evaluate the model meanwhile.
+    It also ends at `close()`, at the end of `with activations(...) as batches:`, and when the process exits. If only the
+    traceback of an error refers to the iterator (a notebook keeps it), the next run of the model ends it, and warns. Ending
+    it discards what was captured and waits up to 5 s for the forward pass under way. Runs of one model live side by side.
 
     Args:
         model: A torch module, or a list of replicas of it, each of which gets a thread and a lane: batch k goes to
@@ -163,6 +167,11 @@ def activations(
         window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
+        mode: `"eval"`: the view runs in eval mode. `"keep"`: in the mode that each module of the model has at the start.
+        hooks: Where the model has no view, each pass compares its hooks, modules and modes with the first pass's. With
+            `"check"` a change is an error. `"allow"` stores what comes.
+        stop_early: Whether a pass of a view ends behind the last captured module. The first pass counts how often each runs. Give
+            False if that number varies.
         dtype: Element type for every component of floats. Default: the activations' own type.
         progress: Whether to show a line of `tqdm`: forward passes, rows per second, how full the ring is, who waits.
         resume: Go on from a snapshot of a run of the same model and batches: the folder that `snapshot` was given, or what

@@ -12,6 +12,7 @@ from ._hook_points import HookPoint, check_paths, hook_points
 from ._pass_mask import Mask, PassMask
 from ._pass_sinks import PassRejected, Sink, sink_into
 from ._torch import HAS_TORCH, torch
+from ._view import is_compiled
 from ._warnings import warn
 from .errors import StoreClosedError
 from .producer import Producer
@@ -74,6 +75,9 @@ def capture(
         point: Whether to take the modules' `"output"` or their `"input"`.
         wait: Whether a pass waits while the store's queue is full, also on a thread that runs an event loop (a cell of a
             Jupyter notebook does), which stands still meanwhile: train on another thread. False lets rows pile up in memory.
+        hooks: `capture` never runs the model, so your own hooks change what is captured. With `"check"` it compares the hooks
+            and modules of the model in each pass with the first captured pass's, and stops if they are others. `"allow"`
+            stores what comes.
 
     Raises:
         TypeError: If `components` is no mapping, or its keys are no paths.
@@ -231,9 +235,14 @@ class Capture:
         self._drop()
         if output is not None:
             again = "as often as the others" if self._thread.passes else "at all"
-            self._stop(ValueError(
-                f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; capture modules that run in every pass"
-            ))
+            advice = "capture modules that run in every pass"
+            if is_compiled(self._model):
+                advice = (
+                    "the model is compiled by torch.compile, and compiled code skips hooks that were put on after it had been compiled. Capture "
+                    "with `activations` or `record`, which run the uncompiled modules, run the uncompiled model yourself, or call "
+                    "torch.compiler.reset() before the `with` block, so that the code is compiled again with the hooks"
+                )
+            self._stop(ValueError(f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; {advice}"))
 
     def _taker(self, number: int, point: HookPoint) -> Callable[[Any], None]:
         return lambda activations: self._take(number, point, activations)
