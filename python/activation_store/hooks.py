@@ -239,8 +239,7 @@ class Capture:
             if is_compiled(self._model):
                 advice = (
                     "the model is compiled by torch.compile, and compiled code skips hooks that were put on after it had been compiled. Capture "
-                    "with `activations` or `record`, which run the uncompiled modules, run the uncompiled model yourself, or call "
-                    "torch.compiler.reset() before the `with` block, so that the code is compiled again with the hooks"
+                    "with `activations` or `record`, which run a view of the uncompiled modules, or run and capture the uncompiled model"
                 )
             self._stop(ValueError(f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; {advice}"))
 

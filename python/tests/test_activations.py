@@ -11,7 +11,7 @@ from conftest import run
 
 torch = pytest.importorskip("torch")
 
-from activation_store import Activations, RingStore, activations, capture  # noqa: E402
+from activation_store import Activations, activations  # noqa: E402
 
 SETTINGS = {"batch_size": 8, "window": 16}
 

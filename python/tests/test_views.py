@@ -300,6 +300,16 @@ def test_a_compiled_model_runs_uncompiled_and_says_so():
         assert len(said) == 1
 
 
+def test_capture_says_that_compiled_code_skips_hooks():
+    compiled = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), backend="eager")
+    store = RingStore(4, batch_size=4, window=8, queue_rows=1000)
+    with torch.no_grad():
+        compiled(text()[0])
+        with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="did not run '_orig_mod.0' at all.*compiled by torch.compile.*`activations`"), capture(compiled, {"_orig_mod.0": 0}, store):
+            compiled(text()[0])
+    store.abort()
+
+
 def test_capture_refuses_hooks_that_change_between_passes():
     model = Tiny().eval()
     store = RingStore(4, batch_size=4, window=8, queue_rows=1000)
