@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from activation_store import Recording, activations, record  # noqa: E402
+from activation_store import activations, record  # noqa: E402
 
 nn = torch.nn
 SETTINGS = {"batch_size": 4, "window": 8, "queue_rows": 1000}
@@ -67,8 +67,8 @@ def test_only_the_first_pass_runs_to_its_end(tmp_path):
     assert served(model, ["layers.2:input", "layers.0"]) == 40
     assert model.counts() == [10, 10, 1, 1], "the input is there before the module runs"
     model = Chain([0, 1, 2, 3])
-    record(model, text(), ["layers.1"], tmp_path / "r")
-    assert model.counts() == [10, 10, 1, 1] and len(Recording(tmp_path / "r")[:]) == 40
+    assert record(model, text(), "layers.1", tmp_path / "recorded").rows == 40
+    assert model.counts() == [10, 10, 1, 1]
 
 
 def test_a_module_that_runs_twice_is_left_after_its_last_call():
