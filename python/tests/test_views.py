@@ -180,6 +180,38 @@ def text(count=10):
     return [torch.randn(4, 4, generator=torch.Generator().manual_seed(number)) for number in range(count)]
 
 
+def test_a_thousand_passes_are_undisturbed(quietly):
+    model = Tiny().eval()
+    quiet = rows_of(activations(model, text(1000), "dropout", batch_size=4, window=8))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    begun, ended = threading.Event(), threading.Event()
+
+    def disturbed():
+        for number, batch in enumerate(text(1000)):
+            if number == 1:
+                assert begun.wait(60)
+            yield batch
+
+    def disturb():
+        while not ended.is_set():
+            with model.layers[1].register_forward_hook(lambda module, args, output: torch.zeros_like(output)):
+                model.train()
+                begun.set()
+                model(text(1)[0])
+            model.eval()
+            model.load_state_dict(state)
+
+    thread = threading.Thread(target=disturb)
+    batches = activations(model, disturbed(), "dropout", batch_size=4, window=8)
+    thread.start()
+    try:
+        served = rows_of(batches)
+    finally:
+        ended.set()
+        thread.join(60)
+    assert len(quiet) == 4000 and torch.equal(served, quiet)
+
+
 def test_a_view_shares_parameters_and_buffers_and_nothing_else():
     model = Tiny()
     view = view_of(model)
