@@ -20,6 +20,12 @@ from transformers import GPT2Config, GPT2Model
 from activation_store import activations
 
 
+_TEXTS = 4
+"""Texts of a pass."""
+_WARM_UP = 4
+"""Passes whose rows are served before the time is taken."""
+
+
 def model_of(args: argparse.Namespace, layers: int) -> torch.nn.Module:
     """A GPT-2 of so many layers."""
     config = GPT2Config(n_layer=layers, n_head=4, n_embd=args.features, n_positions=args.tokens, vocab_size=256, bos_token_id=1, eos_token_id=2)
@@ -29,9 +35,10 @@ def model_of(args: argparse.Namespace, layers: int) -> torch.nn.Module:
 
 
 def seconds(args: argparse.Namespace, model: torch.nn.Module, texts: list[torch.Tensor], *, stop_early: bool = True) -> float:
-    """How long a run takes from its first minibatch on. The first pass, which runs to its end, and the probe come before."""
+    """How long the passes of a run take after the first ones. The first pass, which runs to its end, and the probe come before."""
     run = activations(model, texts, "h.0", batch_size=args.tokens, window=2 * args.tokens, stop_early=stop_early)
-    next(run)
+    for _ in range(_WARM_UP * _TEXTS):  # a minibatch has as many rows as one text
+        next(run)
     start = time.perf_counter()
     for _ in run:
         pass
@@ -47,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
 
-    texts = [torch.randint(256, (4, args.tokens)) for _ in range(args.passes)]
+    texts = [torch.randint(256, (_TEXTS, args.tokens)) for _ in range(args.passes)]
     whole, cut = model_of(args, args.layers), model_of(args, 1)
     early, full = [], []
     for number in range(args.rounds):
@@ -56,7 +63,7 @@ def main() -> None:
         if number < 3:
             full.append(seconds(args, whole, texts, stop_early=False) / shorter)
     ratio, without = statistics.median(early), statistics.median(full)
-    print(f"layer 0 of {args.layers}, {args.passes} passes of {4 * args.tokens} rows, compared with a model of one layer")
+    print(f"layer 0 of {args.layers}, {args.passes} passes of {_TEXTS * args.tokens} rows, compared with a model of one layer")
     print(f"ends early          {ratio:6.2f} x   ({min(early):.2f} to {max(early):.2f})")
     print(f"stop_early=False    {without:6.2f} x")
     print(f"{'reached' if ratio <= 1.2 else 'MISSED '}  ends early takes at most 1.2 x the cut model")

@@ -105,6 +105,8 @@ def test_the_rows_are_those_of_a_quiet_run_whatever_is_done_to_the_model_meanwhi
     torch.manual_seed(0)
     model, paths, spliced = make()
     model.eval()
+    with torch.no_grad():
+        model(TOKENS[0])  # TransformerBridge puts hooks of its own on in its first pass
     before = hooks_on(model)
     quiet = rows(activations(model, TOKENS * 2, paths, **SETTINGS))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items() if not tensor.is_meta}
