@@ -19,7 +19,6 @@ from transformers import GPT2Config, GPT2Model
 
 from activation_store import activations
 
-
 _TEXTS = 4
 """Texts of a pass."""
 _WARM_UP = 4
