@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _run
 from ._dealer import Dealer
+from ._gate import Gate
 from ._opening import Opening
 from ._pass_context import like_a_new_thread
 from ._progress import NoProgress, Progress
@@ -26,8 +27,9 @@ class LoopRun:
     next batch runs only when the ring has taken the rows of the one before: so at most one batch's rows are kept aside.
     """
 
-    def __init__(self, replica: Replica, dealer: Dealer, opening: Opening, progress: Progress | NoProgress) -> None:
+    def __init__(self, replica: Replica, dealer: Dealer, opening: Opening, progress: Progress | NoProgress, gate: Gate) -> None:
         self.opening = opening
+        self.gate = gate
         self._replica: Replica | None = replica
         self._dealer = dealer
         self._batches = dealer.batches_for(0)
@@ -82,6 +84,7 @@ class LoopRun:
         replica = self._replica
         if replica is None:
             return
+        self.gate.check()  # before a batch is taken, which would be lost
         try:
             with like_a_new_thread():
                 if not self._has_entered:
@@ -114,6 +117,7 @@ class LoopRun:
         if os.getpid() != self._process:
             return  # a forked child has no writer
         self._is_stopping = True
+        self.gate.end()
         self._dealer.stop()
         self.opening.abort()
         self.settle()

@@ -6,15 +6,24 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
+from ._early_stop import EarlyStop
 from ._first_pass import FirstPass, layout_of
+from ._gate import Gate
+from ._hook_points import HookPoint
 from ._opening import Opens
 from ._pass_mask import Mask
 from ._positions import Position, value_of
+from ._probe import Probe
 from ._torch import HAS_TORCH, is_tensor, torch
+from ._view import NoViewError, is_compiled, path_in_view, view_of
+from ._warnings import warn
 from .errors import StoreClosedError, StoreFullError
-from .hooks import Capture
+from .hooks import Capture, Hooks, check_hooks
+
+Mode: TypeAlias = Literal["eval", "keep"]
+"""Whether a view runs in eval mode, or in the mode that the model is in when the run begins."""
 
 
 class Replica(Protocol):
@@ -36,25 +45,37 @@ class Replica(Protocol):
         """Takes the hooks off the model, if there are any."""
 
 
+class Passes(NamedTuple):
+    """How a model's passes are run."""
+
+    mask: Mask = None
+    point: Any = "output"
+    mode: Mode = "eval"
+    hooks: Hooks = "check"
+    stop_early: bool = True
+
+
 class ModelReplica:
-    """A model, of which some modules are captured."""
+    """A model, of which some modules are captured. A view of it runs, if it can have one."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        modules: Mapping[str, str],
-        opening: Opens,
-        number: int,
-        start: Position | None,
-        mask: Mask,
-        point: Any,
+        self, model: torch.nn.Module, modules: Mapping[str, str], opening: Opens, number: int, start: Position | None, passes: Passes, gate: Gate
     ) -> None:
         self.model = model
         names = list(modules.values())
         if len(set(names)) != len(names):
             raise ValueError(f"two modules have one name in {names}; give each a name of its own")
+        check_hooks(passes.hooks)
+        if passes.mode not in ("eval", "keep"):
+            raise ValueError(f'mode is {passes.mode!r}; use "eval" or "keep"')
+        self._modules = modules
+        self._passes = passes
+        self._gate = gate
         self._sink = FirstPass(opening, number, names, start)
-        self._capture = _OwnCapture(model, modules, self._sink, mask=mask, point=point)
+        self._probe: Probe | None = None
+        """What the first pass has to show; None after it, and if there is no view."""
+        self._early_stop: EarlyStop | None = None
+        self._capture = self._of_view()
 
     def __enter__(self) -> Self:
         self._capture.__enter__()
@@ -69,16 +90,67 @@ class ModelReplica:
         self._sink.begin_batch(index)
         args, kwargs = _arguments(batch)
         try:
-            with self._capture.of_this_thread():
-                self.model(*args, **kwargs)
-        finally:  # no lock of the model's is held any more; passes before an error count
+            with self._gate.passing() as may_run:
+                if not may_run:
+                    return False
+                self._run(index, args, kwargs)
+        finally:  # no lock of the model's is held any more, and the gate is free; passes before an error count
             is_open = self._sink.hand_over()
         if self._capture.error is not None:
             raise self._capture.error
+        if self._early_stop is not None:
+            self._early_stop.check()
         return is_open and not self._capture.stopped
 
     def remove(self) -> None:
         self._capture._remove()  # noqa: SLF001
+
+    def _of_view(self) -> _OwnCapture:
+        """A capture of the model's view, or of the model if there is none."""
+        try:
+            view = view_of(self.model)
+        except NoViewError as error:
+            return self._of_model(str(error))
+        modules = self._modules
+        if is_compiled(self.model):
+            modules = {path_in_view(path): name for path, name in modules.items()}
+            warn(f"{type(self.model).__name__} has parts that torch.compile made; what runs is a view of the uncompiled modules, because compiled code skips hooks")
+        if self._passes.mode == "eval":
+            for module in view.modules():
+                module.training = False  # not by `eval()`: a model's own could change the parameters, which are shared
+        self._probe = Probe(self.model)
+        self._early_stop = EarlyStop(view) if self._passes.stop_early else None
+        return _OwnCapture(view, modules, self._sink, early_stop=self._early_stop, mask=self._passes.mask, point=self._passes.point, hooks="allow")
+
+    def _of_model(self, reason: str) -> _OwnCapture:
+        """A capture of the model itself."""
+        self._probe = self._early_stop = None
+        mode = ", and in train mode, because the mode is the model's" if self._passes.mode == "eval" and self.model.training else ""
+        capture = _OwnCapture(self.model, self._modules, self._sink, mask=self._passes.mask, point=self._passes.point, hooks=self._passes.hooks)
+        warn(
+            f"the model itself runs{mode}: there is no view of {type(self.model).__name__}, because {reason}. Hooks and modes that you "
+            "change meanwhile change the captured rows"
+            + ("" if self._passes.hooks == "allow" else ", so such a change is an error")
+        )
+        return capture
+
+    def _run(self, index: int, args: Any, kwargs: Any) -> None:
+        probe, self._probe = self._probe, None
+        if probe is None:
+            self._call(args, kwargs)
+            return
+        reason = probe.why_not(lambda: self._call(args, kwargs), args, kwargs)
+        if reason is not None:
+            self._capture._remove()  # noqa: SLF001
+            self._capture = self._of_model(reason)
+            self._capture.__enter__()
+            self._sink.begin_batch(index)  # forgets the rows of the view
+            self._call(args, kwargs)
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        model = self._capture.model
+        with self._capture.of_this_thread():
+            return model(*args, **kwargs) if self._early_stop is None else self._early_stop.run(model, args, kwargs)
 
 
 class FunctionReplica:
@@ -87,8 +159,9 @@ class FunctionReplica:
     model = None
 
     def __init__(
-        self, function: Callable[[Any], Mapping[str, Any]], opening: Opens, number: int, start: Position | None
+        self, function: Callable[[Any], Mapping[str, Any]], opening: Opens, number: int, start: Position | None, gate: Gate
     ) -> None:
+        self._gate = gate
         self._start = start
         self._function = function
         self._opening = opening
@@ -105,7 +178,10 @@ class FunctionReplica:
     def run(self, index: int, batch: Any) -> bool:
         if self._start is not None and (index, 1) == self._start:
             return True  # a batch is one pass, and the store has it
-        rows = self._function(batch)
+        with self._gate.passing() as may_run:
+            if not may_run:
+                return False
+            rows = self._function(batch)
         if not isinstance(rows, Mapping):
             raise TypeError(f"the function gives {type(rows).__name__}; it must give the rows by name, such as {{'layer.2': rows}}")
         layout, by_name = layout_of(rows), {str(name): batch for name, batch in rows.items()}
@@ -125,13 +201,16 @@ class FunctionReplica:
         """Has none."""
 
 
-def replica_of(model: Any, modules: Any, opening: Opens, number: int, start: Position | None, mask: Mask, point: Any) -> Replica:
+def replica_of(
+    model: Any, modules: Any, opening: Opens, number: int, start: Position | None, passes: Passes, gate: Gate | None = None
+) -> Replica:
     """What runs a model, or a function.
 
     Raises:
         TypeError: If it is neither, or the modules are missing or too many.
-        ValueError: If the model has no such module.
+        ValueError: If the model has no such module, or a setting cannot be so.
     """
+    gate = Gate() if gate is None else gate
     if HAS_TORCH and isinstance(model, torch.nn.Module):
         if modules is None:
             raise TypeError("name the modules to capture: a path, a list of paths, or a mapping from paths to names")
@@ -139,12 +218,12 @@ def replica_of(model: Any, modules: Any, opening: Opens, number: int, start: Pos
             modules = [modules]
         if not isinstance(modules, Mapping):
             modules = {path: path for path in modules}
-        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, start, mask, point)
+        return ModelReplica(model, {path: str(name) for path, name in modules.items()}, opening, number, start, passes, gate)
     if not callable(model):
         raise TypeError(f"the model is {type(model).__name__}; give a torch module, a function, or a list of them")
-    if modules is not None or mask is not None or point != "output":
-        raise TypeError("modules, mask and point are for a torch module; a function gives the rows to keep, by name")
-    return FunctionReplica(model, opening, number, start)
+    if modules is not None or passes.mask is not None or (passes.point, passes.mode, passes.hooks) != ("output", "eval", "check"):
+        raise TypeError("modules, mask, point, mode and hooks are for a torch module; a function gives the rows to keep, by name")
+    return FunctionReplica(model, opening, number, start, gate)
 
 
 class _OwnCapture(Capture):
@@ -152,6 +231,12 @@ class _OwnCapture(Capture):
 
     _thread_id = -1
     """The thread that runs a pass now; no thread has -1."""
+    _checks_modes = True
+    _advice = "run a copy of the model for what needs other hooks or another mode"
+
+    def __init__(self, *args: Any, early_stop: EarlyStop | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._early_stop = early_stop
 
     @contextlib.contextmanager
     def of_this_thread(self) -> Iterator[None]:
@@ -163,8 +248,18 @@ class _OwnCapture(Capture):
             self._thread_id = -1
 
     @property
+    def model(self) -> torch.nn.Module:
+        """What is captured: the view, or the model."""
+        return self._model
+
+    @property
     def own_thread(self) -> int | None:
         return self._thread_id
+
+    def _take(self, number: int, point: HookPoint, activations: Any) -> None:
+        super()._take(number, point, activations)
+        if self._early_stop is not None and not self._is_foreign():
+            self._early_stop.called(number)
 
     def _warn(self, error: Exception) -> None:
         """The training loop raises it."""

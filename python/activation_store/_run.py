@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._dealer import Dealer
+from ._gate import Gate
 from ._opening import Opening
 from ._progress import NoProgress, Progress
 from ._replicas import Replica
@@ -23,8 +24,11 @@ BOUND = 5.0
 class Run:
     """Runs every replica on a daemon thread, and ends them. It never refers to the iterator that serves it."""
 
-    def __init__(self, replicas: Sequence[Replica], dealer: Dealer, opening: Opening, progress: Progress | NoProgress) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], dealer: Dealer, opening: Opening, progress: Progress | NoProgress, gate: Gate
+    ) -> None:
         self.opening = opening
+        self.gate = gate
         self._replicas = list(replicas)
         self._dealer = dealer
         self._progress = progress
@@ -53,6 +57,7 @@ class Run:
         if os.getpid() != self._process:
             return  # a forked child has no such threads
         self._is_stopping = True
+        self.gate.end()
         self._dealer.stop()
         self.opening.abort()
         self.settle()

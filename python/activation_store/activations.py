@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 from . import _live_runs
 from ._dealer import Dealer
 from ._dtypes import dtype_name
+from ._gate import Gate
 from ._loaders import refuse_worker
 from ._loop_run import LoopRun
 from ._loop_stream import LoopStream
@@ -20,13 +22,14 @@ from ._overlap import Overlap, runs_on_threads
 from ._pass_mask import Mask
 from ._positions import first_positions, resumed_positions
 from ._progress import NoProgress, Progress
-from ._replicas import replica_of
+from ._replicas import Mode, Passes, replica_of
 from ._run import Run
 from ._same_model import check_replicas
 from ._settings import RunSettings
 from ._stream import Stream
 from ._torch import torch
 from ._warnings import warn
+from .hooks import Hooks
 from .ring_store import RingStore, _Iterable
 from .snapshots import Source
 
@@ -47,6 +50,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     overlap: Overlap = ...,
     progress: bool = ...,
@@ -65,6 +71,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     overlap: Overlap = ...,
     progress: bool = ...,
@@ -98,6 +107,9 @@ def activations(
     window: int = ...,
     mask: Mask = ...,
     point: Literal["output", "input"] = ...,
+    mode: Mode = ...,
+    hooks: Hooks = ...,
+    stop_early: bool = ...,
     dtype: object = ...,
     overlap: Overlap = ...,
     progress: bool = ...,
@@ -117,6 +129,9 @@ def activations(
     window: int = 262_144,
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
+    mode: Mode = "eval",
+    hooks: Hooks = "check",
+    stop_early: bool = True,
     dtype: object = None,
     overlap: Overlap = "auto",
     progress: bool = False,
@@ -131,19 +146,24 @@ def activations(
         ...     train(batch["layer.2"], batch["layer.4"])
 
     On a thread of its own (see `overlap`), the model runs at once, under `no_grad`, while the loop trains. It waits while the
-    ring is full. Call `model.train()` or `model.eval()` yourself: the mode belongs to the model, so changing it here would change it for
-    every other use of the model. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do
-    not reach the model's thread (set them in a function of your own, see below). In the loop's own thread, each pass begins with
-    what a new thread has of grad mode, inference mode, autocast and the default device. So both ways give equal minibatches.
+    ring is full. `no_grad`, `autocast` and the current CUDA device belong to a thread: your own do not reach the model's
+    thread (set them in a function of your own, see below). In the loop's own thread, each pass begins with what a new thread
+    has of grad mode, inference mode, autocast and the default device. So both ways give equal minibatches.
+
+    What runs is a *view* of the model: a copy of its modules that shares its parameters and buffers, with hooks and a mode of
+    its own. So you may hook, evaluate and `train()` the model in the loop, and the rows stay the model's. Hooks that are on at
+    the start stay on the view. If the model is in eval mode, the first batch also runs on the model itself, to compare the
+    outputs. A model that can have no view (FSDP, DDP, `torch.jit`, a `forward` that is a closure over its modules) runs itself:
+    a warning says why. `docs/python.md` says more.
 
     The loop raises an error of the model, of a hook or of `batches` with its own traceback, after the minibatches
     that were captured before it.
 
     The run ends when the last reference to the iterator goes: you leave the loop, and no name refers to the iterator.
-    It also ends at `close()`, at the end of `with activations(...) as batches:`, when another run of the same model
-    begins (which takes its place and warns), and when the process exits. Ending it discards what was captured, waits
-    up to 5 s for the forward pass under way and takes the hooks off. Only the run's own passes are captured, so you may
-    evaluate the model meanwhile. On several ranks, `equally` ends the loops of all with the same minibatch.
+    It also ends at `close()`, at the end of `with activations(...) as batches:`, and when the process exits. If only the
+    traceback of an error refers to the iterator (a notebook keeps it), the next run of the model ends it, and warns. Ending
+    it discards what was captured and waits up to 5 s for the forward pass under way. Runs of one model live side by side. On
+    several ranks, `equally` ends the loops of all with the same minibatch.
 
     Args:
         model: A torch module, or a list of replicas of it (copies with equal parameters), each of which gets a thread and a lane: batch k goes to
@@ -159,6 +179,11 @@ def activations(
         window: Rows that a minibatch's rows are spread over. The ring takes the memory of that many.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
+        mode: `"eval"`: the view runs in eval mode. `"keep"`: in the mode that each module of the model has at the start.
+        hooks: Where the model has no view, each pass compares its hooks, modules and modes with the first pass's. With
+            `"check"` a change is an error. `"allow"` stores what comes.
+        stop_early: Whether a pass of a view ends behind the last captured module. The first pass counts how often each runs. Give
+            False if that number varies.
         dtype: Element type for every component of floats. Default: the activations' own type.
         overlap: Whether the model runs on a thread of its own. True: yes, from this call on. False: no, each pass runs in the
             loop's thread when the loop wants a minibatch and none is ready; for one model, with `when_full="wait"`. `"auto"`:
@@ -200,17 +225,19 @@ def activations(
     named = modules is not None and not isinstance(modules, str)
     opening = Opening(builder(dtype, sizes), len(models), waits=has_threads, named=named, mask=mask)
     starts = first_positions(len(models)) if resume is None else resumed_positions(resume, len(models))
-    replicas = [replica_of(each, modules, opening, number, start, mask, point) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
+    passes, gate = Passes(mask, point, mode, hooks, stop_early), Gate()
+    replicas = [replica_of(each, modules, opening, number, start, passes, gate) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches, in_turns=not has_threads) if progress else NoProgress()
     dealer = Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin")
-    run = Run(replicas, dealer, opening, line) if has_threads else LoopRun(replicas[0], dealer, opening, line)
+    run = Run(replicas, dealer, opening, line, gate) if has_threads else LoopRun(replicas[0], dealer, opening, line, gate)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
-    config = {**sizes, "modules": names, "point": point, "dtype": None if dtype is None else dtype_name(dtype)}
+    config = {**sizes, "modules": names, "point": point, "mode": mode, "dtype": None if dtype is None else dtype_name(dtype)}
     result: Activations[Any] = Activations(run, config)
-    if _live_runs.take_place(run, [replica.model for replica in replicas if replica.model is not None]):
-        warn("another activations(...) was running this model; it has been ended, and this one takes its place")
+    if _live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
+        warn("another activations(...) ran this model, and only the traceback of an earlier error referred to it: it has been ended")
+    _live_runs.add(result)
     run.start()
     return result
 
@@ -265,6 +292,21 @@ class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
     def close(self) -> None:
         """Ends the run: waits for the forward pass under way, takes the hooks off, and discards what was captured."""
         self._run.stop()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No forward pass of this run is under way while the context lasts.
+
+            >>> batches = activations(model, tokenised_text, "encoder.layer.2", batch_size=64, window=1024)
+            >>> with batches.paused():
+            ...     _ = model.load_state_dict(model.state_dict())  # train it, or use the memory that a pass takes
+            >>> batches.close()
+
+        Waits for the pass under way and holds the next. The minibatches that are ready are served meanwhile. Do not ask
+        for more in the block: they would need a pass.
+        """
+        with self._run.gate.held():
+            yield
 
     def __enter__(self) -> Self:
         return self

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from . import _live_captures
+from . import _live_captures, _model_hooks
 from ._hook_points import HookPoint, check_paths, hook_points
 from ._pass_mask import Mask, PassMask
 from ._pass_sinks import PassRejected, Sink, check_whole, sink_into
 from ._torch import HAS_TORCH, torch
+from ._view import is_compiled
 from ._warnings import warn
 from .errors import StoreClosedError
 
@@ -30,6 +31,7 @@ def capture(
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
     wait: bool = True,
+    hooks: Hooks = "check",
 ) -> Capture:
     """Stores what a model's modules put out, while the context lasts.
 
@@ -73,6 +75,9 @@ def capture(
         point: Whether to take the modules' `"output"` or their `"input"`.
         wait: Whether a pass waits while the store's queue is full, also on a thread that runs an event loop (a cell of a
             Jupyter notebook does), which stands still meanwhile: train on another thread. False lets rows pile up in memory.
+        hooks: `capture` never runs the model, so your own hooks change what is captured. With `"check"` it compares the hooks
+            and modules of the model in each pass with the first captured pass's, and stops if they are others. `"allow"`
+            stores what comes.
 
     Raises:
         TypeError: If `components` is no mapping, or its keys are no paths.
@@ -82,7 +87,21 @@ def capture(
     Entering it raises `ValueError` if another thread is capturing the same model, whose store would get these passes, too, or if
     the model is being captured into this store already.
     """
-    return Capture(model, components, store, mask=mask, point=point, wait=wait)
+    return Capture(model, components, store, mask=mask, point=point, wait=wait, hooks=hooks)
+
+
+Hooks: TypeAlias = Literal["check", "allow"]
+"""Whether hooks that change between passes are an error or allowed."""
+
+
+def check_hooks(hooks: object) -> None:
+    """Checks this setting.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if hooks not in ("check", "allow"):
+        raise ValueError(f'hooks is {hooks!r}; use "check" or "allow"')
 
 
 class Capture:
@@ -97,11 +116,13 @@ class Capture:
         mask: Mask = None,
         point: Literal["output", "input"] = "output",
         wait: bool = True,
+        hooks: Hooks = "check",
     ) -> None:
         if not HAS_TORCH:
             raise ValueError("capture needs torch; install it")
         if point not in ("output", "input"):
             raise ValueError(f'point is {point!r}; use "output" or "input"')
+        check_hooks(hooks)
         check_paths(components)
         if not components:
             raise ValueError("there is nothing to capture; name at least one module and its component")
@@ -114,6 +135,9 @@ class Capture:
             raise ValueError("two modules are captured into one component; give each a component of its own")
         check_whole(store, self._components)
         self._mask = PassMask(mask, model)
+        self._checks_hooks = hooks == "check"
+        self._first_hooks: _model_hooks.HooksOf | None = None
+        """The hooks of the model in the first pass; None before its end."""
         self._hooks: list[RemovableHandle] = []
         self._thread = _ThreadState()
         self._lock = threading.Lock()
@@ -128,10 +152,10 @@ class Capture:
         _live_captures.add(self)
         self._sink.note_writer()
         try:
-            self._hooks.append(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._note(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
             for number, point in enumerate(self._points):
-                self._hooks.append(point.register(self._taker(number, point)))
-            self._hooks.append(self._model.register_forward_hook(self._end, always_call=True))
+                self._note(point.register(self._taker(number, point)))
+            self._note(self._model.register_forward_hook(self._end, always_call=True))
         except BaseException:
             self._remove()
             raise
@@ -172,10 +196,13 @@ class Capture:
         """
         return self._passes_dropped
 
+    def _note(self, handle: RemovableHandle) -> None:
+        self._hooks.append(_model_hooks.note(handle))
+
     def _remove(self) -> None:
         _live_captures.remove(self)
         for hook in self._hooks:
-            hook.remove()
+            _model_hooks.remove(hook)
         self._hooks = []
 
     # The hooks. None of them returns anything, so torch goes on with what it has.
@@ -186,6 +213,7 @@ class Capture:
             return
         self._drop_part()
         try:
+            self._check_hooks()
             self._thread.mask = self._mask.of_call(args, kwargs)
         except Exception as error:  # noqa: BLE001
             self._stop(error)
@@ -205,9 +233,13 @@ class Capture:
         self._drop()
         if output is not None:
             again = "as often as the others" if self._thread.passes else "at all"
-            self._stop(ValueError(
-                f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; capture modules that run in every pass"
-            ))
+            advice = "capture modules that run in every pass"
+            if is_compiled(self._model):
+                advice = (
+                    "the model is compiled by torch.compile, and compiled code skips hooks that were put on after it had been compiled. Capture "
+                    "with `activations` or `record`, which run a view of the uncompiled modules, or run and capture the uncompiled model"
+                )
+            self._stop(ValueError(f"the forward pass did not run {missing} {again}, so its rows cannot be aligned; {advice}"))
 
     def _taker(self, number: int, point: HookPoint) -> Callable[[Any], None]:
         return lambda activations: self._take(number, point, activations)
@@ -226,6 +258,7 @@ class Capture:
             taken[number] = self._sink.stage(rows, self._components[number], mask, hold=len(self._points) > 1)
             if len(taken) == len(self._points):
                 staged = [(self._components[number], taken[number]) for number in range(len(taken))]
+                self._check_hooks(is_end=True)
                 taken.clear()
                 self._thread.passes += 1
                 with self._lock:
@@ -244,6 +277,29 @@ class Capture:
         except Exception as error:  # noqa: BLE001
             taken.clear()
             self._stop(error)
+
+    def _check_hooks(self, is_end: bool = False) -> None:
+        """Compares the hooks of the model with the first pass's.
+
+        Raises:
+            ValueError: If they are others.
+        """
+        if not self._checks_hooks:
+            return
+        if self._first_hooks is None:
+            if is_end:  # libraries put hooks of their own on in their first pass
+                self._first_hooks = _model_hooks.HooksOf(self._model, modes=self._checks_modes)
+            return
+        changed = self._first_hooks.difference(self._model)
+        if changed is not None:
+            raise ValueError(
+                f"{changed} after the first captured pass, so the rows of later passes are another model's; {self._advice}, "
+                'or give hooks="allow" if these rows are to be stored'
+            )
+
+    _checks_modes = False
+    """Whether the modules' modes are compared, too."""
+    _advice = "change hooks only outside of the `with` block, or capture with `activations`, which runs a view of the model where it can"
 
     def _drop_part(self) -> None:
         """Forgets an incomplete pass, if there is one."""

@@ -14,8 +14,9 @@ from ._native import __version__
 from ._opening import Layout, with_dtype
 from ._pass_mask import Mask
 from ._progress import line_of
-from ._replicas import replica_of
+from ._replicas import Mode, Passes, replica_of
 from ._torch import HAS_TORCH, torch
+from .hooks import Hooks
 from .recorder import Recorder, Safe
 from .recording import Recording, by_name
 
@@ -28,6 +29,9 @@ def record(
     *,
     mask: Mask = None,
     point: Literal["output", "input"] = "output",
+    mode: Mode = "eval",
+    hooks: Hooks = "check",
+    stop_early: bool = True,
     dtype: object = None,
     lane: str = "lane",
     shard_rows: int = 16_384,
@@ -42,8 +46,8 @@ def record(
         >>> for batch in Recording("activations", batch_size=64, window=1024):
         ...     train(batch)
 
-    Runs on this thread, under `no_grad`; shards are written in the background. Call `model.eval()` yourself. If the model, the batches or
-    Ctrl-C raise, what was recorded before is safe, the lane is not finished, and `resume=True` goes on behind it.
+    Runs on this thread, under `no_grad`; shards are written in the background. What runs is a view of the model, in eval mode; see `activations`.
+    If the model, the batches or Ctrl-C raise, what was recorded before is safe, the lane is not finished, and `resume=True` goes on behind it.
 
     Args:
         model: A torch module; or a function that gives a batch's rows by name, `f(batch) -> {"layer.2": rows}`, with `modules=None`.
@@ -52,6 +56,9 @@ def record(
         folder: Where the shards go.
         mask: Which rows to keep; see `capture`.
         point: Whether to take the modules' `"output"` or their `"input"`.
+        mode: `"eval"`, or `"keep"` for the model's own; see `activations`.
+        hooks: Whether changed hooks are an error where the model has no view; see `activations`.
+        stop_early: Whether passes end behind the last captured module; see `activations`.
         dtype: Element type for every component of floats. Default: the activations' own type.
         lane: The lane's name. Give each process or rank one of its own, and its own batches.
         shard_rows: Rows after which a shard is written.
@@ -70,7 +77,7 @@ def record(
     """
     described = {"hooks": _described(modules), "model": getattr(model, "__name__", type(model).__name__), "written_by": f"activation-store {__version__}", **by_name(modules), **(metadata or {})}
     lane_of = _Lane(folder, dtype, {"lane": lane, "shard_rows": shard_rows, "metadata": described, "resume": resume, "sync": sync})
-    replica = replica_of(model, modules, lane_of, 0, None, mask, point)
+    replica = replica_of(model, modules, lane_of, 0, None, Passes(mask, point, mode, hooks, stop_early))
     line = line_of(batches) if progress else None
     try:
         with torch.no_grad() if HAS_TORCH else contextlib.nullcontext(), replica:

@@ -11,9 +11,15 @@ from conftest import run
 
 torch = pytest.importorskip("torch")
 
-from activation_store import Activations, RingStore, activations, capture, record  # noqa: E402
+from activation_store import Activations, activations, record  # noqa: E402
 
 SETTINGS = {"batch_size": 8, "window": 16}
+
+
+class Log:
+    """What a model notes of its passes. The model and its views share it."""
+
+    fails_at, calls, grad, training = -1, 0, None, None
 
 
 class Model(torch.nn.Module):
@@ -23,11 +29,14 @@ class Model(torch.nn.Module):
         super().__init__()
         self.first = torch.nn.Identity()
         self.second = Doubles()
-        self.fails_at, self.calls, self.grad = -1, 0, None
+        self.log = Log()
+
+    fails_at = property(lambda self: self.log.fails_at, lambda self, call: setattr(self.log, "fails_at", call))
+    calls = property(lambda self: self.log.calls, lambda self, calls: setattr(self.log, "calls", calls))
 
     def forward(self, x, scale=1, mask=None):
         self.calls += 1
-        self.grad = torch.is_grad_enabled()
+        self.log.grad, self.log.training = torch.is_grad_enabled(), self.training
         if self.calls == self.fails_at:
             raise MemoryError("the model failed")
         return self.second(self.first(x * scale))
@@ -132,12 +141,15 @@ def test_masks(model):
     assert sorted_rows(batch["first"] for batch in served) == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
-def test_it_runs_without_gradients_and_in_the_callers_mode(model):
-    for mode in (True, False):
-        model.train(mode)
-        for batch in activations(model, [numbered(8)] * 3, "first", **SETTINGS):
-            assert torch.is_grad_enabled() and not batch.requires_grad
-        assert (model.grad, model.training) == (False, mode)
+def test_it_runs_without_gradients_and_in_eval_mode(model):
+    for training in (True, False):
+        model.train(training)
+        for mode in ("eval", "keep"):
+            for batch in activations(model, [numbered(8)] * 3, "first", mode=mode, **SETTINGS):
+                assert torch.is_grad_enabled() and not batch.requires_grad
+            assert (model.log.grad, model.log.training, model.training) == (False, training and mode == "keep", training)
+    with pytest.raises(ValueError, match="mode is 'train'"):
+        activations(model, endless(), "first", mode="train", **SETTINGS)
 
 
 def test_dtypes_are_those_of_the_activations_unless_given(model):
@@ -238,55 +250,6 @@ def test_what_the_trainer_runs_meanwhile_is_not_captured(model):
             model.first(numbered(10, first=-1000))
             served.append(batch["first"])
     assert sorted_rows(served) == list(range(100))
-
-
-def test_a_second_run_of_a_model_takes_the_place_of_the_first(model):
-    first = activations(model, endless(), "first", **SETTINGS)
-    next(first)
-    with pytest.warns(RuntimeWarning, match="takes its place") as caught:
-        second = activations(model, endless(), "second", **SETTINGS)
-    assert caught[0].filename == __file__
-    assert list(first) == []
-    assert len(left()[0]) == 1
-    assert len(next(second)) == 8
-    other = Model()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with activations(other, endless(), "first", **SETTINGS) as third:
-            next(third)
-        third = activations(model, endless(), "first", **SETTINGS)  # a warning that is an error does not get out
-        next(third)
-        third.close()
-        list(activations(model, [numbered(8)], "first", **SETTINGS))  # none runs any more
-    assert list(second) == []
-    assert left(model, other) == CLEAN
-
-
-def test_a_second_run_does_not_wait_for_ever_for_a_first_that_is_stuck(model, monkeypatch):
-    monkeypatch.setattr("activation_store._run.BOUND", 0.05)
-    go_on = threading.Event()
-
-    def stuck():
-        yield numbered(100)
-        go_on.wait(30)
-
-    first = activations(model, stuck(), "first", **SETTINGS)
-    next(first)
-    with pytest.warns(RuntimeWarning) as caught:
-        second = activations(model, [numbered(8)] * 10, "first", **SETTINGS)
-    assert ["has not returned" in str(warning.message) for warning in caught] == [True, False]
-    assert sum(map(len, second)) == 80
-    (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("activation-store-model")]
-    go_on.set()
-    thread.join(30)
-    assert list(first) == []
-
-
-def test_a_capture_of_the_model_by_the_trainer_is_refused(model):
-    with activations(model, endless(), "first", **SETTINGS) as batches:
-        next(batches)
-        with pytest.raises(ValueError, match="already has a live capture"), capture(model, {"first": 0}, RingStore(3, batch_size=8, window=16)):
-            pass
 
 
 def test_replicas_repeat(model):
