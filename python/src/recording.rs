@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use activation_store::{
-    Batch, ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot,
-    SyncPolicy, WriteError,
+    ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
+    WriteError,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -161,9 +161,9 @@ impl Recorder {
     /// Raises if it takes no more passes: the first error of the disk, if there was one.
     fn check_open(&self) -> PyResult<()> {
         if let Some(error) = self.recorder.get()?.failure() {
-            return Err(WriteError::from(error)).or_raise();
+            return Err(error).or_raise();
         }
-        if self.ending.get().is_some() { Err(WriteError::Closed(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
+        if self.ending.get().is_some() { Err(WriteError::from(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
     }
 
     /// Waits for room for a pass, while two others wait for the disk.
