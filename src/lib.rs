@@ -66,11 +66,11 @@ pub use crate::{
         stats::{ComponentStats, Dropped, Stats},
     },
     recording::{
+        permit::RecorderPermit,
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
         recording::{RecordedLane, Recording},
         replay::{Position, Replay, ReplayedRows, Replaying},
-        room::RecorderPermit,
         sealer::{Safe, SyncPolicy},
         tee::Tee,
     },

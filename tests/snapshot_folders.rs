@@ -92,7 +92,7 @@ fn a_run_does_not_save_among_the_snapshots_of_another() {
     let mut others = filled(&other);
     take(&mut others);
     for form in [Form::Light, Form::Full] {
-        let refused = others.snapshot(dir.path(), form).unwrap_err();
+        let refused = others.snapshot(dir.path(), form).unwrap().wait().unwrap_err();
         assert!(matches!(refused, SnapshotError::OtherRun { minibatches: 2, .. }), "{refused}");
         assert!(refused.to_string().contains(&dir.path().display().to_string()), "{refused}");
     }
@@ -108,7 +108,7 @@ fn a_run_does_not_save_among_the_snapshots_of_another() {
     // Resumed from an earlier one, it does not: what came later is of a run that was given up.
     let again = builder().resume(saved).unwrap();
     let minibatches = filled(&again);
-    let refused = minibatches.snapshot(dir.path(), Form::Light).unwrap_err();
+    let refused = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap_err();
     assert!(matches!(refused, SnapshotError::Later { minibatches: 3, taken: 2, .. }), "{refused}");
     fs::rename(dir.path().join("snapshot-3"), dir.path().join("given up")).unwrap();
     let _ = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();

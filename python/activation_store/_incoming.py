@@ -49,7 +49,7 @@ def incoming(batch: Any, lane: Lane, component: int | str, mask: Any = None, *, 
     view = _rows_of(rows)
     keep = None if mask is None else mask_bytes(mask, view.leading)
     lend = view.is_copy or rows is not batch or not copy
-    return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend)
+    return _native.Rows(view.data, view.dtype, view.features, keep, lend=lend, array=None if lend else _resizable(rows))
 
 
 def incoming_pass(batches: Mapping[int | str, Any], lane: Lane, mask: Any = None, *, copy: bool = True) -> list[tuple[int | str, _native.Rows]]:
@@ -66,7 +66,7 @@ def incoming_pass(batches: Mapping[int | str, Any], lane: Lane, mask: Any = None
 def plain_rows(batch: Any, *, lend: bool) -> _native.Rows | None:
     """The rows of the commonest batch, a torch tensor in main memory whose features touch, in a fraction of the time; or None.
 
-    The tensor must not be resized before the rows have been copied.
+    That the tensor still has this memory is checked before the rows are copied.
     """
     if type(batch) is not _TENSOR or not batch.is_cpu or batch.is_nested or batch.is_neg():
         return None
@@ -147,6 +147,16 @@ def _rows_of_array(array: np.ndarray[Any, Any]) -> RowView:
     if flat.strides[1] != flat.itemsize:
         flat, is_copy = flat.copy(order="C"), True
     return RowView(flat.view(np.uint8), dtype, features, leading, is_copy)
+
+
+def _resizable(array: Any) -> np.ndarray[Any, Any] | None:
+    """The numpy array whose memory an array shows, if `resize(refcheck=False)` can free that. The memory of a tensor that numpy shows
+    cannot be resized."""
+    if not isinstance(array, np.ndarray):
+        return None
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array if array.base is None else None
 
 
 def _rows_of_tensor(tensor: torch.Tensor) -> RowView:

@@ -330,6 +330,8 @@ impl Intake {
             if !handles.is_empty() {
                 py.check_signals()?;
             }
+            // Whatever ran while this thread waited may have resized the memory.
+            rows.check(py)?;
             py.detach(|| {
                 for _ in 0..PIECES {
                     let batch =

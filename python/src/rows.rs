@@ -33,24 +33,25 @@ impl Rows {
     /// `[rows, features]` values of `dtype`, seen as bytes; rows where `mask` is zero are left out.
     ///
     /// Nothing is copied here. With `lend` nothing will be, where the layout allows: the caller leaves the memory unchanged
-    /// until the store has read it.
+    /// until the store has read it. `array` is the numpy array whose memory the rows are, if that can be resized.
     #[new]
-    #[pyo3(signature = (rows, dtype, features, mask=None, *, lend=false))]
+    #[pyo3(signature = (rows, dtype, features, mask=None, *, lend=false, array=None))]
     fn new(
         rows: &Bound<'_, PyAny>,
         dtype: &str,
         features: usize,
         mask: Option<&Bound<'_, PyAny>>,
         lend: bool,
+        array: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let dtype = dtype::parse(dtype)?;
-        let bytes = RowBytes::new(rows, width(features, dtype)?)?;
+        let bytes = RowBytes::new(rows, width(features, dtype)?, array)?;
         Rows::of(rows, bytes, dtype, features, mask, lend)
     }
 
-    /// `[rows, features]` values of `dtype` from an address on, rows `stride` values apart, in memory that `owner` keeps.
+    /// `[rows, features]` values of `dtype` from an address on, rows `stride` values apart, in memory of the tensor `owner`.
     ///
-    /// As from a buffer, but without the cost of one. The caller sees to it that the memory is there.
+    /// As from a buffer, but without the cost of one. The memory must be the tensor's.
     #[staticmethod]
     #[pyo3(signature = (owner, address, rows, stride, dtype, features, *, lend))]
     fn at(
@@ -132,7 +133,10 @@ impl Incoming {
     /// The rows as one batch.
     pub(crate) fn into_batch(self, py: Python<'_>, depot: &Arc<Depot>) -> PyResult<Batch> {
         match self {
-            Incoming::Uncopied(mut rows) => py.detach(|| rows.copy_all(depot)),
+            Incoming::Uncopied(mut rows) => {
+                rows.check(py)?;
+                py.detach(|| rows.copy_all(depot))
+            }
             Incoming::Batch(batch) => Ok(batch),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use activation_store::{Batch, DType};
 use pyo3::buffer::{PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::depot::{Depot, no_memory};
@@ -47,6 +48,11 @@ impl Uncopied {
             Vec::<u8>::new().try_reserve_exact(size).map_err(|_| no_memory(size))?;
         }
         Ok(Uncopied { bytes, keep, dtype, features, next: 0, left, patient: true })
+    }
+
+    /// Checks that the memory is where it was when the rows were handed over: they may have waited for room meanwhile.
+    pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
+        self.bytes.check(py)
     }
 
     /// Rows that are still to be copied.
@@ -110,13 +116,23 @@ pub(crate) struct RowBytes {
     /// Bytes of a row.
     width: usize,
     stride: isize,
-    _keeper: Keeper,
+    keeper: Keeper,
 }
 
 /// What keeps memory of Python's.
 enum Keeper {
-    Buffer(#[expect(dead_code, reason = "released when it is dropped")] PyUntypedBuffer),
-    Object(#[expect(dead_code, reason = "released when it is dropped")] Py<PyAny>),
+    /// A buffer; and the numpy array whose memory it is, if that can be resized, with the address and the bytes that it had.
+    Buffer { _buffer: PyUntypedBuffer, array: Option<(Py<PyAny>, usize, usize)> },
+    /// A tensor, whose storage can be resized.
+    Tensor(Py<PyAny>),
+}
+
+/// The address and the bytes of a numpy array.
+fn place(array: &Bound<'_, PyAny>) -> PyResult<(usize, usize)> {
+    let py = array.py();
+    let (address, _): (usize, bool) =
+        array.getattr(intern!(py, "__array_interface__"))?.get_item(intern!(py, "data"))?.extract()?;
+    Ok((address, array.getattr(intern!(py, "nbytes"))?.extract()?))
 }
 
 // SAFETY: the memory is kept by the buffer or the object, and only read; Python's threads share it as they share any buffer.
@@ -125,8 +141,8 @@ unsafe impl Send for RowBytes {}
 unsafe impl Sync for RowBytes {}
 
 impl RowBytes {
-    /// The buffer of `[rows, width]` bytes.
-    pub(crate) fn new(object: &Bound<'_, PyAny>, width: usize) -> PyResult<Self> {
+    /// The buffer of `[rows, width]` bytes. `array` is the numpy array whose memory it is, if that can be resized.
+    pub(crate) fn new(object: &Bound<'_, PyAny>, width: usize, array: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let buffer = PyUntypedBuffer::get(object)?;
         let (&[rows, bytes], &[stride, 1]) = (buffer.shape(), buffer.strides()) else {
             return Err(PyTypeError::new_err("rows must be a two-dimensional buffer whose last axis is contiguous"));
@@ -135,13 +151,44 @@ impl RowBytes {
             return Err(PyTypeError::new_err(format!("rows must be bytes, {width} to a row; got {bytes}")));
         }
         let start = buffer.buf_ptr().cast_const().cast();
-        Ok(RowBytes { start, rows, width, stride, _keeper: Keeper::Buffer(buffer) })
+        let placed = |array: &Bound<'_, PyAny>| place(array).map(|(at, bytes)| (array.clone().unbind(), at, bytes));
+        let array = array.map(placed).transpose()?;
+        Ok(RowBytes { start, rows, width, stride, keeper: Keeper::Buffer { _buffer: buffer, array } })
     }
 
-    /// `rows` rows of `width` bytes from an address on, which `owner` keeps.
+    /// `rows` rows of `width` bytes from an address on, which the tensor `owner` keeps.
     pub(crate) fn at(owner: &Bound<'_, PyAny>, address: usize, rows: usize, width: usize, stride: isize) -> Self {
         let start = std::ptr::with_exposed_provenance(address);
-        RowBytes { start, rows, width, stride, _keeper: Keeper::Object(owner.clone().unbind()) }
+        RowBytes { start, rows, width, stride, keeper: Keeper::Tensor(owner.clone().unbind()) }
+    }
+
+    /// Raises if the memory was resized, which frees what was there. Python's threads cannot resize it while this has the GIL.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let (what, is_there) = match &self.keeper {
+            Keeper::Buffer { array: None, .. } => return Ok(()),
+            Keeper::Buffer { array: Some((array, address, bytes)), .. } => {
+                ("array", place(array.bind(py))? == (*address, *bytes))
+            }
+            Keeper::Tensor(tensor) => ("tensor's storage", self.is_in_storage(tensor.bind(py))?),
+        };
+        if is_there {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!(
+            "the {what} was resized after its rows were handed over and before they were copied; \
+             hand over a copy (rows.clone() or rows.copy()), or resize it when the call has returned"
+        )))
+    }
+
+    fn is_in_storage(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = tensor.py();
+        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
+        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+        let last = self.rows.saturating_sub(1).saturating_mul(self.stride.unsigned_abs());
+        let end = address.saturating_add(last).saturating_add(self.width);
+        Ok(address == self.start.addr() && end <= start.saturating_add(bytes))
     }
 
     /// The address of the first row, and how many follow it without a gap; `None` where they lie apart.

@@ -1,5 +1,7 @@
 """Arrays on their way in: libraries, elements, layouts, masks, and who owns what."""
 
+import threading
+
 import numpy as np
 import pytest
 from conftest import drain, numbered
@@ -299,3 +301,44 @@ def test_what_cannot_be_copied_is_a_memory_error():
 def test_more_that_is_no_batch(rows, error, message):
     with pytest.raises(error, match=message):
         RingStore(4, batch_size=8, window=16).extend(rows)
+
+
+@pytest.mark.parametrize("resize", [
+    "tensor.untyped_storage().resize_(0)", "tensor.untyped_storage().resize_(4 * 1024)", "setattr(tensor, 'data', torch.zeros(1, 4))",
+    "array.resize((1, 4), refcheck=False)",
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["store.extend(rows)", "store.extend_pass({0: rows})", "store.append(rows[0])"])
+def test_memory_that_is_resized_while_its_rows_wait_for_room_is_not_read(resize, call):
+    torch = pytest.importorskip("torch")
+    store = RingStore(4, batch_size=8, window=16, queue_rows=8, output="numpy")
+    try:
+        while True:
+            store.extend(np.zeros((8, 4), np.float32), timeout=0.3)
+    except TimeoutError:
+        pass
+    tensor, array = torch.ones(10_000, 4), np.ones((10_000, 4), np.float32)
+    rows = array if "array" in resize else tensor
+    errors = []
+
+    def write():
+        try:
+            eval(call, {"store": store, "rows": rows})
+        except ValueError as error:
+            errors.append(str(error))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join(0.5)  # by now it waits for room, most likely; if not yet, it finds another size or address
+    assert writer.is_alive()
+    eval(resize, {"tensor": tensor, "array": array, "torch": torch, "setattr": setattr})
+    consumer = threading.Thread(target=lambda: seen.extend(store))
+    seen = []
+    consumer.start()
+    writer.join(30)
+    store.close()
+    consumer.join(30)
+    if call == "store.append(rows[0])" and "data" in resize:
+        return  # the row is a tensor of its own, which keeps the storage
+    assert len(errors) == 1, errors
+    assert "was resized after its rows were handed over" in errors[0]
+    assert all((batch == 0).all() for batch in seen)

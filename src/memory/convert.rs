@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use ndarray::ArrayView2;
 
 use crate::error::IndexError;
-use crate::memory::copy::{RowCopier, Slots, widely};
+use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::finite::{Checked, check, count};
 use crate::memory::narrow::bf16_bits;
+use crate::memory::widely::widely;
 use crate::rows::batch::Batch;
 use crate::rows::element::{AnyRows, DType, with_rows};
 use crate::rows::values::ValueCounts;

@@ -6,6 +6,7 @@
 //! may read the rows. Dropping the [`RowCopier`] issues the fence.
 
 use crate::memory::finite::{Unwatched, Watch};
+use crate::memory::widely::widely;
 use crate::rows::layout::ALIGN;
 
 /// The fewest bytes that are gathered past the cache. Fewer bytes may still be in the cache when they are read.
@@ -170,21 +171,6 @@ fn fetch(row: &[u8]) {
     let _ = row;
 }
 
-/// Runs `work` with wider vectors than the baseline of x86-64, if this processor has them.
-///
-/// Only code that the compiler inlines into `work` uses the wider vectors. So pass a closure around a plain loop.
-pub(crate) fn widely<T>(work: impl FnOnce() -> T) -> T {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-        // SAFETY: the processor has both.
-        return unsafe { x86::with_avx512(work) };
-    } else if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { x86::with_avx2(work) };
-    }
-    work()
-}
-
 #[inline(always)]
 fn ordinary<'r, W: Watch>(count: usize, pairs: &mut impl Pairs<'r>) -> W {
     let mut watch = W::default();
@@ -206,20 +192,6 @@ mod x86 {
     use super::Pairs;
     use crate::memory::finite::Watch;
     use crate::rows::layout::ALIGN;
-
-    /// # Safety
-    /// The processor must have AVX-512F and AVX-512BW.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn with_avx512<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-
-    /// # Safety
-    /// The processor must have AVX2.
-    #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn with_avx2<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
 
     /// Defines a copy of rows with streaming stores of one width. The function contains the loop over the rows, because the
     /// compiler does not inline a function with a target feature into a caller without it. A call for each row would cost as

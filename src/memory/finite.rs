@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use crate::memory::copy::widely;
+use crate::memory::widely::widely;
 use crate::rows::element::{DType, Element};
 use crate::rows::layout::ALIGN;
 use crate::rows::values::ValueCounts;

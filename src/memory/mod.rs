@@ -12,3 +12,4 @@ pub(crate) mod narrow;
 pub(crate) mod pages;
 pub(crate) mod part;
 pub(crate) mod pool;
+pub(crate) mod widely;

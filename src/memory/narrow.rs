@@ -3,8 +3,9 @@
 //! The kernels read the rows once and write half as many bytes, with streaming stores as in `copy`. A conversion into a buffer,
 //! and then a copy from the buffer, took longer than a copy of the rows without conversion.
 
-use crate::memory::copy::{RowCopier, Slots, widely};
+use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::finite::{Largest32, Watch};
+use crate::memory::widely::widely;
 
 /// The bits of the nearest bf16. Ties go to the even value, and NaN stays NaN. The result equals `half::bf16::from_f32`, but this
 /// code has no branch, so the compiler can convert many values at once.

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -27,6 +28,8 @@ pub(crate) struct SnapshotRequest {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) reply: oneshot::Sender<Saved>,
+    /// The largest number of minibatches of the store's snapshots so far.
+    pub(crate) saved: Arc<AtomicU64>,
     /// Held until the snapshot is written, because only one full snapshot is written at a time.
     pub(crate) busy: Arc<()>,
 }
@@ -40,10 +43,10 @@ impl SnapshotRequest {
 
     /// Makes a snapshot without rows, and writes it, on a thread of its own.
     pub(crate) fn write_light(self, snapshot: impl FnOnce() -> Snapshot + Send + 'static) {
-        let SnapshotRequest { disk, dir, reply, busy } = self;
+        let SnapshotRequest { disk, dir, reply, saved, busy } = self;
         on_thread(reply, move || {
             let _busy = busy;
-            write_light(disk, &dir, &snapshot()).map_err(SnapshotError::from)
+            write_light(disk, &dir, &snapshot(), &saved)
         });
     }
 }
@@ -99,10 +102,10 @@ impl Saving {
         let (full, to_write) = unbounded::<Result<(SavedFrame, Frame), WriteError>>();
         let (give_back, free) = unbounded();
         buffers.into_iter().for_each(|buffer| give_back.send(buffer).unwrap_or_default());
-        let SnapshotRequest { disk, dir, reply, busy } = request;
+        let SnapshotRequest { disk, dir, reply, saved, busy } = request;
         on_thread(reply, move || {
             let _busy = busy;
-            let mut writer = FullWriter::begin(disk, &dir, body, &layout, rows)?;
+            let mut writer = FullWriter::begin(disk, &dir, body, &layout, rows, &saved)?;
             for _ in 0..frames {
                 // The writer says why it has ended. It sends nothing only if there is no thread for it.
                 let next = to_write.recv().unwrap_or_else(|_| Err(ClosedBy::Abort.into()));

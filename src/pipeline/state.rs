@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::panic::resume_unwind;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     /// Where the lanes of a resumed store go on.
     pub(crate) resume_at: Vec<ResumeAt>,
+    /// The largest number of minibatches of the snapshots that this store has saved.
+    saved: Arc<AtomicU64>,
     state: Mutex<State>,
     queue: Sender<Message>,
 }
@@ -147,7 +150,7 @@ impl Shared {
         };
         snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
         let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
-        Shared { config, resume_at, state: Mutex::new(state), queue }
+        Shared { config, resume_at, saved: Arc::default(), state: Mutex::new(state), queue }
     }
 
     /// Named in the errors of this store.

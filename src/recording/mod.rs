@@ -11,6 +11,7 @@ pub(crate) mod lane_end;
 pub(crate) mod lane_writer;
 pub(crate) mod lent;
 pub(crate) mod load;
+pub(crate) mod permit;
 pub(crate) mod recorder;
 pub(crate) mod recorder_builder;
 pub(crate) mod recorder_store;

@@ -11,9 +11,9 @@ use crate::disk::disk::Disk;
 use crate::error::{BuildError, ClosedBy, RecordingError, WriteError};
 use crate::pipeline::handle::WriteHandle;
 use crate::pipeline::wait::lock;
-use crate::recording::entrance::{Entrance, check_pass};
+use crate::recording::entrance::{Entrance, check_pass, refused};
 use crate::recording::lane_writer::Message;
-use crate::recording::room::{Places, RecorderPermit};
+use crate::recording::room::{Place, Places};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::layout::{Component, ComponentKey, Layout};
@@ -134,7 +134,17 @@ impl Recorder {
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
         let pass = check_pass(&self.layout, pass)?;
-        RecorderPermit { recorder: self, place: self.places.take() }.record(pass)
+        let place = self.places.take();
+        self.record(pass, place)
+    }
+
+    /// Records a pass that was checked and has its place.
+    pub(crate) fn record(&self, pass: Vec<(usize, Batch)>, place: Place) -> Result<WriteHandle, RefusedPass> {
+        let entrance = self.enter();
+        match entrance.check(&self.layout, &self.progress) {
+            Ok(()) => entrance.hand_over(pass, place),
+            Err(error) => Err(refused(error, pass)),
+        }
     }
 
     /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.

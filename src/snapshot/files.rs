@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, damage, read_all};
@@ -107,15 +108,12 @@ fn look(disk: &dyn Disk, path: &Path, k: u64) -> Result<Result<Seen, RefusedSnap
     Ok(Ok(found))
 }
 
-/// Checks that the run may save into a folder: the newest whole snapshot there is its own, and not of a later minibatch than `taken` says.
-/// Pruning would otherwise remove each snapshot of this run in favour of the others.
-pub(crate) fn check_folder(
-    disk: &dyn Disk,
-    dir: &Path,
-    run: &str,
-    taken: impl FnOnce() -> u64,
-) -> Result<(), SnapshotError> {
-    // If the folder cannot be listed, the snapshot cannot be written, and its handle says so.
+/// Checks that the run may save a snapshot into a folder: the newest whole snapshot there is its own, and not of a later minibatch than
+/// the store has saved itself, as `saved` says. Pruning would otherwise remove each snapshot of this run in favour of the others.
+fn check_folder(disk: &dyn Disk, dir: &Path, body: &Body, saved: &AtomicU64) -> Result<(), SnapshotError> {
+    // Noted before the snapshot has its name. So one that this store saves at the same time is never later.
+    saved.fetch_max(body.minibatches, Ordering::SeqCst);
+    // If the folder cannot be listed, the snapshot cannot be written, and that error says so.
     let newest = named(disk, dir).unwrap_or_default().into_iter().rev();
     let whole = |(k, path): (u64, PathBuf)| match look(disk, &path, k) {
         Ok(Ok(seen)) => Some(Ok((k, path, seen.run))),
@@ -123,20 +121,32 @@ pub(crate) fn check_folder(
         Err(error) => Some(Err(error)),
     };
     let Some((k, path, of)) = newest.filter_map(whole).next().transpose()? else { return Ok(()) };
-    if of.is_some_and(|of| of != run) {
+    if of.is_some() && of != body.run {
         return Err(SnapshotError::OtherRun { dir: dir.to_owned(), minibatches: k });
     }
-    // This is read after the list was made, so a snapshot that this store saves meanwhile is never later.
-    let taken = taken();
-    if k > taken { Err(SnapshotError::Later { path, minibatches: k, taken }) } else { Ok(()) }
+    if k > saved.load(Ordering::SeqCst) {
+        return Err(SnapshotError::Later { path, minibatches: k, taken: body.minibatches });
+    }
+    Ok(())
 }
 
-/// Writes a snapshot without rows.
-pub(crate) fn write_light(disk: Arc<dyn Disk>, dir: &Path, snapshot: &Snapshot) -> Result<PathBuf, DiskError> {
+/// Begins the folder of a snapshot.
+fn begin(disk: Arc<dyn Disk>, dir: &Path, body: &Body, saved: &AtomicU64) -> Result<UnfinishedFolder, SnapshotError> {
     disk.create_dir_all(dir).doing("create", dir)?;
-    let folder = UnfinishedFolder::begin(disk, dir, &folder_name(snapshot.minibatches()))?;
+    check_folder(&*disk, dir, body, saved)?;
+    Ok(UnfinishedFolder::begin(disk, dir, &folder_name(body.minibatches))?)
+}
+
+/// Writes a snapshot without rows. `saved` is the largest number of minibatches of the store's snapshots so far.
+pub(crate) fn write_light(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    snapshot: &Snapshot,
+    saved: &AtomicU64,
+) -> Result<PathBuf, SnapshotError> {
+    let folder = begin(disk, dir, &snapshot.body, saved)?;
     folder.write(STATE, &snapshot.to_bytes())?;
-    folder.finish()
+    Ok(folder.finish()?)
 }
 
 /// A full snapshot that is being written, frame by frame.
@@ -156,16 +166,16 @@ struct RowsFile {
 }
 
 impl FullWriter {
-    /// Begins the snapshot of a state with `rows` rows.
+    /// Begins the snapshot of a state with `rows` rows. `saved` is the largest number of minibatches of the store's snapshots so far.
     pub(crate) fn begin(
         disk: Arc<dyn Disk>,
         dir: &Path,
         body: Body,
         layout: &Layout,
         rows: u64,
-    ) -> Result<Self, DiskError> {
-        disk.create_dir_all(dir).doing("create", dir)?;
-        let folder = UnfinishedFolder::begin(disk.clone(), dir, &folder_name(body.minibatches))?;
+        saved: &AtomicU64,
+    ) -> Result<Self, SnapshotError> {
+        let folder = begin(disk.clone(), dir, &body, saved)?;
         let file = |(number, component): (usize, &Component)| {
             let path = folder.path().join(format!("component-{number}.safetensors"));
             let header = header(component.dtype, rows, component.features);

@@ -17,7 +17,6 @@ use crate::snapshot::body::{
     Body, ComponentStatsBody, ConfigBody, LogBody, PositionBody, StatsBody, TurnBody, Versions,
 };
 use crate::snapshot::ended_names::EndedNames;
-use crate::snapshot::files::check_folder;
 use crate::snapshot::journal::Journal;
 use crate::snapshot::snapshot::{Form, Snapshot};
 
@@ -63,8 +62,7 @@ impl Shared {
         form: Form,
         reply: oneshot::Sender<Saved>,
     ) -> Result<(), SnapshotError> {
-        check_folder(&*disk, &dir, &self.config.run, || self.lock().minibatches_served)?;
-        let request = SnapshotRequest { disk, dir, reply, busy: Arc::default() };
+        let request = SnapshotRequest { disk, dir, reply, saved: self.saved.clone(), busy: Arc::default() };
         if form == Form::Light {
             let taken = self.take_light()?;
             request.write_light(|| Snapshot::new(taken.into_body()));
