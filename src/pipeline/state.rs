@@ -78,12 +78,16 @@ pub(crate) struct State {
     /// Alive while a full snapshot is being written.
     saving: Weak<()>,
     flushes: Vec<(Unsettled, FlushReply)>,
-    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet.
+    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet. At most
+    /// [`UNMATCHED`], because a program may never flush.
     pub(crate) unmatched: VecDeque<WriteError>,
     /// Whether a `Look` is in the queue.
     look_sent: bool,
     writer_waits_for: Option<WaitsFor>,
 }
+
+/// The most lanes with lost rows that a store keeps for later flushes.
+const UNMATCHED: usize = 1024;
 
 /// The event that ends the writer's wait, apart from batches and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +252,11 @@ impl Shared {
 }
 
 impl State {
+    /// Keeps a report for a later flush, if there is room.
+    pub(crate) fn note_unmatched(&mut self, report: Option<WriteError>) {
+        self.unmatched.extend(report.filter(|_| self.unmatched.len() < UNMATCHED));
+    }
+
     /// Takes no more rows. Consumers get `failure` after the ready minibatches. Returns `failure` if the store has an earlier one.
     pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
         let unused = self.status.fail(failure).err();
