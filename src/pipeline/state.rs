@@ -26,6 +26,7 @@ use crate::pipeline::config::Config;
 use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::Message;
 use crate::pipeline::ready::{Frames, ReadyFrame};
+use crate::pipeline::restart::EndedLanes;
 use crate::pipeline::saving::SnapshotRequest;
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     /// Where the lanes of a resumed store go on.
     pub(crate) resume_at: Vec<ResumeAt>,
+    /// The other lanes of the saved store.
+    pub(crate) ended_lanes: EndedLanes,
     state: Mutex<State>,
     queue: Sender<Message>,
 }
@@ -151,7 +154,8 @@ impl Shared {
         };
         snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
         let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
-        Shared { config, resume_at, state: Mutex::new(state), queue }
+        let ended_lanes = snapshot.map(|snapshot| EndedLanes::new(&snapshot.body)).unwrap_or_default();
+        Shared { config, resume_at, ended_lanes, state: Mutex::new(state), queue }
     }
 
     /// Named in the errors of this store.
