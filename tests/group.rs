@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use activation_store::{Minibatches, ProducerError, ReadError, RefusedPass, RingStore, RingStoreBuilder, SpawnError, WriteError};
+use activation_store::{
+    Minibatches, ProducerError, ReadError, RefusedPass, RingStore, RingStoreBuilder, SpawnError, WriteError,
+};
 use common::{LIMIT, assert_adds_up, assert_exactly, drain, ids, rows, watchdog};
 use futures::executor::block_on;
 

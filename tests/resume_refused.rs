@@ -6,8 +6,8 @@ mod common;
 use std::time::Duration;
 
 use activation_store::{
-    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, ResumePoint, RingStore, RingStoreBuilder,
-    RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull,
+    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, ResumePoint, RingStore,
+    RingStoreBuilder, RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull,
 };
 use common::{LIMIT, assert_adds_up, drain, finish, rows, watchdog};
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use activation_store::{
-    ActivationStore, Form, Merge, Minibatches, ResumeAt, ResumePoint, RingStore, RingStoreBuilder, Snapshot, Snapshots, WhenFull,
-    WriteError,
+    ActivationStore, Form, Merge, Minibatches, ResumeAt, ResumePoint, RingStore, RingStoreBuilder, Snapshot, Snapshots,
+    WhenFull, WriteError,
 };
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;

@@ -12,8 +12,8 @@ use crate::pipeline::stats::Dropped;
 use crate::ring::deal::Position;
 use crate::rows::values::ValueCounts;
 use crate::snapshot::body::{Body, LaneBody, SavedFrame};
-use crate::snapshot::journal::Segment;
 use crate::snapshot::ended_names::EndedNames;
+use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
 /// The lanes that go on, with their names, in the order in which they were opened.

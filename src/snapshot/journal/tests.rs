@@ -16,7 +16,11 @@ fn passes(lane: u64, rows: u64) -> Vec<Passes> {
         if first_row >= rows {
             break;
         }
-        let (rows, value) = if lane == 0 { ([0, 0, 1, 2, 3, 4, 1][number as usize % 7], Some(Arc::from([number as u8]))) } else { (3, None) };
+        let (rows, value) = if lane == 0 {
+            ([0, 0, 1, 2, 3, 4, 1][number as usize % 7], Some(Arc::from([number as u8])))
+        } else {
+            (3, None)
+        };
         passes.push(Passes::one(first_row, rows, value));
         first_row += rows;
     }
