@@ -115,9 +115,9 @@ impl fmt::Display for ClosedBy {
 /// store from the end of another one.
 ///
 /// This is the source of [`WriteError::Closed`]. A chain of errors shows it even if a wrapper hides the [`WriteError`]. Two values are
-/// equal if their reasons are.
+/// equal if their reasons are. The message of the [`WriteError`] has the reason, so the message of this source does not repeat it.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{by}")]
+#[error("it takes no more rows")]
 #[non_exhaustive]
 pub struct Closed {
     /// The reason.
@@ -206,7 +206,7 @@ pub enum WriteError {
     #[error(transparent)]
     Full(#[from] StoreFullError),
     /// The store or the lane takes no more rows.
-    #[error("{0}")]
+    #[error("{}", .0.by)]
     Closed(#[source] Closed),
     /// A lane with that name is open already.
     #[error("a lane named {name:?} is open already: names are unique, so that a resumed store knows its lanes by them")]

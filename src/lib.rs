@@ -89,6 +89,7 @@ pub use crate::{
     store::{
         activation_store::{ActivationStore, ActivationStoreExt, TestData},
         epoch::Epoch,
+        resume::ResumePoint,
         ring_store::RingStore,
         tensor_store::{TensorStore, TensorStoreBuilder},
     },

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use activation_store::{Minibatches, ReadError, RefusedPass, RingStore, RingStoreBuilder, SpawnError, WriteError};
+use activation_store::{
+    Minibatches, ProducerError, ReadError, RefusedPass, RingStore, RingStoreBuilder, SpawnError, WriteError,
+};
 use common::{LIMIT, assert_adds_up, assert_exactly, drain, ids, rows, watchdog};
 use futures::executor::block_on;
 
@@ -33,6 +35,12 @@ fn drain_to_error(minibatches: &mut Minibatches) -> (Vec<Vec<usize>>, ReadError)
             Err(error) => return (served, error),
         }
     }
+}
+
+/// The producer's error, which a consumer got.
+fn failed(error: &ReadError) -> &ProducerError {
+    let ReadError::Failed(failed) = error else { panic!("{error}") };
+    failed.downcast_ref().unwrap()
 }
 
 #[test]
@@ -122,8 +130,9 @@ fn an_error_reaches_every_consumer_once_after_the_rows_and_the_join_handle() {
             if panics {
                 assert!(error.to_string().contains("it panicked: the model is broken"), "{error}");
             } else {
-                let failure = error.source().unwrap().downcast_ref::<Failure>().unwrap();
-                assert_eq!(failure.source().unwrap().to_string(), "out of memory");
+                assert!(failed(&error).error.is::<Failure>());
+                assert_eq!(error.to_string(), "producer \"replica 7\" failed: the replica failed");
+                assert_eq!(error.source().unwrap().to_string(), "out of memory");
             }
             assert!(consumers[0].next_timeout(LIMIT).unwrap().is_none(), "once");
             let (served, error) = drain_to_error(&mut consumers[1]);
@@ -265,7 +274,7 @@ fn only_the_end_of_its_own_store_ends_a_producer_without_an_error() {
                 });
                 let (served, error) = drain_to_error(&mut minibatches);
                 assert_exactly(0..20, &served);
-                assert_eq!(error.source().unwrap().to_string(), text, "{name}");
+                assert_eq!(failed(&error).error.to_string(), text, "{name}");
                 assert!(producer.unwrap().join().is_err(), "{name}");
             }
         }

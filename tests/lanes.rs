@@ -179,6 +179,33 @@ fn each_lane_reports_its_own_unmatched_rows() {
     });
 }
 
+/// A program that never flushes keeps no report for each of its lanes.
+#[test]
+fn a_store_keeps_the_reports_of_1024_lanes_and_counts_what_the_others_lose() {
+    watchdog(|| {
+        let store = builder().component("b", 2).build().unwrap();
+        let _minibatches = store.minibatches();
+        let lose = |rows_lost: usize| {
+            let lane = store.producer().unwrap();
+            lane.extend(rows(0..rows_lost, 2), 0).unwrap().wait().unwrap();
+        };
+        let reported = || -> Vec<u64> {
+            let report = || match store.flush().wait() {
+                Err(WriteError::Unmatched { rows, .. }) => Some(rows),
+                other => other.map(|()| None).unwrap(),
+            };
+            std::iter::from_fn(report).collect()
+        };
+        (0..1500).for_each(|lane| lose(lane % 5 + 1));
+        // The flush itself waits until the writer has ended all lanes.
+        assert_eq!(reported(), (0..1024).map(|lane| lane % 5 + 1).collect::<Vec<_>>(), "the oldest lanes");
+        assert_eq!(store.stats().components[0].dropped.unmatched, 1500 * 3);
+        // Once they are reported, there is room for later lanes.
+        lose(7);
+        assert_eq!(reported(), [7]);
+    });
+}
+
 #[test]
 fn many_threads_may_share_one_lane() {
     watchdog(|| {

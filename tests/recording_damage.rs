@@ -215,10 +215,28 @@ fn chain(error: &dyn std::error::Error) -> Vec<String> {
 }
 
 #[test]
-fn no_error_of_a_file_says_its_cause_twice() {
+fn no_error_says_its_cause_twice() {
     let dir = tempdir().unwrap();
     let missing = dir.path().join("missing");
-    let errors: [Box<dyn std::error::Error>; 3] = [
+    let builder = || activation_store::RingStore::builder().component("a", 2).batch_size(8).window(32);
+    let closed = builder().build().unwrap();
+    closed.close();
+    let write = move || closed.extend(Array2::<f32>::zeros((1, 2)), "a").map(drop);
+    let refused = write().unwrap_err();
+    // A producer fails with the end of another store.
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    let failed = store.spawn_producer("replica", move |_| write()).unwrap().join().unwrap_err();
+    let read = minibatches.next_timeout(std::time::Duration::from_secs(60)).unwrap_err();
+    assert_eq!(failed.to_string(), "producer \"replica\" failed: the store is closed");
+    assert_eq!(chain(&read), chain(&*failed));
+    assert!(chain(&refused).len() == 2 && chain(&*failed).len() == 2, "the end of a store is a source");
+    let errors: [Box<dyn std::error::Error>; 8] = [
+        Box::new(refused.error.clone()),
+        Box::new(refused),
+        Box::new(failed),
+        Box::new(read),
+        Box::new(activation_store::SpawnError::Thread(std::io::Error::other("no thread is left"))),
         Box::new(Recording::open(&missing).unwrap_err()),
         Box::new(activation_store::RingStore::builder().resume(&missing).unwrap_err()),
         Box::new(activation_store::RecordingError::from(

@@ -6,8 +6,8 @@ mod common;
 use std::time::Duration;
 
 use activation_store::{
-    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, RingStore, RingStoreBuilder,
-    RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull,
+    ClosedBy, DType, Form, IndexError, Merge, Minibatches, ReadError, ResumeError, ResumePoint, RingStore,
+    RingStoreBuilder, RowsMissing, Snapshot, SnapshotError, Snapshots, WhenFull,
 };
 use common::{LIMIT, assert_adds_up, drain, finish, rows, watchdog};
 
@@ -162,6 +162,50 @@ fn names_of_open_lanes_are_unique() {
     assert!(error.to_string().contains("\"replica 0\" is open already"), "{error}");
     lane.close();
     assert!(store.producer_named("replica 0").is_ok());
+}
+
+/// An ended lane and a new one are both missing in `resume_at`, and a caller must not take one for the other.
+#[test]
+fn a_lane_that_has_ended_is_told_from_a_new_one() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let minibatches = store.minibatches();
+        for name in [None, Some("open"), Some("ended"), Some("other")] {
+            assert_eq!(store.resume_point(name), ResumePoint::New);
+        }
+        let [open, ended] = ["open", "ended"].map(|name| store.producer_named(name).unwrap());
+        for lane in [&open, &ended] {
+            lane.extend_pass_blocking([("a", rows(0..6, 3))]).unwrap();
+        }
+        drop(ended);
+        store.flush().wait().unwrap();
+        let check = |saved: &Snapshot, ends: bool| {
+            let resumed = RingStore::builder().resume_from(saved).unwrap();
+            let points = || [None, Some("open"), Some("ended"), Some("other")].map(|name| resumed.resume_point(name));
+            let before = points();
+            let [ResumePoint::New, ResumePoint::GoesOn(open), ended, ResumePoint::New] = before else {
+                panic!("{before:?}")
+            };
+            assert_eq!((open.lane.name.as_deref(), open.ends_at), (Some("open"), None));
+            match ended {
+                ResumePoint::GoesOn(at) => assert_eq!((at.passes, at.ends_at, ends), (0, Some(6), false)),
+                other => assert_eq!((other, ends), (ResumePoint::Ended, true)),
+            }
+            // The lane is what this says, and the answer stays the same once the lane is open.
+            let lane = resumed.producer_named("ended").unwrap();
+            assert_eq!(lane.extend_pass([("a", rows(0..6, 3))]).is_err(), ends);
+            assert_eq!(points(), before);
+        };
+        // Its rows are in the ring, and then not any more.
+        check(&minibatches.state().unwrap(), false);
+        store.empty();
+        check(&minibatches.state().unwrap(), true);
+        drop(open);
+        store.close();
+        assert!(finish(&store).is_empty());
+        let ended = RingStore::builder().resume_from(&minibatches.state().unwrap()).unwrap();
+        assert_eq!([None, Some("open"), Some("other")].map(|name| ended.resume_point(name)), [ResumePoint::Ended; 3]);
+    });
 }
 
 #[test]

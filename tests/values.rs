@@ -175,7 +175,7 @@ fn a_store_of_fixed_size_counts() {
             || TensorStore::builder().component("even", 8).component_of("odd", 8, DType::F16).max_items(100).build();
         let rows = rows_with(70, 8, 70_000.0);
         let store = build().unwrap();
-        let _ = store.extend(rows.clone(), "odd").unwrap();
+        drop(store.extend(rows.clone(), "odd").unwrap());
         assert_eq!(store.value_counts(), [ValueCounts::default(), expected(70)]);
         let store = build().unwrap();
         let _ = store.extend_blocking(rows, "odd").unwrap();
@@ -191,7 +191,7 @@ fn a_recorder_counts() {
         let recorder = recorder.create(dir.path()).unwrap();
         for _ in 0..2 {
             let pass = [("even", Array2::zeros((70, 8))), ("odd", rows_with(70, 8, 70_000.0))];
-            let _ = recorder.extend_pass(pass).unwrap();
+            drop(recorder.extend_pass(pass).unwrap());
         }
         recorder.flush().unwrap();
         let ValueCounts { overflowed, not_finite, .. } = expected(70);

@@ -46,7 +46,7 @@ fn each_kind_of_values_is_said_once_of_each_component() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::builder().component_of("a", 2, DType::F16).create(dir.path()).unwrap();
     for _ in 0..2 {
-        let _ = recorder.extend_pass([("a", array![[1e6_f32, f32::NAN]])]).unwrap();
+        drop(recorder.extend_pass([("a", array![[1e6_f32, f32::NAN]])]).unwrap());
     }
     recorder.finish().unwrap();
     assert_eq!(said(), (4, 4));

@@ -44,7 +44,7 @@ def record(
 
         >>> safe = record(model, tokenised_text, {"encoder.layer.2": "layer.2"}, "activations", mask="attention_mask")
         >>> for batch in Recording("activations", batch_size=64, window=1024):
-        ...     train(batch)
+        ...     train(batch["layer.2"])
 
     Runs on this thread, under `no_grad`; shards are written in the background. What runs is a view of the model, in eval mode; see `activations`.
     If the model, the batches or Ctrl-C raise, what was recorded before is safe, the lane is not finished, and `resume=True` goes on behind it.

@@ -27,6 +27,7 @@ from ._settings import RingSettings
 from ._torch import IterableDataset, torch
 from ._warnings import warn
 from .base_store import ActivationStore
+from .errors import StoreClosedError
 from .producer import Producer
 from .snapshots import ResumeAt, Source, native_source, snapshot_of, state_of
 
@@ -337,6 +338,24 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
     def resume_at(self) -> list[ResumeAt]:
         """Where each lane of a resumed store goes on, in the order of opening; empty for another store."""
         return [ResumeAt(*place) for place in self._ring.resume_at]
+
+    def resume_point(self, name: str | None = None) -> ResumeAt | None:
+        """Where one lane of a resumed store goes on. None if the lane is new: send its rows from the first row.
+
+        `resume_at` has neither lanes that have ended nor lanes that are new. This method tells one from the other. It says what the
+        snapshot has, also after you open the lane. In a store that was not resumed, every lane is new.
+
+        Args:
+            name: The lane's name; without one, the store's own lane.
+
+        Raises:
+            StoreClosedError: If the lane had ended and none of its rows are needed. A write to it would raise this, too.
+        """
+        ended, place = self._ring.resume_point(name)
+        if ended:
+            lane = "the store's own lane" if name is None else f"lane {name!r}"
+            raise StoreClosedError(f"{lane} had ended before the snapshot, and none of its rows are needed: send nothing on it")
+        return None if place is None else ResumeAt(*place)
 
     def _check_returned(self) -> None:
         if self._returned:

@@ -17,7 +17,8 @@ class ResumeAt(NamedTuple):
     Attributes:
         name: The lane's name, if it has one.
         number: 0 for the store's own lane, then in the order in which lanes were opened.
-        passes: How many passes you need not send again. Start with the next one.
+        passes: How many passes you need not send again. Start with the next one. Passes without rows count, too, except those that come
+            directly before the next pass with rows: send these again.
         row: How many rows of each component you need not send again. On a lane that writes passes, a pass starts there.
         value: The `value` of the last pass that you need not send again.
         ends_at: The lane had ended before this row: it takes rows up to here, and ends. None if it was open.

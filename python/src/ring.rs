@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use activation_store::{
-    ActivationStore, Form, Merge, Minibatches, ResumeAt, RingStore, RingStoreBuilder, Snapshot, Snapshots, WhenFull,
-    WriteError,
+    ActivationStore, Form, Merge, Minibatches, ResumeAt, ResumePoint, RingStore, RingStoreBuilder, Snapshot, Snapshots,
+    WhenFull, WriteError,
 };
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
@@ -154,6 +154,16 @@ impl Ring {
     #[getter]
     fn resume_at(&self) -> PyResult<Vec<Place>> {
         Ok(self.inside.get()?.store.resume_at().iter().map(place).collect())
+    }
+
+    /// Where one lane goes on, with a name or the store's own: whether it has ended and, unless it is new, the place.
+    #[pyo3(signature = (name=None))]
+    fn resume_point(&self, name: Option<&str>) -> PyResult<(bool, Option<Place>)> {
+        Ok(match self.inside.get()?.store.resume_point(name) {
+            ResumePoint::New => (false, None),
+            ResumePoint::GoesOn(at) => (false, Some(place(at))),
+            ResumePoint::Ended => (true, None),
+        })
     }
 
     /// The store's own lane.

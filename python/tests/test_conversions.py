@@ -115,7 +115,7 @@ def test_a_recorder_and_a_store_of_fixed_size_convert(tmp_path):
     with Recorder(tmp_path, {"a": (4, "bf16"), "id": (1, "i64")}) as recorder:
         recorder.extend_pass({"a": ROWS.astype(np.float64), "id": np.arange(12, dtype=np.int32)[:, None]})
     recorded = Recording(tmp_path)
-    assert len(recorded) == 12
+    assert recorded.rows == 12
     store = TensorActivationStore(20, 4, 1)
     store.extend(ROWS.astype(np.float64))
     store.append(np.full(4, 7.0))

@@ -51,7 +51,7 @@ def test_passes_before_an_error_of_the_model_count():
     model.failing_call = 1
     rows = []
     with pytest.raises(MemoryError):
-        for minibatch in activations(model, [rows_from(0), rows_from(30), rows_from(60)], "layer", batch_size=10, window=10):
+        for minibatch in activations(model, [rows_from(0), rows_from(30), rows_from(60)], "layer", batch_size=10, window=10, stop_early=False):
             rows += minibatch[:, 0].tolist()
     assert sorted(rows) == list(range(60))
 

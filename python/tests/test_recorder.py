@@ -36,7 +36,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 def recorded(folder):
     """The rows of a recording, and whether its lane is finished."""
-    return len(Recording(folder)), (folder / "lane.end.json").exists()
+    return Recording(folder).rows, (folder / "lane.end.json").exists()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the model failed"), KeyboardInterrupt(), SystemExit()])
@@ -227,7 +227,6 @@ def test_other_threads_run_and_closed_answers_while_a_flush_waits_for_the_disk(t
 BLOCKED = [
     "recorder.flush()", "recorder.close()", "recorder.__exit__(ValueError, None, None)", "fill(recorder)",
     "fill(Tee(store, recorder))",
-    "Recorder('fifo', {'a': 4}, resume=True)", "Recording('fifo')", "Recording('fifo', salvage=True)", "record(dict, [], None, 'fifo', resume=True)",
 ]  # fmt: skip
 
 
@@ -239,8 +238,6 @@ def test_ctrl_c_interrupts_a_call_that_waits_for_the_disk(tmp_path, monkeypatch,
     def fill(sink):
         while True:
             sink.extend_pass({{"a": rows}})
-    os.mkdir("fifo")
-    os.mkfifo("fifo/lane.end.json")
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     try:
         {blocked}

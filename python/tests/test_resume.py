@@ -102,6 +102,24 @@ def test_from_a_state_dict(whole):
     assert torch.load(file, weights_only=True) == state
 
 
+def test_a_lane_that_has_ended_is_told_from_a_new_one():
+    first = store()
+    assert first.resume_point() is first.resume_point("open") is None
+    lanes = [first.producer(name) for name in ("open", "ended")]
+    for lane in lanes:
+        lane.extend_pass(rows(0))
+    lanes[1].close()
+    first.flush()
+    again = RingStore.resume(first.state_dict()).resume_point("ended")
+    assert (again.name, again.passes, again.ends_at) == ("ended", 0, 5)
+    first.empty()
+    resumed = RingStore.resume(first.state_dict())
+    assert resumed.resume_point() is resumed.resume_point("other") is None
+    assert resumed.resume_point("open") == resumed.resume_at[0]
+    with pytest.raises(StoreClosedError, match="lane 'ended' had ended before the snapshot"):
+        resumed.resume_point("ended")
+
+
 def test_a_lane_may_be_sent_again_from_its_start(whole):
     minibatches, state = stopped_after(20, lambda first: first.state_dict())
     resumed = RingStore.resume(state, output="numpy")

@@ -287,7 +287,7 @@ def test_stats_are_values():
     assert list(first.components) == ["a", "b"] and first.components["a"] != first.components["b"]
     assert repr(first.components["a"]) == (
         "ComponentStats(accepted=20, queued=0, resident=20, served=0, dropped=0, "
-        "dropped_by=Dropped(oldest=0, emptied=0, aborted=0, last=0, unmatched=0))"
+        "dropped_by=Dropped(oldest=0, emptied=0, aborted=0, last=0, unmatched=0), overflowed=0, not_finite=0)"
     )
     assert str(first).startswith("20 rows taken, 0 served in 0 minibatches, 20 in the ring, 0 queued; producers waited ")
     assert repr(first).startswith("Stats(components={'a': ComponentStats(accepted=20, ") and "frames_open=4" in repr(first)

@@ -19,7 +19,8 @@ use crate::pipeline::wait::wait_for;
 ///
 /// # Errors
 /// The future yields [`WriteError::Unmatched`] if rows were dropped because another component's rows never came. Each flush
-/// reports one lane that lost rows, once. It yields another [`WriteError`] if the store is aborted or poisoned.
+/// reports one lane that lost rows, once. If 1,024 lanes wait for a flush, only [`stats`](crate::RingStore::stats) counts what further
+/// lanes lose. The future yields another [`WriteError`] if the store is aborted or poisoned.
 ///
 /// # Cancel safety
 /// Dropping the future has no effect.

@@ -87,15 +87,27 @@ impl Drop for EndsStream {
 }
 
 /// Why a producer of a [`ProducerGroup`] failed.
-#[derive(Debug, thiserror::Error)]
-#[error("producer {name:?} failed: {error}")]
+///
+/// The message has the message of the producer's error, so `source()` goes on behind that error.
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct ProducerError {
     /// The producer's name.
     pub name: String,
     /// The error that the producer's closure returned, or the message of its panic.
-    #[source]
     pub error: Box<dyn Error + Send + Sync>,
+}
+
+impl fmt::Display for ProducerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "producer {:?} failed: {}", self.name, self.error)
+    }
+}
+
+impl Error for ProducerError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
 }
 
 impl ProducerGroup {
@@ -359,7 +371,7 @@ pub enum SpawnError {
     Store(WriteError),
     /// The operating system cannot start a thread.
     #[error("the producer's thread could not be started: {0}")]
-    Thread(#[source] std::io::Error),
+    Thread(std::io::Error),
 }
 
 /// Starts producers that end with a loop. Made by [`RingStore::scope`](crate::RingStore::scope).

@@ -12,6 +12,7 @@ use crate::pipeline::stats::Dropped;
 use crate::ring::deal::Position;
 use crate::rows::values::ValueCounts;
 use crate::snapshot::body::{Body, LaneBody, SavedFrame};
+use crate::snapshot::ended_names::EndedNames;
 use crate::snapshot::journal::Segment;
 use crate::snapshot::snapshot::Form;
 
@@ -35,6 +36,27 @@ pub(crate) fn saved_lanes(body: &Body) -> SavedLanes {
     let unnamed = body.lanes_that_go_on().filter(|lane| lane.lane > 0 && lane.log.name.is_none());
     let open = unnamed.map(|LaneBody { lane, log }| (log.unnamed, *lane)).collect();
     SavedLanes { ended_names, own_ended, unnamed: 0..body.unnamed_lanes, open }
+}
+
+/// The lanes that ended in the saved store and stay ended. Stays the same while the resumed store opens lanes.
+#[derive(Debug, Default)]
+pub(crate) struct EndedLanes {
+    names: EndedNames,
+    own: bool,
+    /// Whether the saved store had ended: then it takes no lane.
+    all: bool,
+}
+
+impl EndedLanes {
+    pub(crate) fn new(body: &Body) -> Self {
+        let SavedLanes { ended_names: names, own_ended: own, .. } = saved_lanes(body);
+        EndedLanes { names, own, all: body.position.ended }
+    }
+
+    /// Whether a lane has ended. `None` stands for the store's own lane.
+    pub(crate) fn contains(&self, name: Option<&str>) -> bool {
+        self.all || name.map_or(self.own, |name| self.names.contains(name))
+    }
 }
 
 /// The segments that are dealt again.

@@ -27,6 +27,7 @@ use crate::pipeline::config::Config;
 use crate::pipeline::ledger::Ledger;
 use crate::pipeline::queue::Message;
 use crate::pipeline::ready::{Frames, ReadyFrame};
+use crate::pipeline::restart::EndedLanes;
 use crate::pipeline::saving::SnapshotRequest;
 use crate::pipeline::status::{Failure, Status};
 use crate::pipeline::wait::lock;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) resume_at: Vec<ResumeAt>,
     /// The largest number of minibatches of the snapshots that this store has saved.
     saved: Arc<AtomicU64>,
+    /// The other lanes of the saved store.
+    pub(crate) ended_lanes: EndedLanes,
     state: Mutex<State>,
     queue: Sender<Message>,
 }
@@ -81,12 +84,16 @@ pub(crate) struct State {
     /// Alive while a full snapshot is being written.
     saving: Weak<()>,
     flushes: Vec<(Unsettled, FlushReply)>,
-    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet.
+    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet. At most
+    /// [`UNMATCHED`], because a program may never flush.
     pub(crate) unmatched: VecDeque<WriteError>,
     /// Whether a `Look` is in the queue.
     look_sent: bool,
     writer_waits_for: Option<WaitsFor>,
 }
+
+/// The most lanes with lost rows that a store keeps for later flushes.
+const UNMATCHED: usize = 1024;
 
 /// The event that ends the writer's wait, apart from batches and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +157,8 @@ impl Shared {
         };
         snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
         let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
-        Shared { config, resume_at, saved: Arc::default(), state: Mutex::new(state), queue }
+        let ended_lanes = snapshot.map(|snapshot| EndedLanes::new(&snapshot.body)).unwrap_or_default();
+        Shared { config, resume_at, saved: Arc::default(), ended_lanes, state: Mutex::new(state), queue }
     }
 
     /// Named in the errors of this store.
@@ -251,6 +259,11 @@ impl Shared {
 }
 
 impl State {
+    /// Keeps a report for a later flush, if there is room.
+    pub(crate) fn note_unmatched(&mut self, report: Option<WriteError>) {
+        self.unmatched.extend(report.filter(|_| self.unmatched.len() < UNMATCHED));
+    }
+
     /// Takes no more rows. Consumers get `failure` after the ready minibatches. Returns `failure` if the store has an earlier one.
     pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
         let unused = self.status.fail(failure).err();

@@ -299,7 +299,7 @@ impl Writer {
             }
             state.admission.remove_lane(lane);
             state.journal.end(lane);
-            state.unmatched.extend(unmatched);
+            state.note_unmatched(unmatched);
         });
     }
 

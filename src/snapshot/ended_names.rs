@@ -33,6 +33,11 @@ impl EndedNames {
         self.chunks.is_empty()
     }
 
+    /// Whether a lane of this name has ended.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.find(fingerprint(name)).1.is_ok()
+    }
+
     /// Forgets one lane of this name. Returns whether there was one.
     pub(crate) fn take(&mut self, name: &str) -> bool {
         let (chunk, place) = self.find(fingerprint(name));
@@ -141,7 +146,8 @@ mod tests {
         let mut read: EndedNames = serde_json::from_str(&json).unwrap();
         for ended in [&mut ended, &mut read] {
             for n in (0..3000).rev() {
-                assert!(ended.take(&name(n)));
+                assert!(ended.contains(&name(n)) && ended.take(&name(n)));
+                assert_eq!(ended.contains(&name(n)), n % 7 == 0);
                 assert_eq!(ended.take(&name(n)), n % 7 == 0);
                 assert!(!ended.take(&name(n)));
             }

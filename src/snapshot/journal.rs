@@ -60,6 +60,8 @@ pub(crate) struct Journal {
     ended_names: EndedNames,
     /// The number of lanes without a name that were opened so far. The store's own lane does not count.
     unnamed: u64,
+    /// The passes without rows on the store's own lane before its first rows.
+    before_own: Option<Passes>,
 }
 
 /// What the journal knows about a lane.
@@ -120,7 +122,8 @@ pub(crate) struct LaneLog {
     pub(crate) passes: Vec<Passes>,
 }
 
-/// A pass, or several that followed each other, with equally many rows and without a value.
+/// A pass, or several that followed each other, with equally many rows and without a value. Passes without rows have the value of the last
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Passes {
     pub(crate) first_row: u64,
@@ -152,14 +155,30 @@ impl Passes {
         self.rows.checked_mul(self.passes)?.checked_add(self.first_row)
     }
 
-    /// How many of the passes end at `row` or before it.
+    /// How many of the passes end at `row` or before it. Passes without rows are complete only if a row after them is before `row`, so that
+    /// it does not matter whether they were handed over before a snapshot or after it.
     fn complete(&self, row: u64) -> u64 {
-        row.saturating_sub(self.first_row).checked_div(self.rows).map_or(0, |complete| complete.min(self.passes))
+        let rows = row.saturating_sub(self.first_row);
+        rows.checked_div(self.rows).unwrap_or_else(|| self.begun(row)).min(self.passes)
     }
 
     /// How many of the passes begin before `row`.
     fn begun(&self, row: u64) -> u64 {
-        row.saturating_sub(self.first_row).div_ceil(self.rows.max(1)).min(self.passes)
+        let rows = row.saturating_sub(self.first_row);
+        if self.rows == 0 && rows > 0 { self.passes } else { rows.div_ceil(self.rows.max(1)).min(self.passes) }
+    }
+
+    /// Whether `next`, which follows these passes, joins them in one entry.
+    fn takes(&self, next: &Passes) -> bool {
+        let without_rows = self.rows == 0 && next.rows == 0;
+        let equal = self.rows == next.rows && self.value.is_none() && next.value.is_none();
+        (equal || without_rows) && self.end() == Some(next.first_row)
+    }
+
+    /// Takes in a pass that [`takes`](Self::takes) allows.
+    fn take(&mut self, next: Passes) {
+        self.passes += next.passes;
+        self.value = next.value;
     }
 
     /// Leaves out the first passes.
@@ -200,8 +219,8 @@ impl LaneLog {
 
     /// Says what is wrong with the passes. `None` if nothing is.
     pub(crate) fn contradiction(&self) -> Option<&'static str> {
-        let wrong = |passes: &Passes| passes.rows == 0 || passes.passes == 0 || passes.end().is_none();
-        if self.passes.iter().any(wrong) { Some("a pass has no rows, or too many") } else { None }
+        let wrong = |passes: &Passes| passes.passes == 0 || passes.end().is_none();
+        if self.passes.iter().any(wrong) { Some("a list of passes is empty, or has too many rows") } else { None }
     }
 }
 
@@ -213,11 +232,7 @@ impl Lane {
             return;
         }
         match self.passes.back_mut() {
-            Some(last)
-                if last.rows == pass.rows && end == pass.first_row && last.value.is_none() && pass.value.is_none() =>
-            {
-                last.passes += 1;
-            }
+            Some(last) if last.takes(&pass) => last.take(pass),
             _ => self.passes.push(pass),
         }
     }
@@ -334,13 +349,19 @@ impl Journal {
     pub(crate) fn handed_over(&mut self, lane: u64) {
         if lane == 0 && !self.lanes.contains_key(&0) {
             self.open(0, None);
+            let before = self.before_own.take();
+            before.into_iter().for_each(|passes| self.pass(0, passes));
         }
     }
 
-    /// Notes a pass that was handed over. Ignores a pass that is sent again, because the journal knows it already.
+    /// Notes a pass that was handed over. Ignores a pass that is sent again, because the journal knows it already. A pass without rows does
+    /// not open the store's own lane.
     pub(crate) fn pass(&mut self, lane: u64, pass: Passes) {
-        if let Some(lane) = self.lanes.get_mut(&lane) {
-            Arc::make_mut(lane).note_pass(pass);
+        match (self.lanes.get_mut(&lane), &mut self.before_own) {
+            (Some(lane), _) => Arc::make_mut(lane).note_pass(pass),
+            (None, Some(before)) if lane == 0 => before.take(pass),
+            (None, before) if lane == 0 => *before = Some(pass),
+            (None, _) => {}
         }
     }
 

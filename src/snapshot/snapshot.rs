@@ -41,7 +41,8 @@ pub struct Snapshot {
 pub struct ResumeAt {
     /// The lane.
     pub lane: LaneId,
-    /// The number of passes that you need not send again. Start with the next pass.
+    /// The number of passes that you need not send again. Start with the next pass. Passes without rows count, too, except those that come
+    /// directly before the next pass with rows: send these again.
     pub passes: u64,
     /// The number of rows of each component that you need not send again. If the lane writes passes, a pass starts at this row.
     pub row: u64,

@@ -11,6 +11,17 @@ use crate::snapshot::files::{RowsReader, read};
 use crate::snapshot::snapshot::{ResumeAt, Snapshot};
 use crate::store::ring_store::RingStore;
 
+/// Says whether a lane of a resumed store goes on, has ended, or is new. Returned by [`RingStore::resume_point`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumePoint<'a> {
+    /// The saved store had no such lane. Send its rows from the first row.
+    New,
+    /// The lane goes on here.
+    GoesOn(&'a ResumeAt),
+    /// The lane had ended, and none of its rows are needed. Send nothing: a write to it fails with [`WriteError::Closed`].
+    Ended,
+}
+
 impl RingStoreBuilder {
     /// Builds a store that goes on from a light snapshot. It serves the minibatches that the first store would have served next, bit for
     /// bit.
@@ -89,6 +100,37 @@ impl RingStore {
     #[must_use]
     pub fn resume_at(&self) -> &[ResumeAt] {
         &self.shared().resume_at
+    }
+
+    /// Says where a lane goes on: the lane with this name or, with `None`, the store's own lane.
+    ///
+    /// [`resume_at`](Self::resume_at) has neither lanes that have ended nor lanes that are new. This method tells one from the other. It
+    /// says what the snapshot has, also after you open the lane. In a store that was not resumed, every lane is new. If several lanes had
+    /// the name, this is the lane that [`producer_named`](Self::producer_named) opens first.
+    ///
+    /// ```
+    /// use activation_store::{ResumePoint, RingStore};
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?; // or resume(...)
+    /// let first = match store.resume_point(Some("rank 0")) {
+    ///     ResumePoint::New => 0,
+    ///     ResumePoint::GoesOn(at) => at.passes,
+    ///     ResumePoint::Ended => return Ok(()),
+    /// };
+    /// # assert_eq!(first, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn resume_point(&self, name: Option<&str>) -> ResumePoint<'_> {
+        let is_asked = |at: &&ResumeAt| match name {
+            Some(_) => at.lane.name.as_deref() == name,
+            None => at.lane.number == 0,
+        };
+        match self.resume_at().iter().find(is_asked) {
+            Some(at) => ResumePoint::GoesOn(at),
+            None if self.shared().ended_lanes.contains(name) => ResumePoint::Ended,
+            None => ResumePoint::New,
+        }
     }
 
     /// Opens a lane with a name. A resumed store finds the lane by its name.

@@ -431,7 +431,7 @@ impl RingStore {
     ///
     /// # Errors
     /// The future yields [`WriteError::Unmatched`] if a lane has lost rows that had no counterparts. Each flush reports one such lane,
-    /// the oldest first. The future yields another [`WriteError`] if the store is aborted, has no consumer left, or is poisoned.
+    /// the oldest first. If 1,024 lanes wait for a flush, only [`stats`](Self::stats) counts what further lanes lose. The future yields another [`WriteError`] if the store is aborted, has no consumer left, or is poisoned.
     ///
     /// # Cancel safety
     /// If you drop the future, nothing is lost. The next flush reports the lane.

@@ -81,13 +81,15 @@ impl Shared {
                 return Err((error, rows));
             }
         };
+        if demand.rows > 0 {
+            state.journal.handed_over(lane);
+        }
+        if let HandedOver::Pass(_, value) = &mut rows {
+            state.journal.pass(lane, Passes::one(first_row, demand.rows as u64, value.take()));
+        }
         if demand.rows == 0 {
             drop(state);
             return Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row })));
-        }
-        state.journal.handed_over(lane);
-        if let HandedOver::Pass(_, value) = &mut rows {
-            state.journal.pass(lane, Passes::one(first_row, demand.rows as u64, value.take()));
         }
         // The writer receives messages as long as the status is open.
         let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Every row that was dealt: its lane and number. Lanes with an even number write passes: lane 0 of `1 + number % 5` rows, with values,
-/// and lane 2 of three rows, without.
+/// Every row that was dealt: its lane and number. Lanes with an even number write passes: lane 0 of up to four rows, with values, two of
+/// seven without rows, and lane 2 of three rows, without values.
 #[derive(Default)]
 struct Model {
     dealt: Vec<(u64, u64)>,
@@ -16,15 +16,20 @@ fn passes(lane: u64, rows: u64) -> Vec<Passes> {
         if first_row >= rows {
             break;
         }
-        let (rows, value) = if lane == 0 { (1 + number % 5, Some(Arc::from([number as u8]))) } else { (3, None) };
+        let (rows, value) = if lane == 0 {
+            ([0, 0, 1, 2, 3, 4, 1][number as usize % 7], Some(Arc::from([number as u8])))
+        } else {
+            (3, None)
+        };
         passes.push(Passes::one(first_row, rows, value));
         first_row += rows;
     }
     passes
 }
 
-fn end(pass: &Passes) -> u64 {
-    pass.end().unwrap()
+/// Whether the pass need not be sent again if the rows before `row` are not needed. If it has no rows, a later row must be among them.
+fn is_complete(pass: &Passes, row: u64) -> bool {
+    pass.end().unwrap() <= row && pass.first_row < row
 }
 
 proptest! {
@@ -81,7 +86,7 @@ proptest! {
                     prop_assert_eq!(place, Place { passes: 0, row: before, value: None });
                 } else {
                     let all = passes(id, lane.end);
-                    let complete = all.iter().filter(|pass| end(pass) <= before).count();
+                    let complete = all.iter().filter(|pass| is_complete(pass, before)).count();
                     let row = all.get(complete).map_or(before, |cut| cut.first_row.min(before));
                     let value = complete.checked_sub(1).and_then(|last| all[last].value.clone());
                     prop_assert_eq!(place, Place { passes: complete as u64, row, value });
@@ -129,6 +134,35 @@ fn a_pass_that_is_sent_again_is_noted_once() {
     journal.dealt([Segment { lane: 0, first_row: 0, rows: 16 }]);
     journal.pass(0, Passes::one(12, 4, None));
     assert_eq!(journal.since(0).lanes[&0].place(16).passes, 4);
+}
+
+#[test]
+fn passes_without_rows_count_and_open_no_lane() {
+    let mut journal = Journal::default();
+    let value = |n: u64| Some(Arc::from(n.to_le_bytes()));
+    journal.pass(0, Passes::one(0, 0, value(1)));
+    journal.pass(0, Passes::one(0, 0, value(2)));
+    assert!(journal.clone().since(0).lanes.is_empty(), "the store's own lane opens with its first rows");
+    journal.handed_over(0);
+    journal.pass(0, Passes::one(0, 4, None));
+    for n in 0..100_000 {
+        journal.pass(0, Passes::one(4, 0, value(n)));
+    }
+    assert_eq!(journal.lanes[&0].passes.iter().count(), 3, "one entry for passes without rows");
+    journal.dealt([Segment { lane: 0, first_row: 0, rows: 4 }]);
+    let place = |journal: &Journal, row| journal.clone().since(0).lanes[&0].place(row);
+    assert_eq!(place(&journal, 0), Place { passes: 0, row: 0, value: None });
+    // The passes without rows after these are sent again, as if they had not come yet.
+    assert_eq!(place(&journal, 4), Place { passes: 3, row: 4, value: None });
+    journal.pass(0, Passes::one(4, 2, None));
+    journal.dealt([Segment { lane: 0, first_row: 4, rows: 1 }]);
+    assert_eq!(place(&journal, 5), Place { passes: 100_003, row: 4, value: value(99_999) });
+    // They are sent again.
+    let mut resumed = Journal::resumed(0, journal.since(0));
+    for (rows, first_row) in [(0, 0), (4, 0), (0, 4), (2, 4)] {
+        resumed.pass(0, Passes::one(first_row, rows, None));
+    }
+    assert_eq!(place(&resumed, 5), Place { passes: 100_003, row: 4, value: value(99_999) });
 }
 
 #[test]
