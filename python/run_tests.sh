@@ -11,6 +11,10 @@ venvs=${VENVS:-../target/python}
 mkdir -p "$venvs"
 venvs=$(cd "$venvs" && pwd)
 
+# Imports of torch take seconds without their compiled files, and many tests start processes of their own.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$venvs/pycache"
+
 step() { echo "== $* ($(date +%T))"; }
 
 step "tools"
@@ -29,10 +33,10 @@ build_wheel() {
 test_with_numpy() {
     venv=$venvs/$3
     [ -x "$venv/bin/python" ] || uv venv -q --python "$1" "$venv"
-    uv pip install -q --python "$venv/bin/python" numpy pytest pytest-timeout
+    uv pip install -q --python "$venv/bin/python" numpy pytest pytest-timeout pytest-xdist
     uv pip install -q --python "$venv/bin/python" --reinstall-package activation-store "$2"
     shift 3
-    (cd "$copy" && "$venv/bin/python" -m pytest -p no:cacheprovider "$@")
+    (cd "$copy" && "$venv/bin/python" -m pytest -p no:cacheprovider -n 2 "$@")
 }
 
 step "wheel"
@@ -76,5 +80,5 @@ step "types"
 (cd "$copy" && "$venvs/full/bin/python" -m mypy.stubtest activation_store._native)
 
 step "tests"
-(cd "$copy" && "$venvs/full/bin/python" -m pytest -p no:cacheprovider "$@")
+(cd "$copy" && "$venvs/full/bin/python" -m pytest -p no:cacheprovider -n 2 "$@")
 step "done"
