@@ -294,7 +294,9 @@ fn a_wait_for_a_lane_that_is_not_opened_names_it() {
         drop(left.extend(rows(0..100, 1), 0).unwrap());
         let error = minibatches.next_timeout(Duration::ZERO).unwrap_err();
         assert!(error.is_timeout() && error.to_string().contains("waits for lane \"right\""), "{error}");
+        assert_eq!(minibatches.missing_lane().unwrap().name.as_deref(), Some("right"));
         let right = resumed.producer_named("right").unwrap();
+        assert_eq!(minibatches.missing_lane(), None);
         drop(right.extend(rows(0..100, 1), 0).unwrap());
         minibatches.next_timeout(LIMIT).unwrap().unwrap();
     });

@@ -112,7 +112,8 @@ class Consumer:
                 if end is not None:
                     left = max(0.0, end - time.monotonic())
                     if left == 0:
-                        raise TimeoutError(f"no minibatch was ready within {timeout} s") from None
+                        missing = self._native.missing_lane()
+                        raise TimeoutError(f"no minibatch was ready within {timeout} s" + (f": {missing}" if missing else "")) from None
                 else:
                     noticed = self._notice(noticed)
             else:
@@ -131,7 +132,7 @@ class Consumer:
             return now
         if now - since < _parties.AFTER:
             return since
-        self._parties.look_for_writer("a loop over the store")
+        self._parties.look_for_writer("a loop over the store", missing_lane=self._native.missing_lane())
         return now
 
     async def _arrival(self) -> _native.Minibatch | None:
@@ -157,7 +158,7 @@ class Consumer:
 
         def notice() -> None:
             nonlocal reminder
-            self._parties.look_for_writer("a loop over the store", is_task=True)
+            self._parties.look_for_writer("a loop over the store", is_task=True, missing_lane=self._native.missing_lane())
             reminder = loop.call_later(_parties.AFTER, notice)
 
         reminder = loop.call_later(_parties.AFTER, notice)

@@ -43,12 +43,13 @@ class Parties:
         """The notice of a flush that waits on this thread."""
         return AFTER, lambda: self._say("`flush`", self._missing_reader())
 
-    def look_for_writer(self, what: str, is_task: bool = False) -> None:
+    def look_for_writer(self, what: str, is_task: bool = False, missing_lane: str | None = None) -> None:
         """Says what is missing where a loop over the ring waits for minibatches on this thread, or in a task of it.
 
-        In a ring that is closed no loop waits for long.
+        In a ring that is closed no loop waits for long. `missing_lane` is what the native consumer says of a lane that a resumed ring
+        waits for, and comes before what the threads tell.
         """
-        self._say(what, self._missing_writer(is_task))
+        self._say(what, missing_lane or self._missing_writer(is_task))
 
     def _missing_reader(self) -> str | None:
         if not self._readers.known:

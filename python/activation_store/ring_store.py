@@ -299,7 +299,9 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
 
         Raises:
             OSError: If it cannot be written; earlier snapshots stay.
-            ValueError: If the store drops rows when it is full (`when_full="drop_oldest"`, or for a light snapshot `"reject"`).
+            ValueError: If the store drops rows when it is full (`when_full="drop_oldest"`, or for a light snapshot `"reject"`); if the
+                newest whole snapshot in the folder is of another run; or if it is of this run and of a later minibatch than this store has
+                saved itself.
             RuntimeError: If the store was aborted; if a minibatch that a cancelled task has returned waits to be served; or, for a full
                 one, if another is being written, or the store was resumed and rows are still sent again.
             TimeoutError: If it is not on disk in time.

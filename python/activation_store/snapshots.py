@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 from . import _native
+from ._warnings import warn
 
 
 class ResumeAt(NamedTuple):
@@ -32,6 +33,10 @@ class ResumeAt(NamedTuple):
     ends_at: int | None
 
 
+_said: set[str] = set()
+"""The folders that a warning has named."""
+
+
 class Snapshots:
     """The snapshots in a folder, where `RingStore.snapshot` puts them.
 
@@ -40,18 +45,36 @@ class Snapshots:
 
         >>> for k in Snapshots("checkpoints").prune(2):
         ...     Path(f"checkpoints/trainer-{k}.pt").unlink()
+
+    Give each run a folder of its own: `RingStore.snapshot` refuses the folder of another run, because `prune` would remove the wrong
+    snapshots.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = os.fspath(folder)
 
     def list(self) -> list[tuple[int, Path]]:
-        """Those that are complete, oldest first: k, the minibatches taken, and the snapshot's folder.
+        """Lists all whole snapshots, oldest first: k, the minibatches taken, and the snapshot's folder.
+
+        A snapshot is whole if its state is as it was written, and its files have their lengths. Rows are not read. A folder that does
+        not exist has none. A warning names each other folder `snapshot-K`, once, and says why it is not counted.
 
         Raises:
-            OSError: If the folder cannot be listed.
+            OSError: If the folder cannot be listed, or the system cannot read a snapshot.
         """
-        return [(k, Path(path)) for k, path in _native.list_snapshots(self._folder)]
+        whole = [(k, Path(path)) for k, path in _native.list_snapshots(self._folder)]
+        self._say_what_is_not_whole()
+        return whole
+
+    def not_whole(self) -> builtins.list[tuple[Path, str]]:
+        """Lists the folders `snapshot-K` that hold no whole snapshot, and what is wrong with each.
+
+        For example, a copy was interrupted.
+
+        Raises:
+            OSError: As `list`.
+        """
+        return [(Path(path), reason) for path, reason in _native.snapshots_not_whole(self._folder)]
 
     def resume_at(self) -> builtins.list[ResumeAt]:
         """Where the lanes go on if the newest is resumed.
@@ -63,15 +86,26 @@ class Snapshots:
         return [ResumeAt(*place) for place in _native.resume_points(self._folder)]
 
     def prune(self, keep: int) -> builtins.list[int]:
-        """Removes all but the newest `keep` snapshots. Returns the k of each snapshot that it has removed.
+        """Removes all but the newest `keep` whole snapshots. Returns the k of each snapshot that it has removed.
+
+        A folder `snapshot-K` that holds no whole snapshot is not counted, and stays. A warning names it, once.
 
         Also removes snapshots that another process has not finished: it was killed. So only one process may save into a
         folder at a time.
 
         Raises:
-            OSError: If one cannot be removed.
+            OSError: If the folder cannot be listed, or one cannot be removed. Older ones may have been removed by then.
         """
-        return _native.prune_snapshots(self._folder, keep)
+        removed = _native.prune_snapshots(self._folder, keep)
+        self._say_what_is_not_whole()
+        return removed
+
+    def _say_what_is_not_whole(self) -> None:
+        for path, reason in self.not_whole():
+            entry = str(path.absolute())
+            if entry not in _said:
+                _said.add(entry)
+                warn(f"{str(path)!r} has the name of a snapshot and is not counted as one: {reason}")
 
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]

@@ -68,26 +68,26 @@ impl Consumer {
     #[pyo3(signature = (timeout=None))]
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Minibatch>> {
         let mut minibatch = self.wait()?;
-        let mut missing = None;
         let next = wait(py, &Deadline::new(timeout)?, |slice| match minibatch.minibatches.next_timeout(slice) {
-            Err(ReadError::Timeout(_)) => {
-                missing = None;
-                None
-            }
-            Err(ReadError::LaneMissing { lane, .. }) => {
-                missing = Some(lane);
-                None
-            }
+            Err(ReadError::Timeout(_) | ReadError::LaneMissing { .. }) => None,
             next => Some(minibatch.outcome(next)),
         })?;
         let Some(next) = next else {
-            let limit = timeout.unwrap_or_default();
-            let why = missing.map_or_else(String::new, |lane| {
-                format!(": the resumed store waits for {lane}, which was open when it was saved; open it with producer(), and send its rows or close it")
-            });
-            return Err(PyTimeoutError::new_err(format!("no minibatch was ready within {limit} s{why}")));
+            // The caller says how long it has waited in all, and for which lane.
+            return Err(PyTimeoutError::new_err("no minibatch was ready in time"));
         };
         next.or_raise()?.map(Minibatch::new).transpose()
+    }
+
+    /// Why a resumed store waits: for a lane that was open when it was saved, and that no producer has opened.
+    fn missing_lane(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let stream = self.stream.get()?;
+        let lane = py.detach(|| stream.lock().missing_lane());
+        Ok(lane.map(|lane| {
+            format!(
+                "the resumed store waits for {lane}, which was open when it was saved; open it with producer(), and send its rows or close it"
+            )
+        }))
     }
 
     /// The components of which rows had values that overflowed or were not finite.

@@ -38,7 +38,7 @@ mod _native {
     #[pymodule_export]
     use crate::recording::{Recorder, Recording, TeeLane};
     #[pymodule_export]
-    use crate::ring::{Ring, list_snapshots, prune_snapshots, resume_points};
+    use crate::ring::{Ring, list_snapshots, prune_snapshots, resume_points, snapshots_not_whole};
     #[pymodule_export]
     use crate::rows::Rows;
     #[pymodule_export]

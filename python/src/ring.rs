@@ -309,6 +309,13 @@ pub(crate) fn list_snapshots(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<(u
     elsewhere(py, move || Snapshots::new(folder).list())?.or_raise()
 }
 
+/// The folders that have the name of a snapshot and hold no whole one, and what is wrong with each.
+#[pyfunction]
+pub(crate) fn snapshots_not_whole(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<(PathBuf, String)>> {
+    let others = elsewhere(py, move || Snapshots::new(folder).not_whole())?.or_raise()?;
+    Ok(others.into_iter().map(|(path, reason)| (path, reason.to_string())).collect())
+}
+
 /// Removes all but the newest snapshots in a folder.
 #[pyfunction]
 pub(crate) fn prune_snapshots(py: Python<'_>, folder: PathBuf, keep: usize) -> PyResult<Vec<u64>> {

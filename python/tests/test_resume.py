@@ -162,6 +162,46 @@ def test_old_snapshots_are_pruned(tmp_path):
     thread.join()
 
 
+def test_a_folder_that_is_no_whole_snapshot_is_named_once_and_stays(tmp_path):
+    first = store()
+    thread = feed(first)
+    for _ in range(3):
+        next(first)
+        first.snapshot(tmp_path)
+    first.abort()
+    thread.join()
+    damaged = tmp_path / "snapshot-3"
+    (damaged / "snapshot.jsonl").unlink()
+    with pytest.warns(RuntimeWarning, match="not counted as one: .*snapshot.jsonl") as said:
+        assert [k for k, _ in Snapshots(tmp_path).list()] == [1, 2]
+    assert [(str(damaged) in str(warning.message), warning.filename) for warning in said] == [(True, __file__)]
+    ((path, reason),) = Snapshots(tmp_path).not_whole()
+    assert path == damaged
+    assert "snapshot.jsonl" in reason
+    other = tmp_path / "snapshot-7"
+    other.mkdir()
+    with pytest.warns(RuntimeWarning) as said:
+        assert Snapshots(tmp_path).prune(1) == [1]
+    assert [str(other) in str(warning.message) for warning in said] == [True]
+    assert damaged.is_dir()
+
+
+def test_a_folder_with_snapshots_of_another_run_or_with_later_ones_is_refused(tmp_path):
+    stopped_after(2, lambda first: first.snapshot(tmp_path))
+    other = store()
+    with pytest.raises(ValueError, match="has snapshots of another run, up to snapshot-2"):
+        other.snapshot(tmp_path)
+    resumed = RingStore.resume(tmp_path, output="numpy")
+    thread = feed(resumed)
+    state = resumed.state_dict()
+    next(resumed)
+    resumed.snapshot(tmp_path)
+    resumed.abort()
+    thread.join()
+    with pytest.raises(ValueError, match="snapshot-3 is later than this snapshot"):
+        RingStore.resume(state).snapshot(tmp_path)
+
+
 def test_a_minibatch_of_a_cancelled_task_must_be_served_first(tmp_path):
     first = store()
     thread = feed(first)

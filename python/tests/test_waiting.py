@@ -95,6 +95,46 @@ def test_a_loop_says_that_nothing_was_ever_written():
     assert "nothing has ever been written" in aborted_when_warned(store, lambda: list(store))
 
 
+@pytest.fixture
+def resumed_without_a_lane():
+    """A resumed store that has a lane "left", and waits for the lane "right"."""
+    first = RingStore(4, batch_size=8, window=16, queue_rows=1000, merge="round_robin", output="numpy")
+    lanes = [first.producer(name) for name in ("left", "right")]
+    for lane in lanes:
+        lane.extend(numbered(100, 4))
+    next(iter(first))
+    state = first.state_dict()
+    first.abort()
+    resumed = RingStore.resume(state, output="numpy")
+    left = resumed.producer("left")
+    left.extend(numbered(100, 4))
+    yield resumed
+    resumed.abort()
+
+
+def test_a_wait_that_is_over_names_the_lane_that_a_resumed_store_waits_for(resumed_without_a_lane):
+    with pytest.raises(TimeoutError, match='within 0.2 s: the resumed store waits for lane "right", .* open it with producer'):
+        for _ in range(100):  # the rows of "left" that come before those of "right", first
+            resumed_without_a_lane.next(timeout=0.2)
+    resumed_without_a_lane.producer("right").extend(numbered(100, 4))
+    assert len(resumed_without_a_lane.next(timeout=30)) == 8
+
+
+def test_a_loop_names_the_lane_that_a_resumed_store_waits_for(resumed_without_a_lane):
+    store = resumed_without_a_lane
+    message = aborted_when_warned(store, lambda: list(store))
+    assert message.startswith('a loop over the store has waited 0.1 s: the resumed store waits for lane "right"'), message
+
+
+def test_a_task_names_the_lane_that_a_resumed_store_waits_for(resumed_without_a_lane):
+    async def train(store):
+        return [len(batch) async for batch in store]
+
+    store = resumed_without_a_lane
+    message = aborted_when_warned(store, lambda: asyncio.run(train(store)))
+    assert message.startswith('a loop over the store has waited 0.1 s: the resumed store waits for lane "right"'), message
+
+
 def test_a_task_says_so_only_if_no_other_task_can_write(in_thread):
     async def train(store):
         return [len(batch) async for batch in store]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use crate::error::{ClosedBy, ReadError};
+use crate::error::{ClosedBy, LaneId, ReadError};
 use crate::pipeline::minibatch::Minibatch;
 use crate::pipeline::ready::Lent;
 use crate::pipeline::state::Shared;
@@ -107,10 +107,17 @@ impl Minibatches {
             Some(next) => next.transpose(),
             None => {
                 self.shared.stop_waiting(&mut self.state);
-                let missing = self.shared.missing_lane();
+                let missing = self.missing_lane();
                 Err(missing.map_or(ReadError::Timeout(timeout), |lane| ReadError::LaneMissing { after: timeout, lane }))
             }
         }
+    }
+
+    /// The lane that a resumed store waits for: it was open when the store was saved, and no producer has opened it. `None` if there is
+    /// none. [`next_timeout`](Self::next_timeout) names it in its error, too.
+    #[must_use]
+    pub fn missing_lane(&self) -> Option<LaneId> {
+        self.shared.missing_lane()
     }
 
     /// The store's counts, all taken at the same moment.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::{Checksum, checksum};
 use crate::disk::disk::{Disk, Doing, Readable, damage, read_all};
+use crate::disk::endian::from_file;
 use crate::disk::safetensors::read_header;
 use crate::error::{DiskError, RecordingError};
 use crate::recording::buffers::{Buffer, Buffers};
@@ -22,7 +23,7 @@ pub(crate) const INFO: &str = "shard.json";
 pub(crate) const VERSION: u32 = 1;
 /// The most rows or passes of a lane.
 const MOST: u64 = 1 << 48;
-/// How many bytes are read at once.
+/// How many bytes are read at once: a multiple of the size of every element.
 const PIECE: usize = 1 << 20;
 /// The program that writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
@@ -177,6 +178,7 @@ struct OpenFile {
     file: Box<dyn Readable>,
     /// The header, which comes before the rows.
     head: Vec<u8>,
+    dtype: DType,
     /// How many bytes all rows have.
     length: usize,
 }
@@ -194,7 +196,7 @@ fn open_rows(disk: &dyn Disk, folder: &Path, info: &ShardInfo, component: usize)
     let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(unreadable)?;
     let length = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
     match length {
-        Some(length) if shape == [info.rows, features as u64] => Ok(OpenFile { path, file, head, length }),
+        Some(length) if shape == [info.rows, features as u64] => Ok(OpenFile { path, file, head, dtype, length }),
         _ => Err(damaged(&path, format!("it holds {shape:?}, not [{}, {features}]", info.rows))),
     }
 }
@@ -220,7 +222,7 @@ pub(crate) fn check_length(
     info: &ShardInfo,
     component: usize,
 ) -> Result<(), RecordingError> {
-    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
+    let OpenFile { path, mut file, head, length, .. } = open_rows(disk, folder, info, component)?;
     let (found, expected) = (file.seek(SeekFrom::End(0)).doing("read", &path)?, (head.len() + length) as u64);
     if found == expected {
         return Ok(());
@@ -236,7 +238,7 @@ pub(crate) fn read_rows(
     component: usize,
     buffers: &Buffers,
 ) -> Result<ShardRows, RecordingError> {
-    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
+    let OpenFile { path, mut file, head, dtype, length } = open_rows(disk, folder, info, component)?;
     let (start, end) = (head.len(), head.len() + length);
     let mut buffer = buffers.take(end).doing("find memory to read", &path)?;
     buffer.bytes_mut(0..start).copy_from_slice(&head);
@@ -245,6 +247,7 @@ pub(crate) fn read_rows(
     for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
         file.read_exact(piece).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         sum.update(piece);
+        from_file(piece, dtype);
     }
     if sum.finish() != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
@@ -272,7 +275,7 @@ pub(crate) fn read_some(
     rows: impl Iterator<Item = (u64, usize)>,
     out: &mut [u8],
 ) -> Result<(), RecordingError> {
-    let OpenFile { path, mut file, head, length } = open_rows(disk, folder, info, component)?;
+    let OpenFile { path, mut file, head, dtype, length } = open_rows(disk, folder, info, component)?;
     let row_bytes = length / (info.rows as usize).max(1);
     let mut at = None;
     for (row, place) in rows {
@@ -281,6 +284,7 @@ pub(crate) fn read_some(
         }
         let out = &mut out[place * row_bytes..][..row_bytes];
         file.read_exact(out).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
+        from_file(out, dtype);
         at = Some(row + 1);
     }
     Ok(())

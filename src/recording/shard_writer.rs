@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing};
+use crate::disk::endian::to_file;
 use crate::disk::folder::UnfinishedFolder;
 use crate::disk::safetensors::header;
 use crate::error::DiskError;
@@ -46,7 +47,10 @@ impl RowsFile {
         Ok(RowsFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
     }
 
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), DiskError> {
+    /// Writes whole elements.
+    fn write(&mut self, elements: &[u8]) -> Result<(), DiskError> {
+        let all = to_file(elements, self.component.dtype);
+        let mut bytes = &*all;
         while !bytes.is_empty() {
             if self.gathered.is_empty() && bytes.len() >= WRITE {
                 let (now, later) = bytes.split_at(WRITE);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing, damage, read_all};
+use crate::disk::endian::{from_file, to_file};
 use crate::disk::folder::{REPLACED, UNFINISHED, UnfinishedFolder, is_of_another_process, unfinished};
 use crate::disk::safetensors::{header, read_header};
 use crate::error::{DiskError, RefusedSnapshot, ResumeError, SnapshotError};
@@ -190,10 +191,10 @@ impl FullWriter {
     /// Writes the first rows of `from`, as many as `frame` says.
     pub(crate) fn append(&mut self, frame: SavedFrame, from: &Frame) -> Result<(), DiskError> {
         for (component, RowsFile { path, file, bytes, checksum, .. }) in self.files.iter_mut().enumerate() {
-            let rows = from.rows(component, frame.rows());
-            file.write_all(rows).doing("write", path)?;
+            let rows = to_file(from.rows(component, frame.rows()), from.layout().components()[component].dtype);
+            file.write_all(&rows).doing("write", path)?;
             *bytes += rows.len() as u64;
-            checksum.update(rows);
+            checksum.update(&rows);
         }
         self.frames.push(frame);
         Ok(())
@@ -282,11 +283,13 @@ impl<'a> RowsReader<'a> {
         }
         for component in 0..self.files.len() {
             let (file, checksum) = &mut self.files[component];
+            let dtype = into.layout().components()[component].dtype;
             let rows = into.rows_mut(component, frame.rows());
             if let Err(error) = file.read_exact(rows) {
                 return Err(self.unreadable(&self.saved.files[component].file, error));
             }
             checksum.update(rows);
+            from_file(rows, dtype);
         }
         Ok(())
     }
