@@ -68,7 +68,7 @@ def _to_f32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _integers(array: Any, of: str, dtype: str) -> np.ndarray[Any, Any]:
     values: np.ndarray[Any, Any] = array.detach().cpu().numpy() if is_tensor(array) else array
-    target = np.dtype(np.int64 if dtype == "i64" else np.uint32)
+    target: np.dtype[Any] = np.dtype(np.int64 if dtype == "i64" else np.uint32)
     bounds = np.iinfo(target)
     if values.size:
         least, most = int(values.min()), int(values.max())

@@ -20,7 +20,10 @@ class Epochs:
 
     def __init__(self) -> None:
         # First the number, then for each worker the loop that it has served to its end.
-        self._slots: Any = torch.zeros(1 + _WORKERS, dtype=torch.int64).share_memory_() if HAS_TORCH else np.zeros(1, np.int64)
+        self._slots: Any = np.zeros(1, np.int64)
+        if HAS_TORCH:
+            self._slots = torch.zeros(1 + _WORKERS, dtype=torch.int64)
+            self._slots.share_memory_()
 
     @property
     def coming(self) -> int:

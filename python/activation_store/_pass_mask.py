@@ -19,9 +19,10 @@ class PassMask:
     def __init__(self, mask: Mask, model: torch.nn.Module) -> None:
         """Checks that the model's `forward` has the argument that `mask` names."""
         self._mask: Any = mask
-        self._signature = inspect.signature(model.forward) if isinstance(mask, str) else None
-        if self._signature is None:
+        self._signature: inspect.Signature | None = None
+        if not isinstance(mask, str):
             return
+        self._signature = inspect.signature(model.forward)
         parameters = self._signature.parameters.values()
         self._named = [parameter.name for parameter in parameters if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
         self._positional = [parameter.name for parameter in parameters if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)]

@@ -40,8 +40,8 @@ def _difference(first: torch.nn.Module, second: torch.nn.Module) -> str | None:
         for what, one, two in (("shape", tuple(tensor.shape), tuple(other.shape)), ("dtype", tensor.dtype, other.dtype)):
             if one != two:
                 return f"{name!r} has the {what} {one} in one and {two} in the other"
-        one, two = _sample(tensor), _sample(other)
-        if one is not None and two is not None and not torch.equal(one, two):
+        ours_now, theirs_now = _sample(tensor), _sample(other)
+        if ours_now is not None and theirs_now is not None and not torch.equal(ours_now, theirs_now):
             return f"{name!r} has other values"
     return None
 

@@ -151,7 +151,8 @@ class _Source(Generic[T]):
 
     def rest(self) -> str | None:
         """What this rank has that is not served; None if it has nothing."""
-        stats = self._batches.stats() if hasattr(self._batches, "stats") else None
+        count = getattr(self._batches, "stats", None)
+        stats = None if count is None else count()
         rows = max((counts.resident + counts.queued for counts in stats.components.values()), default=0) if stats is not None else 0
         if not self.left_over and not rows:
             return None
