@@ -79,7 +79,7 @@ def test_tensors_are_read_alike():
 
 def language_model(kind):
     transformers = pytest.importorskip("transformers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     torch.manual_seed(0)
     if kind == "llama":
@@ -94,7 +94,7 @@ def language_model(kind):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_generate_with_a_cache_and_left_padding(kind):
-    import torch
+    torch = pytest.importorskip("torch")
 
     from activation_store import capture
 
@@ -118,7 +118,7 @@ def test_generate_with_a_cache_and_left_padding(kind):
 
 
 def test_a_sequence_that_has_ended_is_left_out_by_the_last_positions():
-    import torch
+    torch = pytest.importorskip("torch")
 
     from activation_store import capture
 
@@ -139,7 +139,7 @@ def test_a_sequence_that_has_ended_is_left_out_by_the_last_positions():
 
 
 def test_a_mask_that_is_not_the_models_input_is_never_cut():
-    import torch
+    torch = pytest.importorskip("torch")
 
     from activation_store import capture
 
@@ -153,7 +153,7 @@ def test_a_mask_that_is_not_the_models_input_is_never_cut():
 
 def test_the_experts_of_a_mixture_have_flattened_rows():
     transformers = pytest.importorskip("transformers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     from activation_store import capture
 
