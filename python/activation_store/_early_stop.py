@@ -88,9 +88,9 @@ class EarlyStop:
     def _watch_generate(self, view: torch.nn.Module) -> None:
         """Lets a pass that calls `generate` run to its end."""
         for module in view.modules():
-            generate = getattr(type(module), "generate", None)
-            if callable(generate):
-                module.__dict__["generate"] = self._watched(generate.__get__(module))
+            generate = getattr(module, "generate", None)
+            if callable(generate) and not isinstance(generate, torch.nn.Module):
+                module.__dict__["generate"] = self._watched(generate)
 
     def _watched(self, generate: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:

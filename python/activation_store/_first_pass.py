@@ -33,6 +33,8 @@ class FirstPass:
         self._ring: RingSink | None = None
         self._kept: list[list[tuple[int, Any]]] = []
         """The passes of the batch that runs."""
+        self._places = list(range(len(names)))
+        """The number of each name in the store. A store that goes on from a snapshot may have them in another order."""
 
     @property
     def closed(self) -> bool:
@@ -53,7 +55,7 @@ class FirstPass:
 
     def stage(self, rows: torch.Tensor, component: int, mask: Any, hold: bool) -> Any:
         """Copies the rows: what follows in the forward pass may change them."""
-        return kept_rows(rows, mask, hold=True) if self._ring is None else self._ring.stage(rows, component, mask, hold)
+        return kept_rows(rows, mask, hold=True) if self._ring is None else self._ring.stage(rows, self._places[component], mask, hold)
 
     def write(self, staged: list[tuple[int, Any]]) -> None:
         """Keeps the rows of one pass until the model has returned."""
@@ -62,6 +64,8 @@ class FirstPass:
     def hand_over(self) -> bool:
         """Hands the kept passes over, in order, and waits for room. False if no more rows are taken."""
         kept, self._kept = self._kept, []
+        if self._opening.one_pass_a_batch and len(kept) > 1:
+            raise ValueError(f"batch {self._batch} ran the model {len(kept)} times: each batch must run it once, so that a recording can be resumed")
         for staged in kept:
             try:
                 self._hand_over(staged)
@@ -79,10 +83,12 @@ class FirstPass:
         if self._ring is None:
             by_name = {self._names[number]: rows for number, rows in staged}
             self._ring = RingSink(self._opening.lane(self._number, layout_of(by_name)), wait=True)
+            self._places = [self._ring.number(name) for name in self._names]
         ring = self._ring
         # The first batch's rows were kept as tensors, because no ring was open.
         rows_of_pass = [
-            (number, rows if isinstance(rows, _native.Rows) else ring.stage(rows, number, None, False)) for number, rows in staged
+            (place, rows if isinstance(rows, _native.Rows) else ring.stage(rows, place, None, False))
+            for place, rows in ((self._places[number], rows) for number, rows in staged)
         ]
         ring.write(rows_of_pass, value_of(self._batch, self._passes))
 

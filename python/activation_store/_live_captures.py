@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .hooks import Capture
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # the garbage collector may end a run, with its capture, anywhere
 _live: weakref.WeakKeyDictionary[Capture, threading.Thread] = weakref.WeakKeyDictionary()
 """With the threads that entered them."""
 
@@ -22,7 +22,7 @@ def add(capture: Capture) -> None:
     """
     here = threading.current_thread()
     with _lock:
-        for other, thread in _live.items():
+        for other, thread in list(_live.items()):
             if other._model is not capture._model or (other.own_thread is not None and capture.own_thread is not None):  # noqa: SLF001
                 continue  # what captures one thread's passes alone gets no other's
             is_of_run = other.own_thread is not None or capture.own_thread is not None

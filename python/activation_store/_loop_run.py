@@ -56,6 +56,7 @@ class LoopRun:
 
     def advance(self, timeout: float | None) -> None:
         """Runs the next batch. If another thread does, waits for that. If rows are aside, waits for the writer, a little."""
+        self.gate.check()  # before the lock: a pass that this thread holds back may have it
         if not self._lock.acquire(blocking=False):
             if self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
                 self._lock.release()
@@ -84,7 +85,6 @@ class LoopRun:
         replica = self._replica
         if replica is None:
             return
-        self.gate.check()  # before a batch is taken, which would be lost
         try:
             with like_a_new_thread():
                 if not self._has_entered:

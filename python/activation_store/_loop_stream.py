@@ -40,6 +40,7 @@ class LoopStream:
             try:
                 return self._take(0)
             except TimeoutError:
+                run.gate.check()  # here, because the pass runs on another thread
                 await asyncio.to_thread(run.advance_and_settle)
             except StopIteration:
                 raise StopAsyncIteration from None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from ._torch import torch
+
+probing = threading.local()
+"""Its `now` is true while this thread runs a model only to compare its output: nothing of that pass is captured."""
 
 _own: set[int] = set()
 """The ids of the hooks of this package that are on any model now."""

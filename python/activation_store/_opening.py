@@ -30,6 +30,10 @@ class Opens(Protocol):
     def has_ended(self) -> bool:
         """Whether no more passes are taken."""
 
+    @property
+    def one_pass_a_batch(self) -> bool:
+        """Whether a batch that runs the model more than once is refused."""
+
     def lane(self, number: int, layout: Layout, /) -> Any:
         """Where the passes of a replica go. The first call opens it."""
 
@@ -56,6 +60,8 @@ class Opening:
         self._decided: Future[None] = Future()
         """Done when the ring is open, or will never be."""
         self._decided.set_running_or_notify_cancel()  # so that a cancelled task cannot cancel it
+
+    one_pass_a_batch = False
 
     @property
     def decided(self) -> Future[None]:
@@ -107,6 +113,8 @@ class Opening:
                 raise StoreClosedError("the run has ended, so its store takes no more rows")
             if self._store is None:
                 self._open(self._build(layout))
+            elif (found := set(self._store.component_names)) != set(layout):
+                raise ValueError(f"the rows are of {sorted(layout)}, and the store, from a snapshot or the first pass, has {sorted(found)}: give the same modules and names")
             return self._lanes[number]
 
     def end_lane(self, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +55,21 @@ class Probe:
 
     def _output(self, args: Any, kwargs: Any) -> tuple[Any] | None:
         """What the model gives; None if its hooks or modes changed meanwhile."""
-        output = self._model(*args, **kwargs)
+        # The pass of the view must find the input and the buffers as they were.
+        try:
+            args, kwargs = copy.deepcopy((args, kwargs))
+        except Exception:  # noqa: BLE001
+            return None
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers() if not buffer.is_meta and not buffer.is_inference()]
+        _model_hooks.probing.now = True
+        try:
+            output = self._model(*args, **kwargs)
+        finally:
+            _model_hooks.probing.now = False
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    if not _has_same_bits(buffer, before):
+                        buffer.copy_(before)
         return (output,) if self._is_quiet() else None
 
     def _is_quiet(self) -> bool:

@@ -38,7 +38,7 @@ class Progress:
     def __init__(self, batches: Iterable[Any], *, in_turns: bool = False) -> None:
         self._line = line_of(batches)
         self._in_turns = in_turns
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may end a run anywhere
         self._seen: _native.Stats | None = None
         self._seen_at = time.monotonic()
 

@@ -75,6 +75,7 @@ class ModelReplica:
         self._probe: Probe | None = None
         """What the first pass has to show; None after it, and if there is no view."""
         self._early_stop: EarlyStop | None = None
+        self._is_removed = False
         self._capture = self._of_view()
 
     def __enter__(self) -> Self:
@@ -94,8 +95,11 @@ class ModelReplica:
                 if not may_run:
                     return False
                 self._run(index, args, kwargs)
-        finally:  # no lock of the model's is held any more, and the gate is free; passes before an error count
-            is_open = self._sink.hand_over()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the model's error comes first; passes before it count
+                self._sink.hand_over()
+            raise
+        is_open = self._sink.hand_over()  # no lock of the model's is held any more, and the gate is free
         if self._capture.error is not None:
             raise self._capture.error
         if self._early_stop is not None:
@@ -103,6 +107,7 @@ class ModelReplica:
         return is_open and not self._capture.stopped
 
     def remove(self) -> None:
+        self._is_removed = True
         self._capture._remove()  # noqa: SLF001
 
     def _of_view(self) -> _OwnCapture:
@@ -142,6 +147,8 @@ class ModelReplica:
         reason = probe.why_not(lambda: self._call(args, kwargs), args, kwargs)
         if reason is not None:
             self._capture._remove()  # noqa: SLF001
+            if self._is_removed:
+                return  # the run has been ended meanwhile
             self._capture = self._of_model(reason)
             self._capture.__enter__()
             self._sink.begin_batch(index)  # forgets the rows of the view

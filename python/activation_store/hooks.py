@@ -346,7 +346,10 @@ class _ThreadState(threading.local):
 
 
 def _is_recomputing() -> bool:
-    """Whether a backward pass is under way on this thread: a forward pass in it is gradient checkpointing's second."""
+    """Whether a backward pass is under way on this thread: a forward pass in it is gradient checkpointing's second. Or whether a pass only
+    compares outputs."""
+    if getattr(_model_hooks.probing, "now", False):
+        return True
     current = getattr(torch._C, "_current_graph_task_id", None)  # noqa: SLF001
     return current is not None and current() != -1
 

@@ -107,6 +107,7 @@ class _Lane:
     """Opens the recorder when the first pass tells the widths and dtypes."""
 
     has_ended = False
+    one_pass_a_batch = True
 
     def __init__(self, folder: str | os.PathLike[str], dtype: object, settings: dict[str, Any]) -> None:
         self._folder = folder

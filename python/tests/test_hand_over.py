@@ -60,3 +60,19 @@ def test_a_recording_has_the_rows_as_they_were_at_the_hook(tmp_path):
     record(Locks(1), [rows_from(0), rows_from(10)], "layer", tmp_path / "recording")
     minibatches = Recording(tmp_path / "recording", batch_size=10, window=10)
     assert sorted(row for minibatch in minibatches for row in minibatch[:, 0].tolist()) == list(range(20))
+
+
+def test_a_batch_that_runs_the_model_twice_leaves_nothing_in_a_recording(tmp_path):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Identity()
+
+        def forward(self, x):
+            return self.layer(x) + (self.layer(x) if x[0, 0] == 10 else 0)
+
+    batches = [rows_from(0), rows_from(10), rows_from(20)]
+    with pytest.raises(ValueError, match="batch 1 ran the model 2 times"):
+        record(Twice(), batches, "layer", tmp_path / "recording", stop_early=False)
+    record(Locks(1), batches, "layer", tmp_path / "recording", resume=True)
+    assert Recording(tmp_path / "recording").rows == sum(len(batch) for batch in batches)

@@ -318,3 +318,19 @@ def test_the_progress_line_says_that_they_take_turns(model, monkeypatch):
     list(activations(model, text(), "numbers", overlap=False, progress=True, **SETTINGS))
     last = shown.getvalue().split("\r")[-1]
     assert "20/20" in last and "the model and the loop take turns" in last, last
+
+
+def test_a_resumed_run_tells_modules_by_their_names(model):
+    def run(modules, **more):
+        return activations(model, text(), modules, overlap=False, **more, **SETTINGS)
+
+    with run(["numbers", "linear"]) as batches:
+        taken = [next(batches) for _ in range(3)]
+        state = batches.state_dict()
+        rest = list(batches)
+    assert len(taken) == 3
+    again = list(run(["linear", "numbers"], resume=state))
+    assert len(again) == len(rest)
+    assert all(torch.equal(one[name], other[name]) for one, other in zip(rest, again, strict=True) for name in ("numbers", "linear"))
+    with pytest.raises(ValueError, match=r"the rows are of \['other'\], and the store, from a snapshot .* has \['linear', 'numbers'\]"):
+        next(run({"linear": "other"}, resume=state))

@@ -416,7 +416,9 @@ impl LaneRows {
 
     fn check_end(&self, demand: Demand) -> Result<(), WriteError> {
         let mut components = demand.components(self.handed.len());
-        let behind = |end| components.any(|component| self.handed[component] - self.ahead + demand.rows as u64 > end);
+        let behind = |end| {
+            components.any(|component| (self.handed[component] - self.ahead).saturating_add(demand.rows as u64) > end)
+        };
         if self.ends_at.is_some_and(behind) { Err(ClosedBy::Lane.into()) } else { Ok(()) }
     }
 
