@@ -17,6 +17,9 @@ impl Writer {
         let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
         self.lanes.resume(&lanes, segments(body), turn(body));
         self.ledger = ledger(body);
+        for (said, counts) in self.said.iter_mut().zip(&self.ledger.components) {
+            let _ = said.note(counts.values); // the saved store has warned of these
+        }
         if let Phase::Dealing(ring) = &mut self.ring {
             ring.go_to(position(body));
         }
