@@ -48,7 +48,7 @@ def main() -> None:
     # Once: the model runs, and its activations go to disk.
     start = time.perf_counter()
     held_out, training = record_both(args)
-    print(f"recorded {len(training)} rows of {', '.join(training.components)} in {time.perf_counter() - start:.1f} s: {training}")
+    print(f"recorded {training.rows} rows of {', '.join(training.components)} in {time.perf_counter() - start:.1f} s: {training}")
 
     # Many: the SAEs share the minibatches. A second run of this program, with other widths or seeds, records nothing.
     students: dict[str, list[Component]] = {name: [] for name in training.components}
@@ -56,7 +56,7 @@ def main() -> None:
         settings = argparse.Namespace(latents=width, k=args.k, lr=args.lr, seed=seed)
         students[layer].append(Component(f"{layer}.{width}.seed{seed}", rows, settings))
     losses: dict[str, list[float]] = {student.name: [] for layer in students.values() for student in layer}
-    start, trained, total = time.perf_counter(), 0, args.epochs * len(training)
+    start, trained, total = time.perf_counter(), 0, args.epochs * training.rows
     with tqdm(total=total, desc="rows trained", unit="row") as line:
         for minibatch in training.replay(args.epochs):
             for layer, rows in minibatch.items():
@@ -96,7 +96,7 @@ def record_both(args: argparse.Namespace) -> tuple[dict[str, torch.Tensor], Reco
         )  # fmt: skip
     held_out = Recording(args.recording / "held-out")
     return (
-        {name: held_out.get(name, range(len(held_out))) for name in held_out.components},
+        {name: held_out.get(name, range(held_out.rows)) for name in held_out.components},
         Recording(args.recording / "training", batch_size=args.batch_size, window=args.window, seed=1),
     )
 
