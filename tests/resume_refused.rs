@@ -273,7 +273,7 @@ fn a_snapshot_of_a_store_that_has_served_everything_resumes_as_closed() {
     });
 }
 
-/// The error of a wait says which lane nobody has opened, while the other one writes.
+/// The error of a wait says which lane no producer has opened, while the other lane writes.
 #[test]
 fn a_wait_for_a_lane_that_is_not_opened_names_it() {
     watchdog(|| {

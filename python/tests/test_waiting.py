@@ -114,7 +114,7 @@ def resumed_without_a_lane():
 
 def test_a_wait_that_is_over_names_the_lane_that_a_resumed_store_waits_for(resumed_without_a_lane):
     with pytest.raises(TimeoutError, match='within 0.2 s: the resumed store waits for lane "right", .* open it with producer'):
-        for _ in range(100):  # the rows of "left" that come before those of "right", first
+        for _ in range(100):  # "left" sends its rows first
             resumed_without_a_lane.next(timeout=0.2)
     resumed_without_a_lane.producer("right").extend(numbered(100, 4))
     assert len(resumed_without_a_lane.next(timeout=30)) == 8

@@ -319,7 +319,7 @@ pub(crate) fn lane_of(folder: &Path) -> Option<String> {
     (is_lane(lane) && number.len() >= 6 && number.parse::<u64>().is_ok()).then(|| lane.to_owned())
 }
 
-/// The most bytes of a lane's name. File names have at most 255, and those of unfinished shards have more beside the lane's name.
+/// The most bytes of a lane's name. A file name has at most 255 bytes, and an unfinished shard's name has more parts than the lane's name.
 pub(crate) const LONGEST_LANE: usize = 128;
 
 /// Whether a lane may have this name.
