@@ -1,9 +1,9 @@
 //! Private parts, for the crate's own benchmarks. Not part of the API: anything here may change at any time.
 #![allow(missing_docs, missing_debug_implementations)]
 
+use crate::dealing::dealer::Dealer;
+use crate::dealing::slots::Place;
 use crate::memory::copy::{RowCopier, Slots};
-use crate::ring::deal::Dealer;
-use crate::ring::slots::Place;
 
 /// Deals rows to frames, without any memory to copy them to.
 pub struct Dealing {

@@ -31,41 +31,24 @@
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support;
+mod dealing;
 mod disk;
-mod error;
 mod memory;
-mod pipeline;
 mod recording;
-mod ring;
+mod ring_store;
 mod rows;
-mod snapshot;
 mod store;
+mod tensor_store;
+mod waiting;
 
 /// The crates whose types are in the API of this crate, in the versions that this crate uses.
 pub use {half, ndarray};
 
 pub use crate::{
-    error::{
-        BuildError, Closed, ClosedBy, ComponentName, DiskError, IndexError, LaneId, NoRoom, ReadError, RecordingError,
-        RefusedSnapshot, ResumeError, RowsMissing, ShapeError, SnapshotError, StoreFullError, UnknownComponent,
-        ViewError, WriteError,
-    },
-    pipeline::{
-        config::{Merge, RingStoreBuilder, WhenFull},
-        consumer::{Blocking, Minibatches, NextMinibatch, TryNextMinibatch},
-        flush::Flush,
-        group::{ProducerError, ProducerGroup, ProducerHandle, ProducerScope, SpawnError},
-        handle::{WriteHandle, WriteReply, Written},
-        minibatch::Minibatch,
-        monitor::Monitor,
-        pass::Pass,
-        plan::Plan,
-        producer::Producer,
-        reserve::{Permit, Reserve},
-        snapshotting::SnapshotHandle,
-        stats::{ComponentStats, Dropped, Stats},
-    },
+    dealing::dealer::DEALING_VERSION,
+    disk::error::DiskError,
     recording::{
+        error::RecordingError,
         permit::RecorderPermit,
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
@@ -74,25 +57,46 @@ pub use crate::{
         sealer::{Safe, SyncPolicy},
         tee::Tee,
     },
-    ring::deal::DEALING_VERSION,
+    ring_store::{
+        builder::{Merge, RingStoreBuilder, WhenFull},
+        consumer::{Blocking, Minibatches, NextMinibatch, TryNextMinibatch},
+        error::{LaneId, ReadError},
+        flush::Flush,
+        group::{ProducerError, ProducerGroup, ProducerHandle, ProducerScope, SpawnError},
+        minibatch::{Minibatch, ViewError},
+        monitor::Monitor,
+        pass::Pass,
+        plan::Plan,
+        producer::Producer,
+        reserve::{Permit, Reserve},
+        ring_store::RingStore,
+        snapshot::{
+            asking::SnapshotHandle,
+            error::{RefusedSnapshot, ResumeError, RowsMissing, SnapshotError},
+            resume::ResumePoint,
+            snapshot::{Form, ResumeAt, Snapshot},
+            snapshots::Snapshots,
+        },
+        stats::{ComponentStats, Dropped, Stats},
+    },
     rows::{
         batch::{Batch, Refused, RefusedPass},
+        build_error::BuildError,
+        closed::{Closed, ClosedBy},
         element::{DType, Element, UnknownDType},
-        index::Index,
+        error::{ShapeError, WriteError},
+        full::{NoRoom, StoreFullError},
+        index::{Index, IndexError},
         layout::{Component, ComponentKey},
+        names::{ComponentName, UnknownComponent},
         values::ValueCounts,
     },
-    snapshot::{
-        snapshot::{Form, ResumeAt, Snapshot},
-        snapshots::Snapshots,
-    },
-    store::{
-        activation_store::{ActivationStore, ActivationStoreExt, TestData},
+    store::{ActivationStore, ActivationStoreExt, TestData},
+    tensor_store::{
         epoch::Epoch,
-        resume::ResumePoint,
-        ring_store::RingStore,
         tensor_store::{TensorStore, TensorStoreBuilder},
     },
+    waiting::handle::{WriteHandle, WriteReply, Written},
 };
 
 /// Holds longer texts and examples. Nothing here is part of the API.

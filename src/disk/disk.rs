@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::DiskError;
+use crate::disk::error::DiskError;
 
 /// The operations on files. Each method is one operation that can fail.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {

@@ -2,24 +2,22 @@
 
 use std::borrow::Cow;
 
-use crate::rows::element::DType;
-
 /// Whether this processor has the other byte order.
 const SWAPS: bool = cfg!(target_endian = "big");
 
-/// Returns the elements of memory as a file has them. On little-endian processors these are the same bytes, without a copy.
-pub(crate) fn to_file(elements: &[u8], dtype: DType) -> Cow<'_, [u8]> {
+/// Returns the elements of memory, of `size` bytes each, as a file has them. On little-endian processors these are the same bytes, without a copy.
+pub(crate) fn to_file(elements: &[u8], size: usize) -> Cow<'_, [u8]> {
     let mut bytes = Cow::Borrowed(elements);
     if SWAPS {
-        swap(bytes.to_mut(), dtype.size());
+        swap(bytes.to_mut(), size);
     }
     bytes
 }
 
-/// Turns the bytes of a file into elements, in place. On little-endian processors this changes nothing.
-pub(crate) fn from_file(bytes: &mut [u8], dtype: DType) {
+/// Turns the bytes of a file into elements of `size` bytes, in place. On little-endian processors this changes nothing.
+pub(crate) fn from_file(bytes: &mut [u8], size: usize) {
     if SWAPS {
-        swap(bytes, dtype.size());
+        swap(bytes, size);
     }
 }
 
@@ -32,9 +30,9 @@ fn swap(bytes: &mut [u8], size: usize) {
 mod tests {
     use super::*;
 
-    fn swapped(bytes: &[u8], dtype: DType) -> Vec<u8> {
+    fn swapped(bytes: &[u8], size: usize) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
-        swap(&mut bytes, dtype.size());
+        swap(&mut bytes, size);
         bytes
     }
 
@@ -42,20 +40,20 @@ mod tests {
     fn a_swap_turns_big_endian_elements_into_little_endian_ones_and_back() {
         let (half, single, integer) = ([1u16, 0x3f80], [1.5f32, -2.25], [-2i64, 1 << 40]);
         let (big, little) = (half.map(u16::to_be_bytes).concat(), half.map(u16::to_le_bytes).concat());
-        assert_eq!([swapped(&big, DType::BF16), swapped(&little, DType::F16)], [little, big]);
+        assert_eq!([swapped(&big, 2), swapped(&little, 2)], [little, big]);
         let (big, little) = (single.map(f32::to_be_bytes).concat(), single.map(f32::to_le_bytes).concat());
-        assert_eq!([swapped(&big, DType::F32), swapped(&little, DType::U32)], [little, big]);
+        assert_eq!([swapped(&big, 4), swapped(&little, 4)], [little, big]);
         let (big, little) = (integer.map(i64::to_be_bytes).concat(), integer.map(i64::to_le_bytes).concat());
-        assert_eq!([swapped(&big, DType::I64), swapped(&little, DType::I64)], [little, big]);
+        assert_eq!([swapped(&big, 8), swapped(&little, 8)], [little, big]);
     }
 
     #[test]
     fn files_are_little_endian_on_every_processor() {
         let values = [1.5f32, -2.25];
         let little = values.map(f32::to_le_bytes).concat();
-        let mut bytes = to_file(bytemuck::cast_slice(&values), DType::F32).into_owned();
+        let mut bytes = to_file(bytemuck::cast_slice(&values), 4).into_owned();
         assert_eq!(bytes, little);
-        from_file(&mut bytes, DType::F32);
+        from_file(&mut bytes, 4);
         assert_eq!(bytes, bytemuck::cast_slice::<f32, u8>(&values));
     }
 }

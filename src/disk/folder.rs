@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::disk::disk::{Disk, Doing};
-use crate::error::DiskError;
+use crate::disk::error::DiskError;
 
 /// The prefix of the names of files and folders that are being written or removed. A process that dies may leave one behind.
 pub(crate) const UNFINISHED: &str = ".unfinished-";

@@ -7,6 +7,7 @@ pub(crate) mod checksum;
 #[expect(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod disk;
 pub(crate) mod endian;
+pub(crate) mod error;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod folder;

@@ -6,13 +6,13 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use ndarray::ArrayView2;
 
-use crate::error::IndexError;
 use crate::memory::copy::{RowCopier, Slots};
 use crate::memory::finite::{Checked, check, count};
 use crate::memory::narrow::bf16_bits;
 use crate::memory::widely::widely;
 use crate::rows::batch::Batch;
 use crate::rows::element::{AnyRows, DType, with_rows};
+use crate::rows::index::IndexError;
 use crate::rows::values::ValueCounts;
 
 /// Reads rows for one component, and counts the rows whose values are not finite or overflow. Keeps the memory that it uses for

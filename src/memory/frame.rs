@@ -17,9 +17,9 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-use crate::error::BuildError;
 use crate::memory::copy::{RowCopier, STREAMED};
 use crate::memory::pages::map;
+use crate::rows::build_error::BuildError;
 use crate::rows::layout::Layout;
 
 /// The size of a chunk, in bytes.

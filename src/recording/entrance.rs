@@ -2,13 +2,14 @@
 
 use crossbeam_channel::Sender;
 
-use crate::error::{ClosedBy, WriteError};
-use crate::pipeline::handle::{WriteHandle, WriteReply};
 use crate::recording::lane_writer::Message;
 use crate::recording::room::Place;
 use crate::recording::sealer::Progress;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::closed::ClosedBy;
+use crate::rows::error::WriteError;
 use crate::rows::layout::{ComponentKey, Layout};
+use crate::waiting::handle::{WriteHandle, WriteReply};
 
 /// Takes passes in.
 pub(crate) struct Entrance {

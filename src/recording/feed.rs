@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use crate::disk::disk::Doing;
-use crate::error::{RecordingError, WriteError};
-use crate::pipeline::config::{RingStoreBuilder, WhenFull};
-use crate::pipeline::group::SpawnError;
-use crate::pipeline::producer::Producer;
+use crate::recording::error::RecordingError;
 use crate::recording::replay::{ORDER_VERSION, Replay};
+use crate::ring_store::builder::{RingStoreBuilder, WhenFull};
+use crate::ring_store::group::SpawnError;
+use crate::ring_store::producer::Producer;
+use crate::ring_store::ring_store::RingStore;
+use crate::ring_store::snapshot::body::ReplayBody;
+use crate::ring_store::snapshot::snapshot::Snapshot;
+use crate::rows::error::WriteError;
 use crate::rows::layout::Component;
-use crate::snapshot::body::ReplayBody;
-use crate::snapshot::snapshot::Snapshot;
-use crate::store::ring_store::RingStore;
 
 /// The name of the lane.
 const LANE: &str = "replay";

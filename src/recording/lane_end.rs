@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::checksum::checksum;
 use crate::disk::disk::{Disk, Doing, damage, read_all};
+use crate::disk::error::DiskError;
 use crate::disk::folder::unfinished;
-use crate::error::{DiskError, RecordingError};
+use crate::recording::error::RecordingError;
 use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, Written, newer, prefix};
 
 const SUFFIX: &str = "end.json";

@@ -9,17 +9,17 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
-use crate::error::WriteError;
 use crate::memory::convert::RowReader;
-use crate::pipeline::handle::{WriteReply, Written};
-use crate::pipeline::worker::{Panic, Panics};
 use crate::recording::room::Place;
 use crate::recording::sealer::{Progress, Safe, Sealed};
 use crate::recording::shard::ShardInfo;
 use crate::recording::shard_writer::ShardWriter;
 use crate::rows::batch::Batch;
+use crate::rows::error::WriteError;
 use crate::rows::layout::Component;
 use crate::rows::values::{Said, ValueCounts};
+use crate::waiting::handle::{WriteReply, Written};
+use crate::waiting::panics::{Panic, Panics};
 
 pub(crate) enum Message {
     /// A pass: the batches of all components, in the order of the components. Its place is free when the thread takes the pass.

@@ -1,8 +1,8 @@
 //! Loads a recording into memory.
 
-use crate::error::RecordingError;
+use crate::recording::error::RecordingError;
 use crate::recording::recording::Recording;
-use crate::store::tensor_store::TensorStore;
+use crate::tensor_store::tensor_store::TensorStore;
 
 /// How many rows are read at once.
 const PIECE: u64 = 1 << 14;

@@ -6,6 +6,7 @@
 
 pub(crate) mod buffers;
 pub(crate) mod entrance;
+pub(crate) mod error;
 pub(crate) mod feed;
 pub(crate) mod lane_end;
 pub(crate) mod lane_writer;

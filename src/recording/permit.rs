@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::pipeline::handle::WriteHandle;
 use crate::recording::entrance::check_pass;
 use crate::recording::recorder::Recorder;
 use crate::recording::room::Place;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::ComponentKey;
+use crate::waiting::handle::WriteHandle;
 
 /// Room for one pass of a recorder. Made by [`Recorder::reserve_pass`]. Dropping it gives the room back.
 #[must_use = "the room is given back when the permit is dropped"]

@@ -8,16 +8,19 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::error::{BuildError, ClosedBy, RecordingError, WriteError};
-use crate::pipeline::handle::WriteHandle;
-use crate::pipeline::wait::lock;
 use crate::recording::entrance::{Entrance, check_pass, refused};
+use crate::recording::error::RecordingError;
 use crate::recording::lane_writer::Message;
 use crate::recording::room::{Place, Places};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
+use crate::rows::build_error::BuildError;
+use crate::rows::closed::ClosedBy;
+use crate::rows::error::WriteError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 use crate::rows::values::ValueCounts;
+use crate::waiting::handle::WriteHandle;
+use crate::waiting::wait::lock;
 
 /// Records the passes of one lane into a folder.
 ///

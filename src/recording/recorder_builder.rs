@@ -9,15 +9,15 @@ use crossbeam_channel::{bounded, unbounded};
 
 use crate::disk::disk::{Disk, Doing, files};
 use crate::disk::folder::{UNFINISHED, unfinished};
-use crate::error::RecordingError;
 use crate::memory::convert::RowReader;
-use crate::pipeline::config::{components, not_zero};
+use crate::recording::error::RecordingError;
 use crate::recording::lane_end;
 use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
 use crate::recording::room::Places;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
 use crate::recording::shard::{self, LONGEST_LANE, check_components, check_length, is_lane, lane_of, read_info};
+use crate::ring_store::builder::{components, not_zero};
 use crate::rows::element::DType;
 use crate::rows::layout::Layout;
 

@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use ndarray::ArrayD;
 
-use crate::error::{IndexError, RecordingError};
 use crate::memory::convert::widen;
-use crate::pipeline::handle::WriteHandle;
 use crate::recording::buffers::Buffers;
+use crate::recording::error::RecordingError;
 use crate::recording::recorder::Recorder;
 use crate::recording::shard::{self, ShardInfo, ShardRows, check_lane};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::index::Index;
-use crate::store::activation_store::ActivationStore;
+use crate::rows::index::IndexError;
+use crate::store::ActivationStore;
+use crate::waiting::handle::WriteHandle;
 
 /// As a store, a recorder holds the rows in safe shards. `len` counts these rows, and `get` reads them from the disk. Other rows
 /// count when their shard is safe.

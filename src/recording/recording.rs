@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::disk::{Disk, Doing, files};
-use crate::error::{IndexError, RecordingError};
 use crate::recording::buffers::Buffers;
+use crate::recording::error::RecordingError;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::lent::lend;
 use crate::recording::shard::{self, ShardInfo, ShardRows, check_components, check_lane};
 use crate::rows::batch::Batch;
+use crate::rows::index::IndexError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 
 /// How often the shards are listed again while one seems to be missing.

@@ -11,18 +11,18 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, bounded};
 
+use crate::dealing::random::{Streams, shuffle};
 use crate::disk::checksum::checksum;
 use crate::disk::disk::Doing;
-use crate::error::RecordingError;
-use crate::pipeline::worker::{discard, message};
 use crate::recording::buffers::Buffers;
+use crate::recording::error::RecordingError;
 use crate::recording::lent::lend;
 use crate::recording::recording::Recording;
 use crate::recording::shard::{self, ShardRows};
-use crate::ring::random::{Streams, shuffle};
+use crate::ring_store::snapshot::body::ReplayBody;
 use crate::rows::batch::Batch;
 use crate::rows::layout::{Component, ComponentKey};
-use crate::snapshot::body::ReplayBody;
+use crate::waiting::panics::{discard, message};
 
 /// How many threads read.
 const READERS: usize = 2;

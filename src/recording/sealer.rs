@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
-use crate::error::{DiskError, WriteError};
-use crate::pipeline::wait::lock;
-use crate::pipeline::worker::{Panic, discard, message};
+use crate::disk::error::DiskError;
 use crate::recording::lane_end::{self, LaneEnd};
 use crate::recording::shard_writer::WrittenShard;
+use crate::rows::error::WriteError;
 use crate::rows::values::ValueCounts;
+use crate::waiting::panics::{Panic, discard, message};
+use crate::waiting::wait::lock;
 
 /// The waiting shards are synced when they have this many open files. A process can open only a limited number of files.
 const OPEN_FILES: usize = 256;

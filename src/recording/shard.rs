@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::disk::checksum::{Checksum, checksum};
 use crate::disk::disk::{Disk, Doing, Readable, damage, read_all};
 use crate::disk::endian::from_file;
+use crate::disk::error::DiskError;
 use crate::disk::safetensors::read_header;
-use crate::error::{DiskError, RecordingError};
 use crate::recording::buffers::{Buffer, Buffers};
+use crate::recording::error::RecordingError;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
@@ -193,7 +194,7 @@ fn open_rows(disk: &dyn Disk, folder: &Path, info: &ShardInfo, component: usize)
         return Err(damaged(&path, format!("its dtype {:?} is unknown", of.dtype)));
     };
     let mut head = Vec::new();
-    let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype).map_err(unreadable)?;
+    let shape = read_header(&mut Keeps { file: &mut file, read: &mut head }, dtype.stored()).map_err(unreadable)?;
     let length = (info.rows as usize).checked_mul(features).and_then(|values| values.checked_mul(dtype.size()));
     match length {
         Some(length) if shape == [info.rows, features as u64] => Ok(OpenFile { path, file, head, dtype, length }),
@@ -247,7 +248,7 @@ pub(crate) fn read_rows(
     for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
         file.read_exact(piece).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         sum.update(piece);
-        from_file(piece, dtype);
+        from_file(piece, dtype.size());
     }
     if sum.finish() != info.components[component].checksum || file.read(&mut [0]).doing("read", &path)? > 0 {
         return Err(damaged(&path, "its checksum does not match".to_owned()));
@@ -284,7 +285,7 @@ pub(crate) fn read_some(
         }
         let out = &mut out[place * row_bytes..][..row_bytes];
         file.read_exact(out).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
-        from_file(out, dtype);
+        from_file(out, dtype.size());
         at = Some(row + 1);
     }
     Ok(())

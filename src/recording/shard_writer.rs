@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, DiskFile, Doing};
 use crate::disk::endian::to_file;
+use crate::disk::error::DiskError;
 use crate::disk::folder::UnfinishedFolder;
 use crate::disk::safetensors::header;
-use crate::error::DiskError;
 use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, name, seal};
 use crate::rows::layout::Component;
 
@@ -42,14 +42,14 @@ impl RowsFile {
     fn begin(disk: &dyn Disk, path: PathBuf, component: &Component) -> Result<Self, DiskError> {
         let mut file = disk.create(&path).doing("create", &path)?;
         // The number of rows is not known yet. Every header has the length of one page.
-        let head = header(component.dtype, 0, component.features).len();
+        let head = header(component.dtype.stored(), 0, component.features).len();
         file.write_all(&vec![0; head]).doing("write", &path)?;
         Ok(RowsFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
     }
 
     /// Writes whole elements.
     fn write(&mut self, elements: &[u8]) -> Result<(), DiskError> {
-        let all = to_file(elements, self.component.dtype);
+        let all = to_file(elements, self.component.dtype.size());
         let mut bytes = &*all;
         while !bytes.is_empty() {
             if self.gathered.is_empty() && bytes.len() >= WRITE {
@@ -113,7 +113,7 @@ impl ShardWriter {
         for mut rows in self.files {
             rows.write_gathered()?;
             let Component { name, features, dtype } = &rows.component;
-            let head = header(*dtype, self.info.rows, *features);
+            let head = header(dtype.stored(), self.info.rows, *features);
             rows.file.replace_head(&head).doing("write", &rows.path)?;
             self.info.components.push(ComponentFile {
                 name: name.to_string(),

@@ -1,14 +1,14 @@
 //! Gives one capture to the training and to a recording.
 
-use crate::error::RecordingError;
-use crate::pipeline::handle::WriteHandle;
-use crate::pipeline::producer::Producer;
 use crate::recording::entrance::{check_pass, refused};
+use crate::recording::error::RecordingError;
 use crate::recording::permit::RecorderPermit;
 use crate::recording::recorder::Recorder;
 use crate::recording::sealer::Safe;
+use crate::ring_store::producer::Producer;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::{Component, ComponentKey};
+use crate::waiting::handle::WriteHandle;
 
 impl RecorderPermit<'_> {
     /// Hands a pass to a ring, through `ring`, and records it in the room of this permit. Both share the memory of the batches. This is

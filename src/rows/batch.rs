@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ndarray::{ArcArray2, Array1, Array2, Array3, ArrayD, ArrayView2};
 
-use crate::error::{ShapeError, WriteError};
 use crate::rows::element::{AnyRows, DType, Element, Rows, sealed::Plain, with_rows};
+use crate::rows::error::{ShapeError, WriteError};
 
 /// Rows of one component, `[rows, features]`, handed to a store by value.
 ///

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use ndarray::{ArcArray2, Array2, ArrayView2};
 
+use crate::disk::safetensors::Stored;
+
 /// The element type of a component.
 ///
 /// The store converts floating-point rows to the nearest value of the component's type when they come in. NaN stays NaN. A value
@@ -45,6 +47,18 @@ impl DType {
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
+    }
+
+    /// How files store the elements.
+    pub(crate) fn stored(self) -> Stored {
+        let name = match self {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::U32 => "U32",
+            DType::I64 => "I64",
+        };
+        Stored { name, size: self.size() }
     }
 
     /// Whether rows of `self` can be stored as `target`.

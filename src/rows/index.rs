@@ -1,10 +1,11 @@
 //! The index that [`get`](crate::ActivationStore::get) takes.
 
 use std::ops::{Range, RangeFrom, RangeFull, RangeTo};
+use std::sync::Arc;
 
 use ndarray::{ArrayD, Dimension, IxDyn, Slice, SliceInfo, SliceInfoElem};
 
-use crate::error::IndexError;
+use crate::rows::element::DType;
 
 /// The rows, components and features to get: up to three indices or ranges, in this order.
 ///
@@ -197,4 +198,72 @@ fn positions(range: Slice, axis: &'static str, len: usize) -> Result<Vec<usize>,
     }
     let forward = start..end.max(start);
     Ok(if range.step < 0 { forward.rev().step_by(step).collect() } else { forward.step_by(step).collect() })
+}
+
+/// Returned when [`get`](crate::ActivationStore::get) cannot return the values at an index.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The index is past the end of its axis.
+    #[error("{axis} index {index} is out of range: there are {len}")]
+    OutOfRange {
+        /// `"row"`, `"component"` or `"feature"`.
+        axis: &'static str,
+        /// The index.
+        index: isize,
+        /// The length of the axis.
+        len: usize,
+    },
+    /// The step of a range is 0.
+    #[error("the step of the {axis} range is 0; use 1 for every {axis}, or a negative step for the reverse order")]
+    ZeroStep {
+        /// `"row"`, `"component"` or `"feature"`.
+        axis: &'static str,
+    },
+    /// The index has more axes than a store.
+    #[error("{axes} indices given; a store has three axes: row, component, feature")]
+    TooManyAxes {
+        /// How many were given.
+        axes: usize,
+    },
+    /// The index adds an axis.
+    #[error("a store cannot be indexed with a new axis; insert it in the result")]
+    NewAxis,
+    /// The selected components differ in width.
+    #[error("components {first} and {other} have {first_features} and {other_features} features; select one component")]
+    Unequal {
+        /// One component.
+        first: usize,
+        /// Features of a row of `first`.
+        first_features: usize,
+        /// A component that differs from `first`.
+        other: usize,
+        /// Features of a row of `other`.
+        other_features: usize,
+    },
+    /// The component holds integers, which `get` does not convert.
+    #[error(
+        "component {component} holds {dtype}, and get returns f32; select other components, or view a minibatch as {dtype}"
+    )]
+    Integers {
+        /// The component.
+        component: usize,
+        /// The element type of the component.
+        dtype: DType,
+    },
+    /// The rows are on disk, and a file cannot be read.
+    #[error("{reason}")]
+    Unreadable {
+        /// Which file it is, and what is wrong with it.
+        reason: String,
+    },
+    /// The store has ended. You can only drain the minibatches that are left.
+    #[error("the store has ended; its remaining minibatches can only be drained")]
+    Ended,
+    /// The store's writer panicked. You cannot use the store any more.
+    #[error("the store's writer panicked: {cause}")]
+    Poisoned {
+        /// The panic's message.
+        cause: Arc<str>,
+    },
 }

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{BuildError, ComponentName, IndexError, UnknownComponent, WriteError};
 use crate::rows::batch::Batch;
+use crate::rows::build_error::BuildError;
 use crate::rows::element::DType;
+use crate::rows::error::WriteError;
+use crate::rows::index::IndexError;
+use crate::rows::names::{ComponentName, UnknownComponent};
 
 /// Every block starts at a multiple of this: the size of a cache line, and of the widest vector register.
 pub(crate) const ALIGN: usize = 64;

@@ -5,7 +5,12 @@
 //! frame's memory.
 
 pub(crate) mod batch;
+pub(crate) mod build_error;
+pub(crate) mod closed;
 pub(crate) mod element;
+pub(crate) mod error;
+pub(crate) mod full;
 pub(crate) mod index;
 pub(crate) mod layout;
+pub(crate) mod names;
 pub(crate) mod values;

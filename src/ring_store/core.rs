@@ -1,0 +1,476 @@
+//! The state that the handles, the writer and the consumers share: one mutex, and the sending end of the queue. This file has the
+//! state and what the writer does with it. The files in the folder have what producers, consumers and others do.
+//!
+//! The mutex is locked once per batch, once per plan of rows, and once per minibatch. While the mutex is held, no rows are copied
+//! and no foreign code runs. A change of the state puts wakers, answers and memory to free in an [`Afterwards`], which runs after
+//! the mutex is released.
+//!
+//! A producer counts its rows and sends them in the same critical section. So the order of the rows agrees with the counts, and no
+//! rows are sent after a close. A change that concerns the writer is noted in the state. A `Look` message tells the writer to look
+//! at the state. At most one `Look` is in the queue.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::panic::resume_unwind;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::Waker;
+use std::thread;
+
+use crossbeam_channel::Sender;
+
+use crate::memory::frame::Frame;
+use crate::ring_store::admission::{Admission, Unsettled};
+use crate::ring_store::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
+use crate::ring_store::builder::Config;
+use crate::ring_store::ledger::Ledger;
+use crate::ring_store::queue::Message;
+use crate::ring_store::ready::{Frames, ReadyFrame};
+use crate::ring_store::snapshot::error::SnapshotError;
+use crate::ring_store::snapshot::journal::{Journal, Segment};
+use crate::ring_store::snapshot::restart::EndedLanes;
+use crate::ring_store::snapshot::saving::SnapshotRequest;
+use crate::ring_store::snapshot::snapshot::{ResumeAt, Snapshot};
+use crate::ring_store::status::{Failure, Status};
+use crate::ring_store::waits::Waits;
+use crate::rows::closed::{ClosedBy, StoreId};
+use crate::rows::error::WriteError;
+use crate::rows::index::Index;
+use crate::waiting::panics::discard;
+use crate::waiting::wait::lock;
+
+mod asking;
+pub(crate) mod consuming;
+mod looking;
+mod producing;
+
+/// The journal forgets rows after so many more rows are dealt, or after one more row for each open frame.
+const FORGET_AFTER: u64 = 256;
+
+/// The state that the handles, the writer and the consumers of a ring store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    /// Where the lanes of a resumed store go on.
+    pub(crate) resume_at: Vec<ResumeAt>,
+    /// The largest number of minibatches of the snapshots that this store has saved.
+    pub(super) saved: Arc<AtomicU64>,
+    /// The other lanes of the saved store.
+    pub(crate) ended_lanes: EndedLanes,
+    pub(super) state: Mutex<State>,
+    pub(super) queue: Sender<Message>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) status: Status,
+    /// Whether the writer has ended: then nothing more becomes ready.
+    pub(super) ended: bool,
+    pub(crate) admission: Admission,
+    pub(crate) frames: Frames,
+    pub(super) waits: Waits,
+    pub(super) ledger: Ledger,
+    pub(crate) journal: Journal,
+    /// Once so many rows are dealt, the journal forgets the rows that no minibatch needs.
+    pub(super) forget_at: u64,
+    /// The lane whose turn comes after the rows in the journal, and the rows left of its turn. `None` unless lanes take turns.
+    pub(super) turn: Option<(u64, usize)>,
+    pub(super) served_rows: u64,
+    pub(super) minibatches_served: u64,
+    pub(super) consumers: usize,
+    pub(super) next_consumer: u64,
+    /// The consumers that wait for a minibatch: the id and the waker of each.
+    pub(super) waiting: Vec<(u64, Waker)>,
+    pub(super) requests: Requests,
+    /// Alive while a full snapshot is being written.
+    pub(super) saving: Weak<()>,
+    pub(super) flushes: Vec<(Unsettled, FlushReply)>,
+    /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet. At most
+    /// [`UNMATCHED`], because a program may never flush.
+    pub(crate) unmatched: VecDeque<WriteError>,
+    /// Whether a `Look` is in the queue.
+    pub(super) look_sent: bool,
+    pub(super) writer_waits_for: Option<WaitsFor>,
+}
+
+/// The most lanes with lost rows that a store keeps for later flushes.
+const UNMATCHED: usize = 1024;
+
+/// The event that ends the writer's wait, apart from batches and requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// A consumer takes a ready minibatch, so that rows can be dealt.
+    Room,
+    /// A consumer takes a ready minibatch, so that the full frame becomes ready. No row waits.
+    Turn,
+    /// A consumer drops a minibatch.
+    Frame,
+}
+
+/// The requests to the writer.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    /// Requests to discard everything that was handed over before.
+    pub(crate) empties: Vec<EmptyReply>,
+    /// Requests to read rows.
+    pub(crate) gets: Vec<(Index, GetReply)>,
+    /// Requests to take a full snapshot.
+    pub(crate) snapshots: Vec<SnapshotRequest>,
+    /// Whether the writer must leave its runtime, which is shutting down.
+    pub(crate) leave: bool,
+}
+
+impl Requests {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.empties.is_empty() && self.gets.is_empty() && self.snapshots.is_empty() && !self.leave
+    }
+}
+
+impl Shared {
+    /// Makes the state of a new store or, with a snapshot, of a store that goes on where the saved store stood.
+    pub(crate) fn new(
+        config: Arc<Config>,
+        queue: Sender<Message>,
+        empty: Vec<Frame>,
+        snapshot: Option<&Snapshot>,
+    ) -> Self {
+        let mut state = State {
+            status: Status::new(),
+            ended: false,
+            admission: Admission::new(config.clone()),
+            frames: Frames::new(&config, empty),
+            waits: Waits::new(),
+            ledger: Ledger::new(config.layout.n_components()),
+            journal: Journal::default(),
+            forget_at: 0,
+            turn: None,
+            served_rows: 0,
+            minibatches_served: 0,
+            consumers: 0,
+            next_consumer: 0,
+            waiting: Vec::new(),
+            requests: Requests::default(),
+            saving: Weak::new(),
+            flushes: Vec::new(),
+            unmatched: VecDeque::new(),
+            look_sent: false,
+            writer_waits_for: None,
+        };
+        snapshot.into_iter().for_each(|snapshot| state.resume(&config, &snapshot.body));
+        let resume_at = snapshot.map_or_else(Vec::new, Snapshot::resume_at);
+        let ended_lanes = snapshot.map(|snapshot| EndedLanes::new(&snapshot.body)).unwrap_or_default();
+        Shared { config, resume_at, saved: Arc::default(), ended_lanes, state: Mutex::new(state), queue }
+    }
+
+    /// Named in the errors of this store.
+    pub(crate) fn id(&self) -> StoreId {
+        self.lock().status.store()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Changes the state, then does the work that the change causes, without the mutex.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State, &mut Afterwards) -> T) -> T {
+        let mut afterwards = Afterwards::default();
+        let result = change(&mut self.lock(), &mut afterwards);
+        self.run(&mut afterwards);
+        result
+    }
+
+    /// Does the work that a change of the state causes. Call this without the mutex.
+    ///
+    /// # Panics
+    /// Panics at the end if a waker panicked, unless this thread is already panicking.
+    pub(crate) fn run(&self, afterwards: &mut Afterwards) {
+        if let Err(panic) = afterwards.run() {
+            // A second panic during unwinding would abort the process.
+            if thread::panicking() {
+                discard(panic);
+            } else {
+                resume_unwind(panic);
+            }
+        }
+    }
+
+    /// Makes the writer look at the state. Does not wait.
+    pub(super) fn announce(&self, state: &mut State) {
+        if !state.look_sent && !state.ended {
+            state.look_sent = true;
+            // An error means that the writer has ended.
+            let _ = self.queue.send(Message::Look);
+        }
+    }
+
+    /// Makes the writer look at the state if it waits for `waits_for`. Returns whether it waits for this.
+    fn announce_to_waiting(&self, state: &mut State, waits_for: WaitsFor) -> bool {
+        let waits = state.writer_waits_for == Some(waits_for);
+        if waits {
+            state.writer_waits_for = None;
+            self.announce(state);
+        }
+        waits
+    }
+
+    // Ends.
+
+    /// Takes no more rows. Consumers get the rows that were handed over, and then the error, if there is one.
+    pub(crate) fn close(&self, failure: Option<Failure>) {
+        let unused = self.change(|state, afterwards| {
+            let unused = failure.and_then(|failure| state.status.fail(failure).err());
+            self.end(state, ClosedBy::Close, afterwards);
+            unused
+        });
+        drop(unused);
+    }
+
+    /// Takes no more rows, and discards the rows in the store.
+    pub(crate) fn discard(&self, by: ClosedBy) {
+        self.change(|state, afterwards| self.end(state, by, afterwards));
+    }
+
+    fn end(&self, state: &mut State, by: ClosedBy, afterwards: &mut Afterwards) {
+        // Consumers have taken every row, so the store has ended well, and stays closed as before.
+        if by == ClosedBy::NoConsumers && state.ended && state.frames.ready_rows() == 0 {
+            return;
+        }
+        if state.close(by, afterwards) {
+            self.announce(state);
+        }
+    }
+
+    /// Notes that the writer has panicked, and refuses everything.
+    pub(crate) fn poison(&self, cause: &str) {
+        self.change(|state, afterwards| {
+            state.status.set_poison(cause);
+            state.stop(afterwards);
+        });
+    }
+
+    /// Makes the writer leave its runtime.
+    pub(crate) fn leave(&self) {
+        let mut state = self.lock();
+        state.requests.leave = true;
+        self.announce(&mut state);
+    }
+}
+
+impl State {
+    /// Keeps a report for a later flush, if there is room.
+    pub(crate) fn note_unmatched(&mut self, report: Option<WriteError>) {
+        self.unmatched.extend(report.filter(|_| self.unmatched.len() < UNMATCHED));
+    }
+
+    /// Takes no more rows. Consumers get `failure` after the ready minibatches. Returns `failure` if the store has an earlier one.
+    pub(crate) fn fail(&mut self, failure: Failure, afterwards: &mut Afterwards) -> Option<Failure> {
+        let unused = self.status.fail(failure).err();
+        self.close(ClosedBy::Close, afterwards);
+        unused
+    }
+
+    /// Takes no more rows. Returns whether this changed the status.
+    fn close(&mut self, by: ClosedBy, afterwards: &mut Afterwards) -> bool {
+        let changed = self.status.close(by);
+        if changed {
+            self.stop(afterwards);
+        }
+        changed
+    }
+
+    // The writer's side.
+
+    /// Notes that the writer has received the `Look` message. The next change needs another `Look`.
+    pub(crate) fn looked(&mut self) {
+        self.look_sent = false;
+    }
+
+    /// Takes out all requests.
+    pub(crate) fn take_requests(&mut self) -> Requests {
+        mem::take(&mut self.requests)
+    }
+
+    /// Puts back requests that the writer cannot fulfil.
+    pub(crate) fn give_back(&mut self, requests: Requests) {
+        self.requests.empties.extend(requests.empties);
+        self.requests.gets.extend(requests.gets);
+        self.requests.snapshots.extend(requests.snapshots);
+    }
+
+    /// Notes the rows that the writer has dealt, and the lane that has the next turn.
+    pub(crate) fn note_dealt(&mut self, dealt: &mut VecDeque<Segment>, turn: Option<(u64, usize)>) {
+        self.turn = turn;
+        if dealt.is_empty() {
+            return;
+        }
+        self.journal.dealt(dealt.drain(..));
+        if self.journal.dealt >= self.forget_at {
+            let needed = self.needed_from();
+            self.journal.forget_before(needed);
+            // To find what is needed takes time for each frame, so it takes a constant time for each row.
+            let frames = self.admission.config().open_frames as u64;
+            self.forget_at = self.journal.dealt + frames.max(FORGET_AFTER);
+        }
+    }
+
+    /// The first row that must be dealt again, counted since the ring was last emptied. The frame of the next minibatch began its
+    /// fill with the run of this row.
+    pub(crate) fn needed_from(&self) -> u64 {
+        let config = self.admission.config();
+        let runs = config.runs();
+        let (next, first) = self.frames.ordinals();
+        let frame = ((next - first) / config.minibatches_per_frame()).min(runs.completed(self.journal.dealt));
+        runs.rows_before_fill(frame).max(self.journal.from())
+    }
+
+    /// Notes that the writer has emptied the lanes and the ring `times` times. `lanes` has each lane, and the row where it goes on.
+    pub(crate) fn note_emptied(
+        &mut self,
+        times: u64,
+        lanes: impl Iterator<Item = (u64, u64)>,
+        turn: Option<(u64, usize)>,
+    ) {
+        self.journal.emptied(times, lanes);
+        self.forget_at = 0;
+        self.frames.emptied();
+        self.turn = turn;
+    }
+
+    /// Takes over the writer's counts, before the writer starts.
+    pub(crate) fn take_over(&mut self, ledger: &Ledger) {
+        self.ledger.update(ledger);
+    }
+
+    /// Takes over the writer's counts. Wakes the producers that have room now, and resolves the flushes that are done.
+    pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
+        self.ledger.update(ledger);
+        self.admission.wake_next(&mut afterwards.wakers);
+        if !self.flushes.is_empty() {
+            let done = self.flushes.extract_if(.., |(unsettled, _)| self.admission.is_settled(unsettled));
+            afterwards.flushes.extend(done.map(|(_, reply)| (reply, Ok(()))));
+        }
+    }
+
+    /// Makes the first `rows` rows of `frame` ready for consumers. Until now these rows counted as open.
+    pub(crate) fn push_ready(&mut self, frame: Frame, rows: usize, ledger: &mut Ledger, afterwards: &mut Afterwards) {
+        self.count_waits();
+        ledger.make_ready(self.frames.push(frame, rows));
+        self.wake_consumers(afterwards);
+    }
+
+    /// Discards the oldest ready frame, with all minibatches left in it.
+    pub(crate) fn discard_oldest(&mut self, ledger: &mut Ledger, afterwards: &mut Afterwards) {
+        self.count_waits();
+        let rows = self.frames.discard_oldest(&mut afterwards.parts).unwrap_or(0);
+        ledger.drop_rows(rows, |dropped| &mut dropped.oldest);
+    }
+
+    /// Takes out the ready frames, so that the caller can read them without the mutex. Consumers wait until they are put back.
+    pub(crate) fn borrow_ready(&mut self) -> VecDeque<ReadyFrame> {
+        self.count_waits();
+        self.frames.borrow_ready()
+    }
+
+    /// Puts the borrowed ready frames back, or discards them if their rows were discarded meanwhile.
+    pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
+        self.count_waits();
+        self.frames.unpin();
+        let discarded = self.frames.ready_rows() == 0;
+        self.frames.return_ready(ready);
+        if discarded {
+            self.frames.discard_ready(&mut afterwards.parts);
+        }
+        if self.status.discards() {
+            self.frames.dissolve(&mut afterwards.frames);
+        }
+        self.wake_consumers(afterwards);
+    }
+
+    /// Discards all ready minibatches. Returns the number of their rows.
+    pub(crate) fn discard_ready(&mut self, afterwards: &mut Afterwards) -> usize {
+        self.count_waits();
+        self.frames.discard_ready(&mut afterwards.parts)
+    }
+
+    /// Notes which action of the consumers the writer waits for, if it waits for one.
+    pub(crate) fn writer_waits(&mut self, waits_for: Option<WaitsFor>) {
+        self.count_waits();
+        self.writer_waits_for = waits_for;
+        self.waits.rows_wait(waits_for == Some(WaitsFor::Room) && self.status.is_open());
+    }
+
+    /// Notes that the writer has ended: nothing more becomes ready. If a snapshot must be taken first, returns `false` and changes
+    /// nothing.
+    pub(crate) fn end(&mut self, afterwards: &mut Afterwards) -> bool {
+        if !self.requests.snapshots.is_empty() && !self.status.discards() {
+            return false;
+        }
+        self.count_waits();
+        self.ended = true;
+        self.frames.dissolve(&mut afterwards.frames);
+        self.wake_consumers(afterwards);
+        self.answer_all(afterwards);
+        true
+    }
+
+    // Both sides.
+
+    /// Wakes every caller, because the store takes no more rows. If the store also discards the rows in it and in the queue, counts them
+    /// as dropped.
+    fn stop(&mut self, afterwards: &mut Afterwards) {
+        self.count_waits();
+        self.waits.rows_wait(false);
+        self.wake_consumers(afterwards);
+        self.admission.wake_all(&mut afterwards.wakers);
+        if !self.status.discards() {
+            return;
+        }
+        // The writer takes no more frames.
+        self.writer_waits_for = None;
+        self.discard_ready(afterwards);
+        self.frames.dissolve(&mut afterwards.frames);
+        // The rows that a resumed store was to deal again count as accepted, and so do the queued rows, so that none is in no count.
+        let _ = self.ledger.settle_debt();
+        self.ledger.open_rows = 0;
+        for (number, component) in self.ledger.components.iter_mut().enumerate() {
+            let (new, again) = self.admission.queued_as(number);
+            component.accepted += new;
+            component.resent += again;
+            component.set_aside = 0;
+            component.dropped.aborted += component.accepted - self.served_rows - component.dropped.total();
+        }
+        self.admission.clear();
+        self.answer_all(afterwards);
+    }
+
+    /// Answers every request and flush, because the writer will not.
+    fn answer_all(&mut self, afterwards: &mut Afterwards) {
+        afterwards.empties.append(&mut self.requests.empties);
+        let why = self.why_no_get();
+        afterwards.gets.extend(self.requests.gets.drain(..).map(|(_, reply)| (reply, why.clone())));
+        let ended = self.status.check().err().unwrap_or(ClosedBy::Close.into());
+        let snapshots = self.requests.snapshots.drain(..);
+        afterwards.snapshots.extend(snapshots.map(|request| (request, SnapshotError::Ended(ended.clone()))));
+        self.frames.unpin();
+        let flushed = self.flushed();
+        afterwards.flushes.extend(self.flushes.drain(..).map(|(_, reply)| (reply, flushed.clone())));
+    }
+
+    /// Wakes all consumers that wait, because a minibatch is ready or none will come. One consumer is not enough: it may have
+    /// stopped polling.
+    fn wake_consumers(&mut self, afterwards: &mut Afterwards) {
+        afterwards.wakers.extend(self.waiting.drain(..).map(|(_, waker)| waker));
+    }
+
+    fn count_waits(&mut self) {
+        self.waits.count(self.frames.ready() == 0 && !self.ended);
+    }
+
+    /// The number of rows in the ring with all their components.
+    pub(super) fn whole_rows(&self) -> usize {
+        self.ledger.open_rows + self.frames.ready_rows()
+    }
+}
