@@ -408,9 +408,9 @@ impl Lane {
             HandedOver::Batch(component, batch) => {
                 self.push_batch(component, batch, first_row, Some(reply), ledger, finished);
             }
-            HandedOver::Pass(batches, _) => {
+            HandedOver::Pass(pass, _) => {
                 let mut reply = Some(reply);
-                for (component, batch) in batches.into_iter().enumerate() {
+                for (component, batch) in pass.into_batches().into_iter().enumerate() {
                     self.push_batch(component, batch, first_row, reply.take(), ledger, finished);
                 }
             }

@@ -9,6 +9,7 @@ use crate::ring_store::reserve::{LaneHandle, Permit};
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::error::WriteError;
 use crate::rows::layout::ComponentKey;
+use crate::rows::pass::Gathered;
 use crate::waiting::handle::WriteHandle;
 
 /// The rows of one forward pass, gathered from hooks that fire one by one.
@@ -36,22 +37,23 @@ use crate::waiting::handle::WriteHandle;
 #[must_use = "a pass reaches the store only when it is committed"]
 pub struct Pass {
     lane: LaneHandle,
-    /// The batch of each component, once it has come.
-    batches: Vec<Option<Batch>>,
-    /// The components in the order in which they came.
-    came: Vec<usize>,
+    gathered: Gathered,
     value: Option<Arc<[u8]>>,
 }
 
 impl Pass {
     pub(crate) fn new(lane: LaneHandle) -> Self {
-        let components = lane.shared.config.layout.n_components();
-        Pass {
-            lane,
-            batches: (0..components).map(|_| None).collect(),
-            came: Vec::with_capacity(components),
-            value: None,
-        }
+        let gathered = Gathered::new(&lane.shared.config.layout);
+        Pass { lane, gathered, value: None }
+    }
+
+    /// Begins a pass with the batches of all components. On an error, returns all batches.
+    pub(crate) fn of<K: ComponentKey, B: Into<Batch>>(
+        lane: LaneHandle,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<Self, RefusedPass> {
+        let gathered = Gathered::all(&lane.shared.config.layout, pass)?;
+        Ok(Pass { lane, gathered, value: None })
     }
 
     /// Attaches a small value of your own to the pass, for example the position of the data loader after the pass.
@@ -69,55 +71,7 @@ impl Pass {
     /// [`RingStore::extend`](crate::RingStore::extend); or [`WriteError::PassDoubles`] if the pass already has the component; or
     /// [`WriteError::PassRows`] if the number of rows differs from the first component's. The pass stays as it was.
     pub fn put(&mut self, component: impl ComponentKey, batch: impl Into<Batch>) -> Result<(), Refused> {
-        let (component, batch) = match self.lane.check(batch.into(), component)? {
-            HandedOver::Batch(component, batch) => (component, batch),
-            HandedOver::Pass(..) => return Ok(()),
-        };
-        if let Err(error) = self.check(component, &batch) {
-            return Err(Refused { error, batch });
-        }
-        self.batches[component] = Some(batch);
-        self.came.push(component);
-        Ok(())
-    }
-
-    fn check(&self, component: usize, batch: &Batch) -> Result<(), WriteError> {
-        let layout = &self.lane.shared.config.layout;
-        if self.batches[component].is_some() {
-            return Err(WriteError::PassDoubles { doubled: layout.name(component) });
-        }
-        let first = self.came.first().and_then(|&first| Some((first, self.batches[first].as_ref()?.rows())));
-        match first {
-            Some((first, first_rows)) if first_rows != batch.rows() => Err(WriteError::PassRows {
-                first: layout.name(first),
-                first_rows,
-                component: layout.name(component),
-                rows: batch.rows(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Adds the batch of every component. On an error, returns all batches.
-    pub(crate) fn put_all<K: ComponentKey, B: Into<Batch>>(
-        &mut self,
-        pass: impl IntoIterator<Item = (K, B)>,
-    ) -> Result<(), RefusedPass> {
-        let mut pass = pass.into_iter();
-        while let Some((component, batch)) = pass.next() {
-            if let Err(Refused { error, batch }) = self.put(component, batch) {
-                let mut batches = self.take_back();
-                batches.push(batch);
-                batches.extend(pass.map(|(_, batch)| batch.into()));
-                return Err(RefusedPass { error, batches });
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes out the batches, in the order in which they came.
-    fn take_back(&mut self) -> Vec<Batch> {
-        self.came.drain(..).filter_map(|component| self.batches[component].take()).collect()
+        self.gathered.put(&self.lane.shared.config.layout, component, batch)
     }
 
     /// Hands the pass over as a whole, and returns at once, as [`RingStore::extend_pass`](crate::RingStore::extend_pass).
@@ -154,22 +108,13 @@ impl Pass {
     }
 
     pub(crate) fn hand_over(
-        mut self,
+        self,
         hand_over: impl FnOnce(HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        if let Some(missing) = self.batches.iter().position(Option::is_none) {
-            let missing = self.lane.shared.config.layout.name(missing);
-            return Err(RefusedPass { error: WriteError::PassLacks { missing }, batches: self.take_back() });
-        }
-        let batches = self.batches.iter_mut().filter_map(Option::take).collect();
-        let value = self.value.take();
-        hand_over(HandedOver::Pass(batches, value)).map_err(|(error, rows)| {
-            let batches = match rows {
-                HandedOver::Pass(batches, _) => batches,
-                HandedOver::Batch(_, batch) => vec![batch],
-            };
-            self.batches.iter_mut().zip(batches).for_each(|(place, batch)| *place = Some(batch));
-            RefusedPass { error, batches: self.take_back() }
+        let pass = self.gathered.whole(&self.lane.shared.config.layout)?;
+        hand_over(HandedOver::Pass(pass, self.value)).map_err(|(error, rows)| match rows {
+            HandedOver::Pass(pass, _) => pass.refused(error),
+            HandedOver::Batch(_, batch) => RefusedPass { error, batches: vec![batch] },
         })
     }
 }
@@ -193,14 +138,12 @@ impl Permit {
         mut self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let mut gathered = Pass::new(self.lane.clone());
-        gathered.put_all(pass)?;
-        gathered.hand_over(|rows| self.use_up(rows))
+        Pass::of(self.lane.clone(), pass)?.hand_over(|rows| self.use_up(rows))
     }
 }
 
 impl fmt::Debug for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pass").field("components", &self.came).finish_non_exhaustive()
+        f.debug_struct("Pass").field("components", &self.gathered.came()).finish_non_exhaustive()
     }
 }

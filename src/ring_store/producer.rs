@@ -150,9 +150,7 @@ impl Producer {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<Pass, RefusedPass> {
-        let mut gathered = self.begin_pass();
-        gathered.put_all(pass)?;
-        Ok(gathered)
+        Pass::of(self.lane.clone(), pass)
     }
 
     /// Works as [`RingStore::begin_pass`](crate::RingStore::begin_pass), on this lane.

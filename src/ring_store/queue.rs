@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::rows::batch::Batch;
+use crate::rows::pass::WholePass;
 use crate::waiting::handle::WriteReply;
 
 /// A message to the writer. The writer receives messages in order.
@@ -40,15 +41,15 @@ pub(crate) struct Write {
 pub(crate) enum HandedOver {
     /// A batch of one component.
     Batch(usize, Batch),
-    /// A batch of every component, in order, all with equally many rows, and the value that the user attached to the pass.
-    Pass(Vec<Batch>, Option<Arc<[u8]>>),
+    /// A pass, and the value that the user attached to it.
+    Pass(WholePass, Option<Arc<[u8]>>),
 }
 
 impl HandedOver {
     pub(crate) fn demand(&self) -> Demand {
         match self {
             HandedOver::Batch(component, batch) => Demand { component: Some(*component), rows: batch.rows() },
-            HandedOver::Pass(batches, _) => Demand { component: None, rows: batches.first().map_or(0, Batch::rows) },
+            HandedOver::Pass(pass, _) => Demand { component: None, rows: pass.rows() },
         }
     }
 }

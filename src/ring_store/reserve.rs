@@ -14,6 +14,7 @@ use crate::rows::batch::{Batch, Refused};
 use crate::rows::error::WriteError;
 use crate::rows::full::{NoRoom, StoreFullError};
 use crate::rows::layout::ComponentKey;
+use crate::rows::pass::check;
 use crate::waiting::handle::WriteHandle;
 use crate::waiting::wait::{wait_for, wait_long};
 
@@ -52,12 +53,8 @@ impl LaneHandle {
 
     /// Checks a batch for a component, and returns it in the form that `hand_over` takes.
     pub(crate) fn check(&self, batch: Batch, component: impl ComponentKey) -> Result<HandedOver, Refused> {
-        let layout = &self.shared.config.layout;
-        let found = layout.find(component).map_err(WriteError::from);
-        match found.and_then(|component| layout.check(&batch, component).map(|()| component)) {
-            Ok(component) => Ok(HandedOver::Batch(component, batch)),
-            Err(error) => Err(Refused { error, batch }),
-        }
+        let (component, batch) = check(&self.shared.config.layout, component, batch)?;
+        Ok(HandedOver::Batch(component, batch))
     }
 }
 
@@ -65,7 +62,7 @@ impl LaneHandle {
 pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
     let batch = match rows {
         HandedOver::Batch(_, batch) => Some(batch),
-        HandedOver::Pass(mut batches, _) => batches.pop(),
+        HandedOver::Pass(pass, _) => pass.into_batches().pop(),
     };
     match batch {
         Some(batch) => Refused { error, batch },

@@ -13,4 +13,5 @@ pub(crate) mod full;
 pub(crate) mod index;
 pub(crate) mod layout;
 pub(crate) mod names;
+pub(crate) mod pass;
 pub(crate) mod values;

@@ -22,6 +22,7 @@ use crate::rows::full::{NoRoom, StoreFullError};
 use crate::rows::index::Index;
 use crate::rows::index::IndexError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::rows::pass::{WholePass, check};
 use crate::rows::values::ValueCounts;
 use crate::store::ActivationStore;
 use crate::tensor_store::epoch::Epoch;
@@ -159,10 +160,10 @@ impl TensorStore {
     /// # Blocking
     /// Waits only while [`extend_blocking`](Self::extend_blocking) copies rows on another thread.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        let batch = batch.into();
+        let (component, batch) = check(&self.tensor.layout, component, batch.into())?;
         let mut handed = lock(&self.tensor.handed);
-        match self.check(&handed, &batch, component) {
-            Ok(component) => self.send(&mut handed, component, batch),
+        match self.check_room(&handed, component, batch.rows()) {
+            Ok(()) => self.send(&mut handed, component, batch),
             Err(error) => {
                 drop(handed);
                 Err(Refused { error, batch })
@@ -191,16 +192,13 @@ impl TensorStore {
     /// Waits for the writes handed over before, and for reads that are under way. Other writers wait while the call copies the rows. So
     /// the owner of the batch must not call this store while its rows are read: it would wait for itself.
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<Written, Refused> {
-        let batch = batch.into();
+        let (component, batch) = check(&self.tensor.layout, component, batch.into())?;
         loop {
             let mut handed = lock(&self.tensor.handed);
-            let component = match self.check(&handed, &batch, component) {
-                Ok(component) => component,
-                Err(error) => {
-                    drop(handed);
-                    return Err(Refused { error, batch });
-                }
-            };
+            if let Err(error) = self.check_room(&handed, component, batch.rows()) {
+                drop(handed);
+                return Err(Refused { error, batch });
+            }
             if self.tensor.pending.load(Ordering::SeqCst) == 0 {
                 let mut reader = RowReader::new(self.components()[component].dtype);
                 let written = Written { rows: batch.rows(), first_row: handed[component] as u64 };
@@ -237,17 +235,14 @@ impl TensorStore {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let (keys, batches): (Vec<K>, Vec<Batch>) = pass.into_iter().map(|(key, batch)| (key, batch.into())).unzip();
+        let pass = WholePass::new(&self.tensor.layout, pass)?;
         let mut handed = lock(&self.tensor.handed);
-        let components = match self.check_pass(&handed, &keys, &batches) {
-            Ok(components) => components,
-            Err(error) => {
-                drop(handed);
-                return Err(RefusedPass { error, batches });
-            }
-        };
-        let mut handles = Vec::with_capacity(batches.len());
-        for (component, batch) in components.into_iter().zip(batches) {
+        if let Err(error) = self.check_pass(&handed, pass.rows()) {
+            drop(handed);
+            return Err(pass.refused(error));
+        }
+        let mut handles = Vec::with_capacity(handed.len());
+        for (component, batch) in pass.into_batches().into_iter().enumerate() {
             // The writer cannot end while this call holds the lock, so it takes what was checked.
             handles.push(
                 self.send(&mut handed, component, batch)
@@ -257,50 +252,25 @@ impl TensorStore {
         Ok(WriteHandle::all(handles))
     }
 
-    fn check_pass<K: ComponentKey>(
-        &self,
-        handed: &[usize],
-        keys: &[K],
-        batches: &[Batch],
-    ) -> Result<Vec<usize>, WriteError> {
-        let layout = &self.tensor.layout;
-        let mut rows: Vec<Option<usize>> = vec![None; layout.n_components()];
-        let mut components = Vec::with_capacity(keys.len());
-        for (&key, batch) in keys.iter().zip(batches) {
-            let component = self.check(handed, batch, key)?;
-            if rows[component].replace(batch.rows()).is_some() {
-                return Err(WriteError::PassDoubles { doubled: layout.name(component) });
-            }
-            let (first, first_rows) = (components.first().copied().unwrap_or(component), batches[0].rows());
-            if first_rows != batch.rows() {
-                let (first, component) = (layout.name(first), layout.name(component));
-                return Err(WriteError::PassRows { first, first_rows, component, rows: batch.rows() });
-            }
-            components.push(component);
-        }
-        if let Some(missing) = rows.iter().position(Option::is_none) {
-            return Err(WriteError::PassLacks { missing: layout.name(missing) });
-        }
+    fn check_pass(&self, handed: &[usize], rows: usize) -> Result<(), WriteError> {
+        (0..handed.len()).try_for_each(|component| self.check_room(handed, component, rows))?;
         let most = (0..handed.len()).max_by_key(|&component| handed[component]).unwrap_or(0);
         let fewest = (0..handed.len()).min_by_key(|&component| handed[component]).unwrap_or(0);
         if handed[most] != handed[fewest] {
-            let by = (handed[most] - handed[fewest]) as u64;
+            let (layout, by) = (&self.tensor.layout, (handed[most] - handed[fewest]) as u64);
             return Err(WriteError::Uneven { ahead: layout.name(most), missing: layout.name(fewest), by });
         }
-        Ok(components)
+        Ok(())
     }
 
-    /// Checks that the store can take a batch. Returns the number of the component.
-    fn check(&self, handed: &[usize], batch: &Batch, component: impl ComponentKey) -> Result<usize, WriteError> {
-        let layout = &self.tensor.layout;
-        let component = layout.find(component)?;
-        layout.check(batch, component)?;
+    /// Checks that the store can take so many rows of a component.
+    fn check_room(&self, handed: &[usize], component: usize, rows: usize) -> Result<(), WriteError> {
         self.check_poison()?;
-        let (held, rows, bound) = (handed[component], batch.rows(), layout.rows());
+        let (layout, held, bound) = (&self.tensor.layout, handed[component], self.tensor.layout.rows());
         if rows > bound - held {
             return Err(StoreFullError::store(NoRoom { component: layout.name(component), rows, held, bound }).into());
         }
-        Ok(component)
+        Ok(())
     }
 
     fn check_poison(&self) -> Result<(), WriteError> {

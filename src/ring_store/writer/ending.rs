@@ -69,8 +69,8 @@ impl Writer {
             let mut reply = Some(write.reply);
             match write.rows {
                 HandedOver::Batch(_, batch) => refuse(Some(batch), reply),
-                HandedOver::Pass(batches, _) => {
-                    batches.into_iter().for_each(|batch| refuse(Some(batch), None));
+                HandedOver::Pass(pass, _) => {
+                    pass.into_batches().into_iter().for_each(|batch| refuse(Some(batch), None));
                     refuse(None, reply.take());
                 }
             }

@@ -1,0 +1,131 @@
+//! A pass: gathered component by component, and checked here for every store.
+
+use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::error::WriteError;
+use crate::rows::layout::{ComponentKey, Layout};
+
+/// Finds the component of a batch, and checks that the batch fits it.
+pub(crate) fn check(layout: &Layout, component: impl ComponentKey, batch: Batch) -> Result<(usize, Batch), Refused> {
+    let found = layout.find(component).map_err(WriteError::from);
+    match found.and_then(|component| layout.check(&batch, component).map(|()| component)) {
+        Ok(component) => Ok((component, batch)),
+        Err(error) => Err(Refused { error, batch }),
+    }
+}
+
+/// The batches of a pass as they come, one component after the other.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    batches: Vec<Option<Batch>>,
+    /// The components in the order in which they came.
+    came: Vec<usize>,
+}
+
+impl Gathered {
+    pub(crate) fn new(layout: &Layout) -> Self {
+        let components = layout.n_components();
+        Gathered { batches: (0..components).map(|_| None).collect(), came: Vec::with_capacity(components) }
+    }
+
+    /// The components in the order in which they came.
+    pub(crate) fn came(&self) -> &[usize] {
+        &self.came
+    }
+
+    /// Adds the batch of a component. On an error, everything stays as it was.
+    pub(crate) fn put(
+        &mut self,
+        layout: &Layout,
+        component: impl ComponentKey,
+        batch: impl Into<Batch>,
+    ) -> Result<(), Refused> {
+        let (component, batch) = check(layout, component, batch.into())?;
+        if let Err(error) = self.check_fits(layout, component, batch.rows()) {
+            return Err(Refused { error, batch });
+        }
+        self.batches[component] = Some(batch);
+        self.came.push(component);
+        Ok(())
+    }
+
+    fn check_fits(&self, layout: &Layout, component: usize, rows: usize) -> Result<(), WriteError> {
+        if self.batches[component].is_some() {
+            return Err(WriteError::PassDoubles { doubled: layout.name(component) });
+        }
+        let first = self.came.first().and_then(|&first| Some((first, self.batches[first].as_ref()?.rows())));
+        match first {
+            Some((first, first_rows)) if first_rows != rows => Err(WriteError::PassRows {
+                first: layout.name(first),
+                first_rows,
+                component: layout.name(component),
+                rows,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gathers the batches of a pass. On an error, returns all of them.
+    pub(crate) fn all<K: ComponentKey, B: Into<Batch>>(
+        layout: &Layout,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<Self, RefusedPass> {
+        let mut gathered = Gathered::new(layout);
+        let mut pass = pass.into_iter();
+        while let Some((component, batch)) = pass.next() {
+            if let Err(Refused { error, batch }) = gathered.put(layout, component, batch) {
+                let mut batches = gathered.take_back();
+                batches.push(batch);
+                batches.extend(pass.map(|(_, batch)| batch.into()));
+                return Err(RefusedPass { error, batches });
+            }
+        }
+        Ok(gathered)
+    }
+
+    /// Checks that every component has come.
+    pub(crate) fn whole(mut self, layout: &Layout) -> Result<WholePass, RefusedPass> {
+        if let Some(missing) = self.batches.iter().position(Option::is_none) {
+            let error = WriteError::PassLacks { missing: layout.name(missing) };
+            return Err(RefusedPass { error, batches: self.take_back() });
+        }
+        Ok(WholePass { batches: self.batches.into_iter().flatten().collect(), came: self.came })
+    }
+
+    /// Takes out the batches, in the order in which they came.
+    fn take_back(&mut self) -> Vec<Batch> {
+        self.came.drain(..).filter_map(|component| self.batches[component].take()).collect()
+    }
+}
+
+/// A whole pass: a batch of each component, in the order of the components, all with equally many rows.
+#[derive(Debug)]
+pub(crate) struct WholePass {
+    batches: Vec<Batch>,
+    /// The components in the order in which the caller gave them.
+    came: Vec<usize>,
+}
+
+impl WholePass {
+    /// Gathers and checks a pass.
+    pub(crate) fn new<K: ComponentKey, B: Into<Batch>>(
+        layout: &Layout,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<Self, RefusedPass> {
+        Gathered::all(layout, pass)?.whole(layout)
+    }
+
+    /// The number of rows of each component.
+    pub(crate) fn rows(&self) -> usize {
+        self.batches.first().map_or(0, Batch::rows)
+    }
+
+    pub(crate) fn into_batches(self) -> Vec<Batch> {
+        self.batches
+    }
+
+    /// Returns the batches to the caller, in the order in which the caller gave them.
+    pub(crate) fn refused(self, error: WriteError) -> RefusedPass {
+        let mut batches: Vec<Option<Batch>> = self.batches.into_iter().map(Some).collect();
+        RefusedPass { error, batches: self.came.iter().filter_map(|&component| batches[component].take()).collect() }
+    }
+}
