@@ -77,10 +77,9 @@ fn runtime(place: Where) -> Option<Runtime> {
 fn at_work(place: Where, returned: &Arc<AtomicUsize>) -> Held {
     let runtime = runtime(place);
     let builder = RingStore::builder().component("a", 2).batch_size(4).window(16).ready_frames(2).queue_rows(8);
-    let store = match &runtime {
-        Some(runtime) => builder.runtime(runtime.handle().clone()).build().unwrap(),
-        None => builder.build().unwrap(),
-    };
+    let inside = runtime.as_ref().map(Runtime::enter);
+    let store = builder.build().unwrap();
+    drop(inside);
     let producer = store.producer().unwrap();
     let mut minibatches = store.minibatches();
     let lend = |n: usize| {
@@ -206,10 +205,9 @@ fn a_tensor_store_may_be_dropped_in_any_order() {
                 let returned = Arc::new(AtomicUsize::new(0));
                 let runtime = runtime(place);
                 let builder = TensorStore::builder().component("a", 2).max_items(100);
-                let store = match &runtime {
-                    Some(runtime) => builder.runtime(runtime.handle().clone()).build().unwrap(),
-                    None => builder.build().unwrap(),
-                };
+                let inside = runtime.as_ref().map(Runtime::enter);
+                let store = builder.build().unwrap();
+                drop(inside);
                 let lend = || {
                     let owner = Lent { values: vec![0.0; 40], returned: returned.clone() };
                     Batch::from_owner(owner, 2).unwrap()

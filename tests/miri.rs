@@ -156,7 +156,9 @@ fn two_epochs_of_a_tensor_store() {
 #[test]
 fn inside_a_runtime_that_shuts_down() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let store = builder().runtime(runtime.handle().clone()).build().unwrap();
+    let inside = runtime.enter();
+    let store = builder().build().unwrap();
+    drop(inside);
     drop(store.extend(rows(0..6, 3), 0).unwrap());
     let _ = store.extend(id_rows(0..6), 1).unwrap().wait().unwrap();
     drop(runtime);

@@ -176,7 +176,9 @@ fn a_runtime_shuts_down_while_the_ring_is_full() {
     for runtime in [current_thread, multi_thread] {
         watchdog(move || {
             let runtime = runtime();
-            let store = builder().runtime(runtime.handle().clone()).build().unwrap();
+            let inside = runtime.enter();
+            let store = builder().build().unwrap();
+            drop(inside);
             let handle = store.extend(rows(0..200, 3), 0).unwrap();
             while store.stats().frames_ready < 2 {
                 std::thread::yield_now();
@@ -197,10 +199,12 @@ fn a_runtime_that_is_already_gone_will_do() {
             let runtime = make();
             let handle = runtime.handle().clone();
             drop(runtime);
-            let store = builder().runtime(handle.clone()).build().unwrap();
+            let inside = handle.enter();
+            let store = builder().build().unwrap();
             let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
             assert_exactly(0..20, &common::finish(&store));
-            let store = TensorStore::builder().component("a", 3).max_items(20).runtime(handle).build().unwrap();
+            let store = TensorStore::builder().component("a", 3).max_items(20).build().unwrap();
+            drop(inside);
             let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
             assert_eq!(store.len(), 20);
         }
@@ -212,8 +216,9 @@ fn a_tensor_store_outlives_its_runtime() {
     for runtime in [current_thread, multi_thread] {
         watchdog(move || {
             let runtime = runtime();
-            let builder = TensorStore::builder().component("a", 3).max_items(50);
-            let store = builder.runtime(runtime.handle().clone()).build().unwrap();
+            let inside = runtime.enter();
+            let store = TensorStore::builder().component("a", 3).max_items(50).build().unwrap();
+            drop(inside);
             let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
             drop(runtime);
             let _ = store.extend(rows(20..50, 3), 0).unwrap().wait().unwrap();
@@ -271,24 +276,36 @@ fn the_blocking_consumer_works_inside_a_runtime() {
     });
 }
 
-/// The stacks are so large that the operating system refuses every thread.
+/// A store has a thread of its own, so it takes none of the runtime's.
+#[test]
+fn the_blocking_pool_of_the_runtime_stays_free() {
+    watchdog(|| {
+        let one =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).build().unwrap();
+        one.block_on(async {
+            let stores: Vec<_> = (0..3).map(|_| builder().build().unwrap()).collect();
+            let tensor = TensorStore::builder().component("a", 3).max_items(20).build().unwrap();
+            for store in &stores {
+                let _ = store.extend(rows(0..20, 3), 0).unwrap().await.unwrap();
+            }
+            let _ = tensor.extend(rows(0..20, 3), 0).unwrap().await.unwrap();
+            assert_eq!(tokio::task::spawn_blocking(|| 7).await.unwrap(), 7);
+            for store in &stores {
+                let served = store.clone();
+                let drained = tokio::task::spawn_blocking(move || common::finish(&served));
+                assert_exactly(0..20, &drained.await.unwrap());
+            }
+        });
+    });
+}
+
+/// The stacks are so large that the operating system refuses every thread of the runtime.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_runtime_that_cannot_start_a_thread_is_an_error_not_a_panic() {
-    use activation_store::BuildError;
+fn a_runtime_that_cannot_start_a_thread_will_do() {
     watchdog(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().thread_stack_size(1 << 46).build().unwrap();
-        let refused = |built: Result<(), BuildError>| {
-            let error = built.unwrap_err();
-            assert!(matches!(error, BuildError::Thread { .. }), "{error:?}");
-            assert!(error.to_string().starts_with("the writer's thread could not be started: "), "{error}");
-        };
-        for _ in 0..10 {
-            refused(builder().runtime(runtime.handle().clone()).build().map(drop));
-            let tensor = TensorStore::builder().component("a", 3).max_items(20);
-            refused(tensor.runtime(runtime.handle().clone()).build().map(drop));
-        }
-        // Without the runtime, the store can be built.
+        let _inside = runtime.enter();
         let store = builder().build().unwrap();
         let _ = store.extend(rows(0..20, 3), 0).unwrap().wait().unwrap();
         assert_exactly(0..20, &common::finish(&store));
@@ -301,7 +318,9 @@ fn requests_are_fulfilled_although_the_runtime_shuts_down_at_the_same_time() {
     for round in 0..200 {
         watchdog(move || {
             let runtime = multi_thread();
-            let store = builder().queue_rows(1000).runtime(runtime.handle().clone()).build().unwrap();
+            let inside = runtime.enter();
+            let store = builder().queue_rows(1000).build().unwrap();
+            drop(inside);
             let minibatches = store.minibatches();
             drop(store.extend(rows(0..20, 3), 0).unwrap());
             let emptying = std::thread::spawn({

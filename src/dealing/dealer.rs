@@ -70,7 +70,7 @@ pub(crate) struct Position {
 }
 
 /// The dealer plans whole runs until it has so many places.
-const PLAN: usize = 64;
+const PLANNED: usize = 64;
 
 /// Deals rows to frames.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Dealer {
             position: Position::default(),
             streams: Streams::new(seed, 0),
             runs: Runs::new(frames, slots),
-            planned: Vec::with_capacity(frames + PLAN),
+            planned: Vec::with_capacity(frames + PLANNED),
             done: 0,
             completing: Vec::new(),
             filled: vec![0; frames],
@@ -166,7 +166,7 @@ impl Dealer {
         self.planned.clear();
         self.completing.clear();
         self.done = 0;
-        while self.planned.len() < PLAN && self.run <= self.first_full {
+        while self.planned.len() < PLANNED && self.run <= self.first_full {
             self.plan_run();
         }
     }

@@ -12,14 +12,14 @@ use crate::rows::layout::Layout;
 use crate::rows::values::ValueCounts;
 
 /// The most rows of one call of `deal`: enough to read each component's rows in sequence, and few enough for a small plan.
-const PLAN: usize = 4096;
+const MOST_DEALT: usize = 4096;
 
 /// The size of the largest ring that is written with ordinary stores, in bytes. Such a ring stays in the cache until it is read.
 const CACHED: usize = 1 << 20;
 
 /// The open frames, and the dealer that chooses the place of each row.
 #[derive(Debug)]
-pub(crate) struct Ring {
+pub(crate) struct OpenFrames {
     layout: Arc<Layout>,
     dealer: Dealer,
     open: Vec<Frame>,
@@ -32,12 +32,12 @@ pub(crate) struct Ring {
     full: Option<usize>,
 }
 
-impl Ring {
+impl OpenFrames {
     /// Makes a ring of the frames `open`: at least one, all with the layout `layout`.
     pub(crate) fn new(layout: Arc<Layout>, open: Vec<Frame>, seed: u64) -> Self {
-        Ring {
+        OpenFrames {
             dealer: Dealer::new(open.len(), layout.rows(), seed),
-            plan: Vec::with_capacity(PLAN),
+            plan: Vec::with_capacity(MOST_DEALT),
             readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
             streaming: open.len() * layout.bytes() > CACHED,
             full: None,
@@ -48,14 +48,14 @@ impl Ring {
 
     /// Deals up to `rows` rows. `source(component)` gives a batch, and the row of that batch to start at.
     ///
-    /// Returns the number of dealt rows. It may be less than `rows`: this call deals at most `PLAN` rows, and stops when a frame
-    /// is full. While a frame is full, it deals nothing: see [`Ring::take_full`].
+    /// Returns the number of dealt rows. It may be less than `rows`: this call deals at most `MOST_DEALT` rows, and stops when a frame
+    /// is full. While a frame is full, it deals nothing: see [`OpenFrames::take_full`].
     pub(crate) fn deal<'a>(&mut self, rows: usize, source: impl Fn(usize) -> (&'a Batch, usize)) -> usize {
         if self.full.is_some() {
             return 0;
         }
         self.plan.clear();
-        self.full = self.dealer.deal(rows.min(PLAN), &mut self.plan);
+        self.full = self.dealer.deal(rows.min(MOST_DEALT), &mut self.plan);
         self.copy(source);
         self.plan.len()
     }
@@ -177,7 +177,7 @@ impl Slots for Planned<'_> {
 
 /// The numbered rows in a ring.
 pub(crate) struct Rows<'a> {
-    ring: &'a Ring,
+    ring: &'a OpenFrames,
     /// The end of the numbers of the full frame's rows, then the end of the numbers of each open frame's rows.
     ends: Vec<usize>,
 }
@@ -225,7 +225,7 @@ impl Leftover {
         self.dealer.filled()
     }
 
-    /// As [`Ring::save`], for the rows that the frame held when dealing ended.
+    /// As [`OpenFrames::save`], for the rows that the frame held when dealing ended.
     pub(crate) fn save(&self, frame: usize, rows: usize, into: &mut Frame) {
         save(&self.open, &self.dealer, frame, rows, into);
     }

@@ -156,8 +156,7 @@ impl Replay {
     /// Checks that a resumed store is one that this replay filled, and that it has as many epochs as it may have.
     fn check_resumed(&self, store: &RingStore, seed: Option<u64>) -> Result<(), RecordingError> {
         self.check_same(store)?;
-        let going: Vec<_> =
-            store.shared().lock().journal.lanes().into_iter().map(|(_, end, ended)| (end, ended)).collect();
+        let going: Vec<_> = store.shared().lock().books.listed().map(|record| (record.end, record.ended)).collect();
         let all = self.rows_in_all_epochs();
         let accepted = store.stats().components.first().map_or(0, |component| component.accepted);
         let (sent, has_ended) = going.first().copied().unwrap_or((accepted, true));
@@ -180,9 +179,10 @@ impl Replay {
         let own = self.body();
         let (lanes, has_ended) = {
             let state = store.shared().lock();
-            (state.journal.lanes(), !state.journal.ended_names().is_empty())
+            let names: Vec<_> = state.books.listed().map(|record| record.name.clone()).collect();
+            (names, !state.books.journal.ended_names().is_empty())
         };
-        let lanes: Vec<&str> = lanes.iter().map(|(name, ..)| name.as_deref().unwrap_or("without a name")).collect();
+        let lanes: Vec<&str> = lanes.iter().map(|name| name.as_deref().unwrap_or("without a name")).collect();
         let found = match &store.shared().config.replay {
             Some(found) if *found == own => return Ok(()),
             Some(ReplayBody { version, .. }) if *version == ORDER_VERSION => "another".to_owned(),

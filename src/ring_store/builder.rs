@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
-
 use crate::dealing::dealer::{Runs, frame_rows};
 use crate::disk::folder::random_name;
 use crate::ring_store::snapshot::body::{ComponentBody, ConfigBody, ReplayBody};
@@ -96,7 +94,6 @@ pub struct RingStoreBuilder {
     allow_overcommit: bool,
     halves_last: bool,
     replay: Option<ReplayBody>,
-    pub(crate) runtime: Option<Handle>,
 }
 
 /// The form in which the window was given.
@@ -308,17 +305,6 @@ impl RingStoreBuilder {
         self
     }
 
-    /// Sets the runtime whose blocking pool runs the writer. Default: the runtime in which you call `build`. If there is none, the
-    /// writer has a thread of its own. The writer also moves to a thread of its own if the runtime shuts down.
-    ///
-    /// The writer uses one blocking thread as long as the store lives. The writer starts when the pool has a free thread (of 512, by
-    /// default). Calls that wait for the writer do not return before that. A busy blocking thread stops tokio's paused test clock from
-    /// advancing by itself. In a test with a paused clock, build the store outside the runtime.
-    pub fn runtime(mut self, runtime: Handle) -> Self {
-        self.runtime = Some(runtime);
-        self
-    }
-
     /// The name of the first component. `None` if there is no component.
     pub(crate) fn first_component(&self) -> Option<&str> {
         self.components.first().map(|(name, ..)| name.as_str())
@@ -391,7 +377,7 @@ impl RingStoreBuilder {
     }
 
     /// Checks the configuration of a resumed store. A setting that is not set here comes from the snapshot. A setting that is set must
-    /// match the snapshot, except `ready_frames`, `queue_rows`, `allow_overcommit` and `runtime`.
+    /// match the snapshot, except `ready_frames`, `queue_rows` and `allow_overcommit`.
     pub(crate) fn check_over(self, saved: &ConfigBody) -> Result<Config, ResumeError> {
         let unknown = |what: &'static str, value: &str| ResumeError::Unknown { what, value: value.to_owned() };
         let component = |component: &ComponentBody| {

@@ -17,25 +17,28 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Waker;
 use std::thread;
 
-use crossbeam_channel::Sender;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::memory::frame::Frame;
-use crate::ring_store::admission::{Admission, Unsettled};
 use crate::ring_store::afterwards::{Afterwards, EmptyReply, FlushReply, GetReply};
+use crate::ring_store::books::{Books, Unsettled};
 use crate::ring_store::builder::Config;
 use crate::ring_store::ledger::Ledger;
 use crate::ring_store::queue::Message;
 use crate::ring_store::ready::{Frames, ReadyFrame};
+use crate::ring_store::report::{Dealt, Report};
+use crate::ring_store::snapshot::error::RowsMissing;
 use crate::ring_store::snapshot::error::SnapshotError;
-use crate::ring_store::snapshot::journal::{Journal, Segment};
 use crate::ring_store::snapshot::restart::EndedLanes;
 use crate::ring_store::snapshot::saving::SnapshotRequest;
 use crate::ring_store::snapshot::snapshot::{ResumeAt, Snapshot};
 use crate::ring_store::status::{Failure, Status};
 use crate::ring_store::waits::Waits;
+use crate::rows::batch::Batch;
 use crate::rows::closed::{ClosedBy, StoreId};
 use crate::rows::error::WriteError;
 use crate::rows::index::Index;
+use crate::rows::values::ValueCounts;
 use crate::waiting::panics::discard;
 use crate::waiting::wait::lock;
 
@@ -58,7 +61,7 @@ pub(crate) struct Shared {
     /// The other lanes of the saved store.
     pub(crate) ended_lanes: EndedLanes,
     pub(super) state: Mutex<State>,
-    pub(super) queue: Sender<Message>,
+    pub(super) queue: UnboundedSender<Message>,
 }
 
 #[derive(Debug)]
@@ -66,11 +69,10 @@ pub(crate) struct State {
     pub(crate) status: Status,
     /// Whether the writer has ended: then nothing more becomes ready.
     pub(super) ended: bool,
-    pub(crate) admission: Admission,
+    pub(crate) books: Books,
     pub(crate) frames: Frames,
     pub(super) waits: Waits,
     pub(super) ledger: Ledger,
-    pub(crate) journal: Journal,
     /// Once so many rows are dealt, the journal forgets the rows that no minibatch needs.
     pub(super) forget_at: u64,
     /// The lane whose turn comes after the rows in the journal, and the rows left of its turn. `None` unless lanes take turns.
@@ -79,8 +81,10 @@ pub(crate) struct State {
     pub(super) minibatches_served: u64,
     pub(super) consumers: usize,
     pub(super) next_consumer: u64,
-    /// The consumers that wait for a minibatch: the id and the waker of each.
-    pub(super) waiting: Vec<(u64, Waker)>,
+    /// The consumers that wait for a minibatch, in the order in which they came: the id and the waker of each.
+    pub(super) waiting: VecDeque<(u64, Waker)>,
+    /// The number of consumers that were woken and have not come yet.
+    pub(super) woken: usize,
     pub(super) requests: Requests,
     /// Alive while a full snapshot is being written.
     pub(super) saving: Weak<()>,
@@ -88,9 +92,24 @@ pub(crate) struct State {
     /// The reports of rows whose counterparts in another component never came. No flush has returned these reports yet. At most
     /// [`UNMATCHED`], because a program may never flush.
     pub(crate) unmatched: VecDeque<WriteError>,
+    /// What the writer is to say, without the mutex.
+    pub(crate) warning: Option<Warning>,
+    /// Whether rows whose counterparts never came have been warned of. It is done once.
+    warned: bool,
+    /// Whether more rows with odd values were counted since the last look.
+    has_new_values: bool,
     /// Whether a `Look` is in the queue.
     pub(super) look_sent: bool,
     pub(super) writer_waits_for: Option<WaitsFor>,
+}
+
+/// What the writer is to say.
+#[derive(Debug)]
+pub(crate) enum Warning {
+    /// Rows lost their counterparts.
+    Unmatched(WriteError),
+    /// The store cannot be resumed.
+    GaveUp(RowsMissing),
 }
 
 /// The most lanes with lost rows that a store keeps for later flushes.
@@ -116,13 +135,11 @@ pub(crate) struct Requests {
     pub(crate) gets: Vec<(Index, GetReply)>,
     /// Requests to take a full snapshot.
     pub(crate) snapshots: Vec<SnapshotRequest>,
-    /// Whether the writer must leave its runtime, which is shutting down.
-    pub(crate) leave: bool,
 }
 
 impl Requests {
     pub(crate) fn is_empty(&self) -> bool {
-        self.empties.is_empty() && self.gets.is_empty() && self.snapshots.is_empty() && !self.leave
+        self.empties.is_empty() && self.gets.is_empty() && self.snapshots.is_empty()
     }
 }
 
@@ -130,29 +147,32 @@ impl Shared {
     /// Makes the state of a new store or, with a snapshot, of a store that goes on where the saved store stood.
     pub(crate) fn new(
         config: Arc<Config>,
-        queue: Sender<Message>,
+        queue: UnboundedSender<Message>,
         empty: Vec<Frame>,
         snapshot: Option<&Snapshot>,
     ) -> Self {
         let mut state = State {
             status: Status::new(),
             ended: false,
-            admission: Admission::new(config.clone()),
+            books: Books::new(config.clone()),
             frames: Frames::new(&config, empty),
             waits: Waits::new(),
             ledger: Ledger::new(config.layout.n_components()),
-            journal: Journal::default(),
             forget_at: 0,
             turn: None,
             served_rows: 0,
             minibatches_served: 0,
             consumers: 0,
             next_consumer: 0,
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
+            woken: 0,
             requests: Requests::default(),
             saving: Weak::new(),
             flushes: Vec::new(),
             unmatched: VecDeque::new(),
+            warning: None,
+            warned: false,
+            has_new_values: false,
             look_sent: false,
             writer_waits_for: None,
         };
@@ -201,9 +221,14 @@ impl Shared {
     pub(super) fn announce(&self, state: &mut State) {
         if !state.look_sent && !state.ended {
             state.look_sent = true;
-            // An error means that the writer has ended.
-            let _ = self.queue.send(Message::Look);
+            self.tell(Message::Look);
         }
+    }
+
+    /// Sends a message to the writer. Does not wait.
+    pub(super) fn tell(&self, message: Message) {
+        // An error means that the writer has ended.
+        let _ = self.queue.send(message);
     }
 
     /// Makes the writer look at the state if it waits for `waits_for`. Returns whether it waits for this.
@@ -250,19 +275,33 @@ impl Shared {
             state.stop(afterwards);
         });
     }
-
-    /// Makes the writer leave its runtime.
-    pub(crate) fn leave(&self) {
-        let mut state = self.lock();
-        state.requests.leave = true;
-        self.announce(&mut state);
-    }
 }
 
 impl State {
-    /// Keeps a report for a later flush, if there is room.
-    pub(crate) fn note_unmatched(&mut self, report: Option<WriteError>) {
-        self.unmatched.extend(report.filter(|_| self.unmatched.len() < UNMATCHED));
+    /// Keeps a report for a later flush, if there is room. Warns of the first.
+    pub(crate) fn note_unmatched(&mut self, report: WriteError) {
+        if !mem::replace(&mut self.warned, true) {
+            self.warning.get_or_insert_with(|| Warning::Unmatched(report.clone()));
+        }
+        if self.unmatched.len() < UNMATCHED {
+            self.unmatched.push_back(report);
+        }
+    }
+
+    /// Takes out what the writer is to say.
+    pub(crate) fn take_warning(&mut self) -> Option<Warning> {
+        self.warning.take()
+    }
+
+    /// The counts of odd values of each component, if they have changed since the last call.
+    pub(crate) fn changed_values(&mut self) -> Option<Vec<ValueCounts>> {
+        let values = || self.ledger.components.iter().map(|component| component.values).collect();
+        mem::take(&mut self.has_new_values).then(values)
+    }
+
+    /// Drops and counts the rows of all lanes that wait for other components, because they do not come.
+    pub(crate) fn lose_all_unmatched(&mut self) -> Vec<Batch> {
+        self.books.numbers().into_iter().flat_map(|lane| self.lose_unmatched(lane)).collect()
     }
 
     /// Takes no more rows. Consumers get `failure` after the ready minibatches. Returns `failure` if the store has an earlier one.
@@ -300,72 +339,71 @@ impl State {
         self.requests.snapshots.extend(requests.snapshots);
     }
 
-    /// Notes the rows that the writer has dealt, and the lane that has the next turn.
-    pub(crate) fn note_dealt(&mut self, dealt: &mut VecDeque<Segment>, turn: Option<(u64, usize)>) {
+    /// Takes over what the writer has dealt, and the lane that has the next turn.
+    pub(crate) fn take_report(&mut self, report: &mut Report, turn: Option<(u64, usize)>) {
         self.turn = turn;
-        if dealt.is_empty() {
-            return;
+        for Dealt { lane, rows, joined_by, again } in report.dealt.drain(..) {
+            self.books.dealt(lane, rows, again);
+            if !again {
+                let _ = self.ledger.settle_debt();
+            }
+            self.ledger.deal(rows, joined_by, again);
         }
-        self.journal.dealt(dealt.drain(..));
-        if self.journal.dealt >= self.forget_at {
-            let needed = self.needed_from();
-            self.journal.forget_before(needed);
+        if mem::take(&mut report.has_dealt_again) {
+            let _ = self.ledger.settle_debt();
+        }
+        for (component, counts) in self.ledger.components.iter_mut().zip(&mut report.values) {
+            self.has_new_values |= *counts != ValueCounts::default();
+            component.values += mem::take(counts);
+        }
+        let dealt = self.books.journal.dealt;
+        if dealt >= self.forget_at {
+            self.books.forget_before(self.needed_from());
             // To find what is needed takes time for each frame, so it takes a constant time for each row.
-            let frames = self.admission.config().open_frames as u64;
-            self.forget_at = self.journal.dealt + frames.max(FORGET_AFTER);
+            let frames = self.books.config.open_frames as u64;
+            self.forget_at = dealt + frames.max(FORGET_AFTER);
         }
     }
 
     /// The first row that must be dealt again, counted since the ring was last emptied. The frame of the next minibatch began its
     /// fill with the run of this row.
     pub(crate) fn needed_from(&self) -> u64 {
-        let config = self.admission.config();
+        let config = &self.books.config;
         let runs = config.runs();
         let (next, first) = self.frames.ordinals();
-        let frame = ((next - first) / config.minibatches_per_frame()).min(runs.completed(self.journal.dealt));
-        runs.rows_before_fill(frame).max(self.journal.from())
+        let frame = ((next - first) / config.minibatches_per_frame()).min(runs.completed(self.books.journal.dealt));
+        runs.rows_before_fill(frame).max(self.books.journal.from())
     }
 
-    /// Notes that the writer has emptied the lanes and the ring `times` times. `lanes` has each lane, and the row where it goes on.
-    pub(crate) fn note_emptied(
-        &mut self,
-        times: u64,
-        lanes: impl Iterator<Item = (u64, u64)>,
-        turn: Option<(u64, usize)>,
-    ) {
-        self.journal.emptied(times, lanes);
+    /// Notes that the writer has emptied the lanes and the ring `times` times.
+    pub(crate) fn note_emptied(&mut self, times: u64, turn: Option<(u64, usize)>) {
+        self.books.emptied(times);
         self.forget_at = 0;
         self.frames.emptied();
         self.turn = turn;
     }
 
-    /// Takes over the writer's counts, before the writer starts.
-    pub(crate) fn take_over(&mut self, ledger: &Ledger) {
-        self.ledger.update(ledger);
-    }
-
-    /// Takes over the writer's counts. Wakes the producers that have room now, and resolves the flushes that are done.
-    pub(crate) fn report(&mut self, ledger: &Ledger, afterwards: &mut Afterwards) {
-        self.ledger.update(ledger);
-        self.admission.wake_next(&mut afterwards.wakers);
+    /// Wakes the producers that have room now, and resolves the flushes that are done.
+    pub(crate) fn wake_producers(&mut self, afterwards: &mut Afterwards) {
+        self.books.wake_next(&mut afterwards.wakers);
         if !self.flushes.is_empty() {
-            let done = self.flushes.extract_if(.., |(unsettled, _)| self.admission.is_settled(unsettled));
+            let done = self.flushes.extract_if(.., |(unsettled, _)| self.books.is_settled(unsettled));
             afterwards.flushes.extend(done.map(|(_, reply)| (reply, Ok(()))));
         }
     }
 
     /// Makes the first `rows` rows of `frame` ready for consumers. Until now these rows counted as open.
-    pub(crate) fn push_ready(&mut self, frame: Frame, rows: usize, ledger: &mut Ledger, afterwards: &mut Afterwards) {
+    pub(crate) fn push_ready(&mut self, frame: Frame, rows: usize, afterwards: &mut Afterwards) {
         self.count_waits();
-        ledger.make_ready(self.frames.push(frame, rows));
+        self.ledger.make_ready(self.frames.push(frame, rows));
         self.wake_consumers(afterwards);
     }
 
     /// Discards the oldest ready frame, with all minibatches left in it.
-    pub(crate) fn discard_oldest(&mut self, ledger: &mut Ledger, afterwards: &mut Afterwards) {
+    pub(crate) fn discard_oldest(&mut self, afterwards: &mut Afterwards) {
         self.count_waits();
         let rows = self.frames.discard_oldest(&mut afterwards.parts).unwrap_or(0);
-        ledger.drop_rows(rows, |dropped| &mut dropped.oldest);
+        self.ledger.drop_rows(rows, |dropped| &mut dropped.oldest);
     }
 
     /// Takes out the ready frames, so that the caller can read them without the mutex. Consumers wait until they are put back.
@@ -424,7 +462,7 @@ impl State {
         self.count_waits();
         self.waits.rows_wait(false);
         self.wake_consumers(afterwards);
-        self.admission.wake_all(&mut afterwards.wakers);
+        self.books.wake_all(&mut afterwards.wakers);
         if !self.status.discards() {
             return;
         }
@@ -435,14 +473,15 @@ impl State {
         // The rows that a resumed store was to deal again count as accepted, and so do the queued rows, so that none is in no count.
         let _ = self.ledger.settle_debt();
         self.ledger.open_rows = 0;
-        for (number, component) in self.ledger.components.iter_mut().enumerate() {
-            let (new, again) = self.admission.queued_as(number);
-            component.accepted += new;
-            component.resent += again;
+        let (new, again) = self.books.queued();
+        for component in &mut self.ledger.components {
+            let aside = mem::take(&mut component.queued_aside);
+            component.accepted += new.saturating_sub(aside);
+            component.resent += again - again.min(aside.saturating_sub(new));
             component.set_aside = 0;
             component.dropped.aborted += component.accepted - self.served_rows - component.dropped.total();
         }
-        self.admission.clear();
+        self.books.clear();
         self.answer_all(afterwards);
     }
 
@@ -459,10 +498,27 @@ impl State {
         afterwards.flushes.extend(self.flushes.drain(..).map(|(_, reply)| (reply, flushed.clone())));
     }
 
-    /// Wakes all consumers that wait, because a minibatch is ready or none will come. One consumer is not enough: it may have
-    /// stopped polling.
+    /// Wakes one consumer for each minibatch that is ready, unless a consumer has been woken for it. Wakes all if none will come.
     fn wake_consumers(&mut self, afterwards: &mut Afterwards) {
+        if self.ended || self.status.discards() {
+            self.wake_all_consumers(afterwards);
+            return;
+        }
+        let unclaimed = self.frames.ready_minibatches().saturating_sub(self.woken);
+        let woken = self.waiting.drain(..unclaimed.min(self.waiting.len()));
+        self.woken += woken.len();
+        afterwards.wakers.extend(woken.map(|(_, waker)| waker));
+    }
+
+    /// Wakes all consumers that wait. One may have stopped polling, without a word, after it was woken.
+    pub(crate) fn wake_all_consumers(&mut self, afterwards: &mut Afterwards) {
+        self.woken += self.waiting.len();
         afterwards.wakers.extend(self.waiting.drain(..).map(|(_, waker)| waker));
+    }
+
+    /// Whether a minibatch waits for a consumer that was woken, while other consumers sleep.
+    pub(crate) fn has_unclaimed(&self) -> bool {
+        self.woken > 0 && !self.waiting.is_empty() && self.frames.ready() > 0
     }
 
     fn count_waits(&mut self) {

@@ -1,9 +1,9 @@
-//! The writer's counts: where the rows are.
+//! The counts of rows: where they are.
 
 use crate::ring_store::stats::Dropped;
 use crate::rows::values::ValueCounts;
 
-/// The counts of rows. The writer counts on a copy of its own, and shares the copy once per plan of rows.
+/// The counts of rows, under the store's mutex.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     pub(crate) components: Vec<ComponentLedger>,
@@ -17,8 +17,10 @@ pub(crate) struct Ledger {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ComponentLedger {
     pub(crate) accepted: u64,
-    /// Accepted rows that wait for rows of another component.
+    /// Accepted rows that wait for rows of another component, or came before them and are queued beside them.
     pub(crate) set_aside: u64,
+    /// The rows among these that are queued.
+    pub(crate) queued_aside: u64,
     pub(crate) dropped: Dropped,
     /// Rows that were sent again to a resumed store, although they had been dealt before the snapshot.
     pub(crate) resent: u64,
@@ -26,15 +28,43 @@ pub(crate) struct ComponentLedger {
     pub(crate) values: ValueCounts,
 }
 
+impl ComponentLedger {
+    /// Counts queued rows as accepted, or takes them out of what was set aside, because they leave the queue.
+    fn leave_queue(&mut self, rows: u64, was_aside: bool) {
+        if was_aside {
+            self.set_aside -= rows;
+            self.queued_aside -= rows;
+        } else {
+            self.accepted += rows;
+        }
+    }
+}
+
 impl Ledger {
     pub(crate) fn new(components: usize) -> Self {
         Ledger { components: vec![ComponentLedger::default(); components], open_rows: 0, owed: None }
     }
 
-    /// Counts rows as dealt to the open frames.
-    pub(crate) fn deal(&mut self, rows: usize) {
+    /// Counts queued rows of a pass as dealt. `joined_by` is the component that made the pass whole: the others were set aside.
+    pub(crate) fn deal(&mut self, rows: u64, joined_by: Option<usize>, again: bool) {
+        for (number, component) in self.components.iter_mut().enumerate() {
+            component.leave_queue(rows, joined_by.is_some_and(|by| by != number));
+            if again {
+                // These rows count as accepted once they are ready, or once all such rows have been dealt.
+                component.resent += rows;
+                component.accepted -= rows;
+            }
+        }
         if self.owed.is_none() {
-            self.open_rows += rows;
+            self.open_rows += rows as usize;
+        }
+    }
+
+    /// Counts queued rows of a pass as discarded, because the store was emptied.
+    pub(crate) fn discard_queued(&mut self, rows: u64, joined_by: Option<usize>) {
+        for (number, component) in self.components.iter_mut().enumerate() {
+            component.leave_queue(rows, joined_by.is_some_and(|by| by != number));
+            component.dropped.emptied += rows;
         }
     }
 
@@ -69,12 +99,6 @@ impl Ledger {
         self.components.iter().map(|component| component.accepted).max().unwrap_or(0)
     }
 
-    /// Makes this ledger an exact copy of `newer`, without allocating.
-    pub(crate) fn update(&mut self, newer: &Ledger) {
-        self.components.copy_from_slice(&newer.components);
-        (self.open_rows, self.owed) = (newer.open_rows, newer.owed);
-    }
-
     /// Counts rows of every component as dropped. `reason` selects the reason.
     pub(crate) fn drop_rows(&mut self, rows: usize, reason: fn(&mut Dropped) -> &mut u64) {
         for component in &mut self.components {
@@ -88,5 +112,12 @@ impl Ledger {
         let rows = rows.min(self.open_rows);
         self.open_rows -= rows;
         self.drop_rows(rows, reason);
+    }
+
+    /// Counts a row range that waits for other components as dropped.
+    pub(crate) fn drop_aside(&mut self, component: usize, rows: u64, reason: fn(&mut Dropped) -> &mut u64) {
+        let component = &mut self.components[component];
+        component.set_aside -= rows;
+        *reason(&mut component.dropped) += rows;
     }
 }

@@ -3,13 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::ring_store::admission::NoRoomThen;
-use crate::ring_store::queue::HandedOver;
 use crate::ring_store::reserve::{LaneHandle, Permit};
+use crate::ring_store::room::NoRoomThen;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
 use crate::rows::error::WriteError;
 use crate::rows::layout::ComponentKey;
-use crate::rows::pass::Gathered;
+use crate::rows::pass::{Gathered, WholePass};
 use crate::waiting::handle::WriteHandle;
 
 /// The rows of one forward pass, gathered from hooks that fire one by one.
@@ -80,8 +79,7 @@ impl Pass {
     /// [`RefusedPass`] returns all batches: as [`RingStore::extend_pass`](crate::RingStore::extend_pass), for example
     /// [`WriteError::PassLacks`] if a component is missing.
     pub fn commit(self) -> Result<WriteHandle, RefusedPass> {
-        let lane = self.lane.clone();
-        self.hand_over(|rows| lane.hand_over(rows, NoRoomThen::LineUp))
+        self.hand_over(|lane, pass, value| lane.pass(pass, value, NoRoomThen::LineUp))
     }
 
     /// Hands the pass over as a whole if the queue has room, as
@@ -90,8 +88,7 @@ impl Pass {
     /// # Errors
     /// As [`commit`](Self::commit), and [`WriteError::Full`] if the queue has no room.
     pub fn try_commit(self) -> Result<WriteHandle, RefusedPass> {
-        let lane = self.lane.clone();
-        self.hand_over(|rows| lane.hand_over(rows, NoRoomThen::Refuse))
+        self.hand_over(|lane, pass, value| lane.pass(pass, value, NoRoomThen::Refuse))
     }
 
     /// Waits until the queue has room, then hands the pass over as a whole, as
@@ -103,19 +100,15 @@ impl Pass {
     /// # Blocking
     /// Blocks this thread until the queue has room, because consumers have taken minibatches, or the store takes no more rows.
     pub fn commit_blocking(self) -> Result<(), RefusedPass> {
-        let lane = self.lane.clone();
-        self.hand_over(|rows| lane.hand_over_blocking(rows)).map(drop)
+        self.hand_over(LaneHandle::pass_blocking).map(drop)
     }
 
-    pub(crate) fn hand_over(
+    fn hand_over(
         self,
-        hand_over: impl FnOnce(HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)>,
+        hand_over: impl FnOnce(&LaneHandle, WholePass, &Option<Arc<[u8]>>) -> Result<WriteHandle, (WriteError, WholePass)>,
     ) -> Result<WriteHandle, RefusedPass> {
         let pass = self.gathered.whole(&self.lane.shared.config.layout)?;
-        hand_over(HandedOver::Pass(pass, self.value)).map_err(|(error, rows)| match rows {
-            HandedOver::Pass(pass, _) => pass.refused(error),
-            HandedOver::Batch(_, batch) => RefusedPass { error, batches: vec![batch] },
-        })
+        hand_over(&self.lane, pass, &self.value).map_err(|(error, pass)| pass.refused(error))
     }
 }
 
@@ -126,7 +119,7 @@ impl Permit {
     /// As [`Pass::commit`]. Also [`WriteError::Full`] if the pass has more rows than are left, and [`WriteError::Permit`] if the
     /// permit is for one component.
     pub fn commit(mut self, pass: Pass) -> Result<WriteHandle, RefusedPass> {
-        pass.hand_over(|rows| self.use_up(rows))
+        pass.hand_over(|_, pass, value| self.pass(pass, value))
     }
 
     /// Hands over the pass that the permit is for. Returns at once.
@@ -138,7 +131,7 @@ impl Permit {
         mut self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        Pass::of(self.lane.clone(), pass)?.hand_over(|rows| self.use_up(rows))
+        Pass::of(self.lane.clone(), pass)?.hand_over(|_, pass, value| self.pass(pass, value))
     }
 }
 

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::ring_store::admission::NoRoomThen;
 use crate::ring_store::core::Shared;
 use crate::ring_store::pass::Pass;
-use crate::ring_store::queue::Demand;
-use crate::ring_store::reserve::{LaneHandle, Reserve, refused};
+use crate::ring_store::reserve::{LaneHandle, Reserve};
+use crate::ring_store::room::NoRoomThen;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::error::WriteError;
 use crate::rows::layout::ComponentKey;
@@ -77,8 +76,7 @@ impl Producer {
     /// # Errors
     /// As [`RingStore::extend`](crate::RingStore::extend).
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        let rows = self.lane.check(batch.into(), component)?;
-        self.lane.hand_over(rows, NoRoomThen::LineUp).map_err(refused)
+        self.lane.component(self.lane.check(batch.into(), component)?, NoRoomThen::LineUp)
     }
 
     /// Works as [`RingStore::try_extend`](crate::RingStore::try_extend), on this lane.
@@ -86,8 +84,7 @@ impl Producer {
     /// # Errors
     /// As [`RingStore::try_extend`](crate::RingStore::try_extend).
     pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        let rows = self.lane.check(batch.into(), component)?;
-        self.lane.hand_over(rows, NoRoomThen::Refuse).map_err(refused)
+        self.lane.component(self.lane.check(batch.into(), component)?, NoRoomThen::Refuse)
     }
 
     /// Works as [`RingStore::extend_blocking`](crate::RingStore::extend_blocking), on this lane.
@@ -98,8 +95,7 @@ impl Producer {
     /// # Blocking
     /// As [`RingStore::extend_blocking`](crate::RingStore::extend_blocking).
     pub fn extend_blocking(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<(), Refused> {
-        let rows = self.lane.check(batch.into(), component)?;
-        self.lane.hand_over_blocking(rows).map(drop).map_err(refused)
+        self.lane.component_blocking(self.lane.check(batch.into(), component)?).map(drop)
     }
 
     /// Works as [`RingStore::append`](crate::RingStore::append), on this lane.
@@ -164,12 +160,12 @@ impl Producer {
     /// As [`RingStore::reserve`](crate::RingStore::reserve).
     pub fn reserve(&self, component: impl ComponentKey, rows: usize) -> Result<Reserve, UnknownComponent> {
         let component = self.shared().config.layout.find(component)?;
-        Ok(self.lane.reserve(Demand { component: Some(component), rows }))
+        Ok(self.lane.reserve(Some(component), rows))
     }
 
     /// Works as [`RingStore::reserve_pass`](crate::RingStore::reserve_pass), on this lane.
     pub fn reserve_pass(&self, rows: usize) -> Reserve {
-        self.lane.reserve(Demand { component: None, rows })
+        self.lane.reserve(None, rows)
     }
 
     /// Tells a resumed store that you send this lane again from its first row, instead of from the row that

@@ -120,6 +120,11 @@ impl Frames {
         self.ready_rows
     }
 
+    /// The number of minibatches that consumers can take now.
+    pub(crate) fn ready_minibatches(&self) -> usize {
+        if self.pinned { 0 } else { self.ready.iter().map(|ready| ready.rows.div_ceil(self.batch_size)).sum() }
+    }
+
     pub(crate) fn lent(&self) -> usize {
         self.lent
     }
@@ -237,6 +242,10 @@ impl Frames {
             return None;
         }
         Some(frame)
+    }
+
+    pub(crate) fn has_empty(&self) -> bool {
+        self.empty.len() > 0
     }
 
     pub(crate) fn take_empty(&mut self) -> Option<Frame> {

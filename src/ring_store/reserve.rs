@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::ring_store::admission::NoRoomThen;
+use crate::ring_store::books::Books;
 use crate::ring_store::builder::WhenFull;
 use crate::ring_store::core::Shared;
-use crate::ring_store::queue::{Demand, HandedOver};
+use crate::ring_store::room::NoRoomThen;
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::error::WriteError;
 use crate::rows::full::{NoRoom, StoreFullError};
 use crate::rows::layout::ComponentKey;
-use crate::rows::pass::check;
+use crate::rows::pass::{WholePass, check};
 use crate::waiting::handle::WriteHandle;
 use crate::waiting::wait::{wait_for, wait_long};
 
@@ -26,47 +26,65 @@ pub(crate) struct LaneHandle {
 }
 
 impl LaneHandle {
-    pub(crate) fn hand_over(
+    /// Hands over a whole pass, and the value that the user attached to it.
+    pub(crate) fn pass(
         &self,
-        rows: HandedOver,
+        pass: WholePass,
+        value: &Option<Arc<[u8]>>,
         no_room: NoRoomThen,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.shared.hand_over(self.id, rows, no_room)
+    ) -> Result<WriteHandle, (WriteError, WholePass)> {
+        self.shared.hand_over(self.id, pass, value, |books, rows| books.admit(self.id, None, rows, no_room))
     }
 
-    /// Waits until there is room, and hands the rows over. Does not wait if the store rejects rows that it has no room for.
-    pub(crate) fn hand_over_blocking(&self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        match self.hand_over(rows, NoRoomThen::RefuseBehindOthers) {
-            Err((WriteError::Full(_), rows)) if self.shared.config.when_full != WhenFull::Reject => {
-                match self.reserve(rows.demand()).wait() {
-                    Ok(permit) => permit.hand_over(rows),
-                    Err(error) => Err((error, rows)),
+    /// As [`pass`](Self::pass), but waits until there is room. Does not wait if the store rejects rows that it has no room for.
+    pub(crate) fn pass_blocking(
+        &self,
+        pass: WholePass,
+        value: &Option<Arc<[u8]>>,
+    ) -> Result<WriteHandle, (WriteError, WholePass)> {
+        match self.pass(pass, value, NoRoomThen::RefuseBehindOthers) {
+            Err((WriteError::Full(_), pass)) if self.waits() => match self.reserve(None, pass.rows()).wait() {
+                Ok(mut permit) => permit.pass(pass, value),
+                Err(error) => Err((error, pass)),
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// Hands over rows of one component.
+    pub(crate) fn component(
+        &self,
+        (component, batch): (usize, Batch),
+        no_room: NoRoomThen,
+    ) -> Result<WriteHandle, Refused> {
+        let admit = |books: &mut Books, rows| books.admit(self.id, Some(component), rows, no_room);
+        self.shared.hand_over_component(self.id, component, batch, admit)
+    }
+
+    /// As [`component`](Self::component), but waits until there is room. Does not wait if the store rejects rows that it has no room for.
+    pub(crate) fn component_blocking(&self, (component, batch): (usize, Batch)) -> Result<WriteHandle, Refused> {
+        match self.component((component, batch), NoRoomThen::RefuseBehindOthers) {
+            Err(Refused { error: WriteError::Full(_), batch }) if self.waits() => {
+                match self.reserve(Some(component), batch.rows()).wait() {
+                    Ok(mut permit) => permit.component(component, batch),
+                    Err(error) => Err(Refused { error, batch }),
                 }
             }
             outcome => outcome,
         }
     }
 
-    pub(crate) fn reserve(&self, demand: Demand) -> Reserve {
-        Reserve { lane: self.clone(), demand, ticket: None, done: false }
+    fn waits(&self) -> bool {
+        self.shared.config.when_full != WhenFull::Reject
     }
 
-    /// Checks a batch for a component, and returns it in the form that `hand_over` takes.
-    pub(crate) fn check(&self, batch: Batch, component: impl ComponentKey) -> Result<HandedOver, Refused> {
-        let (component, batch) = check(&self.shared.config.layout, component, batch)?;
-        Ok(HandedOver::Batch(component, batch))
+    pub(crate) fn reserve(&self, component: Option<usize>, rows: usize) -> Reserve {
+        Reserve { lane: self.clone(), component, rows, ticket: None, done: false }
     }
-}
 
-/// Makes the refusal of one batch.
-pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
-    let batch = match rows {
-        HandedOver::Batch(_, batch) => Some(batch),
-        HandedOver::Pass(pass, _) => pass.into_batches().pop(),
-    };
-    match batch {
-        Some(batch) => Refused { error, batch },
-        None => Refused { error, batch: Vec::<f32>::new().into() },
+    /// Checks a batch for a component.
+    pub(crate) fn check(&self, batch: Batch, component: impl ComponentKey) -> Result<(usize, Batch), Refused> {
+        check(&self.shared.config.layout, component, batch)
     }
 }
 
@@ -88,7 +106,9 @@ pub(crate) fn refused((error, rows): (WriteError, HandedOver)) -> Refused {
 #[must_use = "nothing is reserved until it is awaited"]
 pub struct Reserve {
     lane: LaneHandle,
-    demand: Demand,
+    /// `None` for a pass.
+    component: Option<usize>,
+    rows: usize,
     /// The place in line. `None` before the first wait.
     ticket: Option<u64>,
     done: bool,
@@ -124,7 +144,7 @@ impl Reserve {
     fn leave_line(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let LaneHandle { shared, id } = &self.lane;
-        let own = shared.change(|state, afterwards| state.admission.leave_line(*id, ticket, &mut afterwards.wakers));
+        let own = shared.change(|state, afterwards| state.books.leave_line(*id, ticket, &mut afterwards.wakers));
         drop(own);
     }
 }
@@ -136,14 +156,14 @@ impl Future for Reserve {
     /// Panics if you poll the future after it has resolved.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(!self.done, "a reservation is polled after it has resolved");
-        let Reserve { lane, demand, ticket, .. } = &mut *self;
+        let Reserve { lane, component, rows, ticket, .. } = &mut *self;
         let mut waker = Some(context.waker().clone());
         let outcome = {
             let mut state = lane.shared.lock();
             let open = state.status.check();
-            let outcome = open.and_then(|()| state.admission.try_reserve(lane.id, *demand, *ticket));
+            let outcome = open.and_then(|()| state.books.try_reserve(lane.id, *component, *rows, *ticket));
             if let (Ok(false), Some(waiting)) = (&outcome, waker.take()) {
-                (*ticket, waker) = state.admission.queue_up(lane.id, *ticket, *demand, waiting);
+                (*ticket, waker) = state.books.queue_up(lane.id, *ticket, (*component, *rows), waiting);
             }
             outcome
         };
@@ -151,9 +171,7 @@ impl Future for Reserve {
         drop(waker);
         let permit = match outcome {
             Ok(false) => return Poll::Pending,
-            Ok(true) => {
-                Ok(Permit { lane: lane.clone(), component: demand.component, reserved: demand.rows, left: demand.rows })
-            }
+            Ok(true) => Ok(Permit { lane: lane.clone(), component: *component, reserved: *rows, left: *rows }),
             Err(error) => Err(error),
         };
         self.done = true;
@@ -170,7 +188,7 @@ impl Drop for Reserve {
 
 impl fmt::Debug for Reserve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reserve").field("demand", &self.demand).finish_non_exhaustive()
+        f.debug_struct("Reserve").field("rows", &self.rows).finish_non_exhaustive()
     }
 }
 
@@ -207,29 +225,57 @@ impl Permit {
                 batch: batch.into(),
             });
         };
-        let rows = self.lane.check(batch.into(), component)?;
-        self.use_up(rows).map_err(refused)
+        let (component, batch) = self.lane.check(batch.into(), component)?;
+        self.component(component, batch)
     }
 
-    /// Hands over the rows that the permit is for.
-    pub(crate) fn hand_over(mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.use_up(rows)
-    }
-
-    pub(crate) fn use_up(&mut self, rows: HandedOver) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        let demand = rows.demand();
-        if demand.component != self.component {
-            return Err((WriteError::Permit { holds: "one component", call: "extend" }, rows));
+    /// Hands over rows of one component.
+    pub(crate) fn component(&mut self, component: usize, batch: Batch) -> Result<WriteHandle, Refused> {
+        let rows = batch.rows();
+        if let Err(error) = self.check(Some(component), rows) {
+            return Err(Refused { error, batch });
         }
-        if demand.rows > self.left {
-            let layout = &self.lane.shared.config.layout;
-            let component = layout.name(demand.component.unwrap_or(0));
-            let no_room = NoRoom { component, rows: demand.rows, held: 0, bound: self.left };
-            return Err((StoreFullError::permit(no_room, self.reserved).into(), rows));
-        }
-        let handle = self.lane.shared.hand_over_reserved(self.lane.id, rows)?;
-        self.left -= demand.rows;
+        let LaneHandle { shared, id } = &self.lane;
+        let handle = shared.hand_over_component(*id, component, batch, |books, rows| {
+            books.check(*id, Some(component), rows)?;
+            books.use_reserved(*id, rows);
+            Ok(())
+        })?;
+        self.left -= rows;
         Ok(handle)
+    }
+
+    /// Hands over a whole pass.
+    pub(crate) fn pass(
+        &mut self,
+        pass: WholePass,
+        value: &Option<Arc<[u8]>>,
+    ) -> Result<WriteHandle, (WriteError, WholePass)> {
+        let rows = pass.rows();
+        if let Err(error) = self.check(None, rows) {
+            return Err((error, pass));
+        }
+        let LaneHandle { shared, id } = &self.lane;
+        let handle = shared.hand_over(*id, pass, value, |books, rows| {
+            books.check(*id, None, rows)?;
+            books.use_reserved(*id, rows);
+            Ok(())
+        })?;
+        self.left -= rows;
+        Ok(handle)
+    }
+
+    /// Checks that the permit is for these rows, and has room for them.
+    fn check(&self, component: Option<usize>, rows: usize) -> Result<(), WriteError> {
+        if component != self.component {
+            return Err(WriteError::Permit { holds: "one component", call: "extend" });
+        }
+        if rows > self.left {
+            let component = self.lane.shared.config.layout.name(component.unwrap_or(0));
+            let no_room = NoRoom { component, rows, held: 0, bound: self.left };
+            return Err(StoreFullError::permit(no_room, self.reserved).into());
+        }
+        Ok(())
     }
 }
 
@@ -239,8 +285,7 @@ impl Drop for Permit {
             return;
         }
         let LaneHandle { shared, id } = &self.lane;
-        let demand = Demand { component: self.component, rows: self.left };
-        shared.change(|state, afterwards| state.admission.release(*id, demand, &mut afterwards.wakers));
+        shared.change(|state, afterwards| state.books.release(*id, self.left, &mut afterwards.wakers));
     }
 }
 

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crossbeam_channel::unbounded;
 use ndarray::ArrayD;
-use tokio::runtime::Handle;
+use tokio::sync::mpsc::unbounded_channel;
 
 use crate::memory::available::available;
 use crate::memory::frame::Frame;
@@ -33,7 +32,7 @@ use crate::rows::layout::{Component, ComponentKey};
 use crate::rows::names::UnknownComponent;
 use crate::store::ActivationStore;
 use crate::waiting::handle::WriteHandle;
-use crate::waiting::worker;
+use crate::waiting::thread;
 
 /// Takes rows and serves shuffled minibatches at the same time, in bounded memory.
 ///
@@ -85,8 +84,7 @@ impl RingStoreBuilder {
     /// # Errors
     /// [`BuildError`] names the setting that is wrong, and what would work.
     pub fn build(self) -> Result<RingStore, BuildError> {
-        let runtime = self.runtime.clone();
-        RingStore::start(self.check()?, runtime, None, |_| Ok(()))
+        RingStore::start(self.check()?, None, |_| Ok(()))
     }
 }
 
@@ -97,15 +95,11 @@ impl RingStore {
     }
 
     /// Starts a new store, or a store that goes on from a snapshot. `restore` reads the rows of the snapshot.
-    ///
-    /// The writer runs on `runtime`. If that is `None`, it runs on the runtime of this thread, or on a thread of its own.
     pub(crate) fn start<E: From<BuildError>>(
         mut config: Config,
-        runtime: Option<Handle>,
         snapshot: Option<&Snapshot>,
         restore: impl FnOnce(&mut Writer) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let runtime = runtime.or_else(|| Handle::try_current().ok());
         if let Some(snapshot) = snapshot {
             config.replay.clone_from(&snapshot.body.replay);
             config.run = snapshot.body.run.clone().unwrap_or(config.run);
@@ -117,17 +111,12 @@ impl RingStore {
         }
         let mut frames = Frame::allocate(&config.layout, config.frames(), "the window and the ready frames")?;
         let spares = frames.split_off(config.open_frames);
-        let (sender, queue) = unbounded();
+        let (sender, queue) = unbounded_channel();
         let shared = Arc::new(Shared::new(config, sender, spares, snapshot));
         let mut writer = Writer::new(shared.clone(), queue, frames);
         snapshot.into_iter().for_each(|snapshot| writer.resume(&snapshot.body));
         restore(&mut writer)?;
-        let leaving = shared.clone();
-        if let Err(error) = worker::start(writer, runtime.as_ref(), move || leaving.leave()) {
-            // The writer may have found a thread in spite of the error. Then it must end.
-            shared.discard(ClosedBy::Abort);
-            return Err(error.into());
-        }
+        thread::start(writer)?;
         Ok(RingStore { producer: Arc::new(Producer::of_store(shared)) })
     }
 

@@ -1,38 +1,38 @@
-//! The writer: the only task that owns the ring and the lanes.
+//! The writer: the only task that owns the open frames and the passes in the lanes.
 //!
 //! In each step, the writer receives the messages in the queue, deals a plan of rows, and drops the batches that are finished. Then
-//! it settles: under the one lock, it reports the rows that it has dealt, makes a full frame ready, and takes requests. Then it
-//! answers callers, and starts the next step. The writer waits for messages only in `wait`. While it writes a full snapshot, it
-//! also waits for the disk.
+//! it settles: under the one mutex, it reports the rows that it has dealt, makes full frames ready, and takes requests. Then it
+//! answers callers, and starts the next step. It awaits messages only in `wait`. While it writes a full snapshot, it also waits for
+//! the disk.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use tokio::runtime;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
 
-use crate::dealing::frames::{Leftover, Ring};
+use crate::dealing::frames::{Leftover, OpenFrames};
 use crate::memory::frame::Frame;
 use crate::ring_store::afterwards::Afterwards;
 use crate::ring_store::builder::{Config, WhenFull};
-use crate::ring_store::core::{Requests, Shared, State, WaitsFor};
-use crate::ring_store::lane::{Finished, Lanes, Unmatched};
-use crate::ring_store::ledger::Ledger;
+use crate::ring_store::core::{Requests, Shared, State, WaitsFor, Warning};
+use crate::ring_store::deal_again::DealAgain;
+use crate::ring_store::lanes::{Finished, Lanes};
 use crate::ring_store::queue::Message;
-use crate::ring_store::snapshot::error::RowsMissing;
-use crate::ring_store::snapshot::journal::Segment;
+use crate::ring_store::report::{Dealt, Report};
 use crate::ring_store::snapshot::saving::Saving;
 use crate::rows::error::WriteError;
 use crate::rows::values::{Said, ValueCounts};
 use crate::waiting::panics::Panics;
+use crate::waiting::thread::Work;
 use crate::waiting::wait::WORTH_LOGGING;
-use crate::waiting::worker::{Exit, Work};
 
 mod ending;
 mod requests;
 
 /// The fewest and the most rows of a plan: the rows that the writer deals before it looks at the state again.
-const PLAN: std::ops::RangeInclusive<usize> = 4..=4096;
+const PLAN_ROWS: std::ops::RangeInclusive<usize> = 4..=4096;
 
 /// If a plan takes longer, the next plan is smaller. Most plans take longer while the ring's memory is new: the first write to each
 /// page waits until the operating system provides the page.
@@ -41,113 +41,102 @@ const PLAN_TIME: Duration = Duration::from_millis(4);
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How long a consumer that was woken may leave its minibatch before all consumers that wait are woken.
+const UNCLAIMED: Duration = Duration::from_millis(10);
+
 pub(crate) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) config: Arc<Config>,
-    pub(super) queue: Receiver<Message>,
-    pub(super) lanes: Lanes,
-    pub(super) ring: Phase,
-    /// The writer's own counts. The state has a copy.
-    pub(super) ledger: Ledger,
-    /// Whether the store is closed: no more rows come.
-    pub(super) finishing: bool,
-    /// The rows of the next plan.
-    pub(super) plan: usize,
+    queue: UnboundedReceiver<Message>,
+    pub(super) phase: Phase,
     /// Whether a `Look` message has been received since the last step.
-    pub(super) looked: bool,
+    looked: bool,
     /// An empty frame for the next use.
-    pub(super) spare: Option<Frame>,
-    /// The number of the first minibatch of leftover rows, once dealing has ended.
-    pub(super) first_leftover: Option<u64>,
+    spare: Option<Frame>,
     /// The full snapshot that is being written.
     pub(super) saving: Option<Saving>,
-    /// The segments dealt since the last report.
-    pub(super) dealt: VecDeque<Segment>,
-    /// A frame of leftover rows that becomes ready next, and how many rows it has.
-    pub(super) filled: Option<(Frame, usize)>,
+    pub(super) report: Report,
+    finished: Finished,
+    /// The requests taken from the state and not fulfilled yet.
+    requests: Requests,
+    /// Empty between steps. Kept so that steps reuse its memory.
+    afterwards: Afterwards,
     /// Since when the writer waits for consumers to make room.
-    pub(super) waits_for_room: Option<Instant>,
-    /// Whether the writer has warned of rows whose counterparts in another component never came. It warns once.
-    warned: Warned,
+    waits_for_room: Option<Instant>,
+    /// Whether consumers that were woken have not come for their minibatches yet, while others wait.
+    unclaimed: bool,
     /// What has been said about the values of each component.
     pub(super) said: Vec<Said>,
-    /// Why the store cannot be resumed, to be logged without the mutex.
-    pub(super) gave_up: Option<RowsMissing>,
-    pub(super) finished: Finished,
-    /// The requests taken from the state and not fulfilled yet.
-    pub(super) requests: Requests,
-    /// Empty between steps. Kept so that steps reuse its memory.
-    pub(super) afterwards: Afterwards,
 }
 
+/// What the writer does with rows. Phases follow each other in this order, and the last may follow each.
 pub(super) enum Phase {
-    Dealing(Box<Ring>),
-    /// No more rows come. The writer serves the rows left in the ring.
-    Serving(Box<Leftover>),
+    Dealing(Box<Dealing>),
+    Serving(Box<Serving>),
     /// The writer has discarded everything.
     Discarded,
 }
 
-#[derive(Debug, PartialEq)]
-enum Warned {
-    No,
-    /// The warning is due, without the mutex.
-    Due(WriteError),
-    Yes,
+/// Rows come, and are dealt.
+pub(super) struct Dealing {
+    pub(super) frames: OpenFrames,
+    pub(super) lanes: Lanes,
+    /// What a resumed store deals before anything else.
+    pub(super) again: Option<DealAgain>,
+    /// The rows of the next plan.
+    plan: usize,
+    /// Whether the store is closed: no more rows come.
+    finishing: bool,
+}
+
+/// No more rows come. The writer serves the rows left in the open frames.
+pub(super) struct Serving {
+    pub(super) leftover: Leftover,
+    /// The number of the first minibatch of these rows.
+    pub(super) first_minibatch: u64,
+    /// A frame of leftover rows that becomes ready next, and how many rows it has.
+    filled: Option<(Frame, usize)>,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Again,
+    // Under the mutex, after which the writer decides again:
+    /// Make the full frame ready, and put the empty one in its place.
+    MakeReady,
+    /// Make the frame of leftover rows ready.
+    MakeLeftoverReady,
+    /// Discard the oldest ready frame, to make room.
+    DropOldest,
+    /// Discard the rest of the leftover rows, which are fewer than a minibatch.
+    DropLast,
+    /// Fail, because a resumed store lacks a row of a lane that has ended.
+    GiveUp {
+        lane: u64,
+        row: u64,
+    },
+    // Without the mutex:
+    /// Deal the rows that are there, or take the last ones out of the queue.
+    Deal,
+    /// Take the last rows out of the queue, because the store is closed.
+    Finish,
     /// Wait for a message: of rows, of room for a ready frame, or of an empty frame.
     Wait(Option<WaitsFor>),
+    /// Start to serve the rows left in the open frames.
+    Serve,
     /// Fill the spare frame with leftover rows.
     Gather,
-    /// Start to serve the rows left in the ring.
-    ServeLeftover,
     /// Discard everything.
     Discard,
-    Done,
+    End,
 }
 
 impl Work for Writer {
-    fn run(&mut self) -> Exit {
-        loop {
-            self.receive();
-            self.deal();
-            self.drop_finished();
-            let step = self.settle();
-            if step != Step::Discard {
-                self.answer();
-            }
-            if !self.requests.is_empty() {
-                self.fulfil();
-                if std::mem::take(&mut self.requests.leave) {
-                    return Exit::Leave;
-                }
-                continue;
-            }
-            // If there is nothing else to do, the writer waits for the disk.
-            let idle = matches!(step, Step::Wait(_) | Step::Done);
-            if self.save_next(idle) && idle {
-                continue;
-            }
-            match step {
-                Step::Again => {}
-                Step::Wait(waits_for) => self.wait(waits_for),
-                Step::Gather => self.gather(),
-                Step::ServeLeftover => self.serve_leftover(),
-                Step::Discard => {
-                    self.discard();
-                    return Exit::Done;
-                }
-                Step::Done => {
-                    if self.end() {
-                        return Exit::Done;
-                    }
-                }
-            }
+    /// Drives the writer's task on this thread, in a runtime of its own, which has a timer and nothing else.
+    fn run(&mut self) {
+        match runtime::Builder::new_current_thread().enable_time().build() {
+            Ok(runtime) => runtime.block_on(self.write()),
+            Err(error) => self.fail(&format!("its runtime could not be built: {error}")),
         }
     }
 
@@ -166,29 +155,60 @@ impl Work for Writer {
 }
 
 impl Writer {
-    /// Makes a writer with a ring of `frames`: as many open frames as the configuration says.
-    pub(crate) fn new(shared: Arc<Shared>, queue: Receiver<Message>, frames: Vec<Frame>) -> Self {
+    async fn write(&mut self) {
+        loop {
+            self.receive();
+            self.deal();
+            self.drop_finished();
+            let step = self.settle();
+            if step == Step::Discard {
+                self.discard();
+                return;
+            }
+            self.answer();
+            if !self.requests.is_empty() {
+                self.fulfil();
+                continue;
+            }
+            // If there is nothing else to do, the writer waits for the disk.
+            let idle = matches!(step, Step::Wait(_) | Step::End);
+            if self.save_next(idle) && idle {
+                continue;
+            }
+            match step {
+                Step::Finish => self.finish(),
+                Step::Wait(waits_for) => self.wait(waits_for).await,
+                Step::Serve => self.serve_leftover(),
+                Step::Gather => self.gather(),
+                Step::End if self.end() => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// Makes a writer with the open frames: as many as the configuration says.
+    pub(crate) fn new(shared: Arc<Shared>, queue: UnboundedReceiver<Message>, open: Vec<Frame>) -> Self {
         let config = shared.config.clone();
         let components = config.layout.n_components();
-        Writer {
-            lanes: Lanes::new(config.merge, components),
-            ring: Phase::Dealing(Box::new(Ring::new(config.layout.clone(), frames, config.seed))),
-            ledger: Ledger::new(components),
+        let dealing = Dealing {
+            frames: OpenFrames::new(config.layout.clone(), open, config.seed),
+            lanes: Lanes::new(config.merge),
+            again: None,
+            plan: *PLAN_ROWS.start(),
             finishing: false,
-            plan: *PLAN.start(),
+        };
+        Writer {
+            phase: Phase::Dealing(Box::new(dealing)),
             looked: false,
             spare: None,
-            first_leftover: None,
             saving: None,
-            dealt: VecDeque::new(),
-            filled: None,
-            waits_for_room: None,
-            warned: Warned::No,
-            said: vec![Said::default(); components],
-            gave_up: None,
+            report: Report::new(components),
             finished: Finished::default(),
             requests: Requests::default(),
             afterwards: Afterwards::default(),
+            waits_for_room: None,
+            unclaimed: false,
+            said: vec![Said::default(); components],
             shared,
             config,
             queue,
@@ -202,51 +222,44 @@ impl Writer {
             let Ok(message) = self.queue.try_recv() else { break };
             self.take(message);
         }
-        if self.finishing {
-            self.lanes.end_all();
-        }
     }
 
     fn take(&mut self, message: Message) {
-        match message {
-            Message::OpenLane(lane) => self.lanes.open(lane),
-            Message::Write(write) => self.lanes.push(write, &mut self.ledger, &mut self.finished),
-            Message::CloseLane(lane) => self.lanes.end(lane),
-            Message::SendAgain(lane) => self.lanes.send_again(lane),
-            Message::Look => self.looked = true,
+        match (message, &mut self.phase) {
+            (Message::Look, _) => self.looked = true,
+            (Message::OpenLane(lane), Phase::Dealing(dealing)) => dealing.lanes.open(lane),
+            (Message::Pass(queued), Phase::Dealing(dealing)) => dealing.lanes.push(queued, &mut self.finished),
+            (Message::EndLane(lane), Phase::Dealing(dealing)) => dealing.lanes.end(lane),
+            (Message::Pass(queued), _) => self.finished.pass(queued),
+            (Message::Drop(batches, answer), _) => {
+                self.finished.batches.extend(batches);
+                self.finished.answers.extend(answer);
+            }
+            (Message::OpenLane(_) | Message::EndLane(_), _) => {}
+        }
+    }
+
+    /// Takes the last rows out of the queue, and ends all lanes, because no more rows come.
+    fn finish(&mut self) {
+        self.receive();
+        let lost = self.shared.lock().lose_all_unmatched();
+        self.finished.batches.extend(lost);
+        if let Phase::Dealing(dealing) = &mut self.phase {
+            dealing.finishing = true;
+            dealing.lanes.end_all();
         }
     }
 
     /// Deals a plan of rows. Stops when no rows are left or a frame is full.
     fn deal(&mut self) {
-        let Phase::Dealing(ring) = &mut self.ring else { return };
-        if ring.is_full() {
+        let Phase::Dealing(dealing) = &mut self.phase else { return };
+        if dealing.frames.is_full() {
             return;
         }
-        let start = Instant::now();
-        let mut left = self.plan;
-        while left > 0 && !ring.is_full() {
-            let again = self.lanes.deals_again();
-            let Some((lane, rows)) = self.lanes.next() else { break };
-            let dealt = ring.deal(rows.min(left), |component| lane.front(component));
-            self.ledger.deal(dealt);
-            for (component, counts) in self.ledger.components.iter_mut().zip(ring.take_counts()) {
-                // The saved store has counted the rows that are dealt again.
-                component.values += if again { ValueCounts::default() } else { counts };
-            }
-            if !again {
-                Segment { lane: lane.id, first_row: lane.next_row, rows: dealt as u64 }.append_to(&mut self.dealt);
-            }
-            self.lanes.dealt(dealt, &mut self.ledger, &mut self.finished);
-            left -= dealt;
+        dealing.deal_plan(&mut self.report, &mut self.finished);
+        if let Some(frame) = dealing.frames.full() {
+            self.save(frame, true);
         }
-        let full = ring.full();
-        if start.elapsed() > PLAN_TIME {
-            self.plan = (self.plan / 2).max(*PLAN.start());
-        } else if left == 0 {
-            self.plan = (self.plan * 2).min(*PLAN.end());
-        }
-        full.into_iter().for_each(|frame| self.save(frame, true));
     }
 
     /// Reports to the state what has happened, and decides the next step. This is the only critical section of a step.
@@ -260,107 +273,130 @@ impl Writer {
         if state.status.discards() {
             return Step::Discard;
         }
-        state.note_dealt(&mut self.dealt, self.lanes.turn());
-        self.report_lanes(&mut state);
-        let step = self.next_step(&mut state, &mut afterwards);
-        state.report(&self.ledger, &mut afterwards);
+        if let Phase::Dealing(dealing) = &mut self.phase {
+            state.take_report(&mut self.report, dealing.lanes.turn());
+            dealing.lanes.remove_spent().into_iter().for_each(|lane| state.books.end(lane));
+        }
+        let step = loop {
+            let step = self.next_step(&state);
+            if !self.do_locked(step, &mut state, &mut afterwards) {
+                break step;
+            }
+        };
+        state.wake_producers(&mut afterwards);
         state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
         self.requests = state.take_requests();
+        self.unclaimed = state.has_unclaimed();
+        let (warning, values) = (state.take_warning(), state.changed_values());
         drop(state);
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
         self.note_wait(step == Step::Wait(Some(WaitsFor::Room)));
-        if let Some(error) = self.gave_up.take() {
-            tracing::error!(%error, "the store cannot be resumed");
-        }
-        if let Warned::Due(error) = &self.warned {
-            tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
-            self.warned = Warned::Yes;
-        }
-        for ((said, component), counts) in
-            self.said.iter_mut().zip(self.config.layout.components()).zip(&self.ledger.components)
-        {
-            said.note(counts.values).say(component);
-        }
+        self.say(warning, values);
         step
     }
 
-    /// Reports the rows that lanes have settled, and the lanes that have ended.
-    fn report_lanes(&mut self, state: &mut State) {
-        let Writer { lanes, ledger, finished, config, warned, .. } = self;
-        lanes.report(ledger, finished, |lane, settled, ending| {
-            state.admission.settle(lane, settled);
-            let Some(ending) = ending else { return };
-            let unmatched = ending.unmatched.map(|Unmatched { present, missing, rows }| {
-                let (present, missing) = (config.layout.name(present), config.layout.name(missing));
-                WriteError::Unmatched { present, missing, rows }
-            });
-            if *warned == Warned::No {
-                *warned = unmatched.clone().map_or(Warned::No, Warned::Due);
-            }
-            state.admission.remove_lane(lane);
-            state.journal.end(lane);
-            state.note_unmatched(unmatched);
-        });
+    /// Decides what to do next. Changes nothing.
+    fn next_step(&self, state: &State) -> Step {
+        match &self.phase {
+            Phase::Dealing(dealing) => self.next_step_of_dealing(dealing, state),
+            Phase::Serving(serving) => self.next_step_of_serving(serving, state),
+            Phase::Discarded => Step::End,
+        }
     }
 
-    fn next_step(&mut self, state: &mut State, afterwards: &mut Afterwards) -> Step {
-        if let Some((frame, rows)) = self.filled.take() {
-            state.push_ready(frame, rows, &mut self.ledger, afterwards);
+    fn next_step_of_dealing(&self, dealing: &Dealing, state: &State) -> Step {
+        if !dealing.finishing && !state.status.is_open() {
+            return Step::Finish;
         }
-        if !self.finishing && !state.status.is_open() {
-            // All rows that were handed over before the close are in the queue by now.
-            self.finishing = true;
-            return Step::Again;
+        if let Some((lane, row)) = dealing.lacks() {
+            return Step::GiveUp { lane, row };
         }
-        if let Some(Segment { lane, first_row: row, .. }) = self.lanes.lacks() {
-            self.give_up(lane, row, state, afterwards);
-            return Step::Again;
+        let has_rows = dealing.next().is_some();
+        if dealing.frames.is_full() {
+            return if state.frames.has_room() {
+                let has_frame = self.spare.is_some() || state.frames.has_empty();
+                if has_frame { Step::MakeReady } else { Step::Wait(Some(WaitsFor::Frame)) }
+            } else if !has_rows {
+                Step::Wait(Some(WaitsFor::Turn))
+            } else if self.config.when_full == WhenFull::DropOldest {
+                Step::DropOldest
+            } else {
+                Step::Wait(Some(WaitsFor::Room))
+            };
         }
-        match &mut self.ring {
-            Phase::Dealing(ring) if ring.is_full() => {
-                if state.frames.has_room() {
-                    let Some(empty) = self.spare.take().or_else(|| state.frames.take_empty()) else {
-                        return Step::Wait(Some(WaitsFor::Frame));
-                    };
-                    match ring.take_full(empty) {
-                        Ok(full) => state.push_ready(full, self.config.layout.rows(), &mut self.ledger, afterwards),
-                        Err(empty) => self.spare = Some(empty),
-                    }
-                    Step::Again
-                } else if self.lanes.next().is_some() {
-                    if self.config.when_full != WhenFull::DropOldest {
-                        return Step::Wait(Some(WaitsFor::Room));
-                    }
-                    state.discard_oldest(&mut self.ledger, afterwards);
-                    Step::Again
-                } else {
-                    Step::Wait(Some(WaitsFor::Turn))
+        if has_rows {
+            Step::Deal
+        } else if !dealing.finishing {
+            Step::Wait(None)
+        } else if !dealing.lanes.is_empty() || !self.queue.is_empty() {
+            Step::Deal
+        } else {
+            Step::Serve
+        }
+    }
+
+    fn next_step_of_serving(&self, serving: &Serving, state: &State) -> Step {
+        let left = serving.leftover.len();
+        if serving.filled.is_some() {
+            Step::MakeLeftoverReady
+        } else if left == 0 {
+            Step::End
+        } else if left < self.config.batch_size && self.config.drop_last {
+            Step::DropLast
+        } else if !state.frames.has_room() {
+            Step::Wait(Some(WaitsFor::Room))
+        } else if self.spare.is_some() || state.frames.has_empty() {
+            Step::Gather
+        } else {
+            Step::Wait(Some(WaitsFor::Frame))
+        }
+    }
+
+    /// Does a step that is done under the mutex. Returns `false`, and does nothing but take a spare frame, for another step.
+    fn do_locked(&mut self, step: Step, state: &mut State, afterwards: &mut Afterwards) -> bool {
+        match (step, &mut self.phase) {
+            (Step::MakeReady, Phase::Dealing(dealing)) => {
+                let Some(empty) = self.spare.take().or_else(|| state.frames.take_empty()) else { return false };
+                match dealing.frames.take_full(empty) {
+                    Ok(full) => state.push_ready(full, self.config.layout.rows(), afterwards),
+                    Err(empty) => self.spare = Some(empty),
                 }
             }
-            Phase::Dealing(_) if self.lanes.next().is_some() => Step::Again,
-            Phase::Dealing(_) if !self.finishing => Step::Wait(None),
-            Phase::Dealing(_) if !self.lanes.is_empty() || !self.queue.is_empty() => Step::Again,
-            Phase::Dealing(_) => {
-                self.first_leftover = Some(state.frames.next_ordinal());
-                Step::ServeLeftover
+            (Step::MakeLeftoverReady, Phase::Serving(serving)) => {
+                let filled = serving.filled.take();
+                filled.into_iter().for_each(|(frame, rows)| state.push_ready(frame, rows, afterwards));
             }
-            Phase::Serving(leftover) => {
-                if leftover.len() < self.config.batch_size && self.config.drop_last {
-                    self.ledger.drop_open(leftover.clear(), |dropped| &mut dropped.last);
-                }
-                if leftover.len() == 0 {
-                    return Step::Done;
-                }
-                if !state.frames.has_room() {
-                    return Step::Wait(Some(WaitsFor::Room));
-                }
+            (Step::DropOldest, _) => state.discard_oldest(afterwards),
+            (Step::DropLast, Phase::Serving(serving)) => {
+                state.ledger.drop_open(serving.leftover.clear(), |dropped| &mut dropped.last);
+            }
+            (Step::GiveUp { lane, row }, _) => self.give_up(lane, row, state, afterwards),
+            (Step::Gather, _) => {
                 if self.spare.is_none() {
                     self.spare = state.frames.take_empty();
                 }
-                if self.spare.is_some() { Step::Gather } else { Step::Wait(Some(WaitsFor::Frame)) }
+                return false;
             }
-            Phase::Discarded => Step::Done,
+            (Step::Serve, Phase::Dealing(_)) => return false,
+            _ => return false,
+        }
+        true
+    }
+
+    /// Says what the state has to say, without the mutex.
+    fn say(&mut self, warning: Option<Warning>, values: Option<Vec<ValueCounts>>) {
+        match warning {
+            Some(Warning::Unmatched(error)) => {
+                tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
+            }
+            Some(Warning::GaveUp(error)) => tracing::error!(%error, "the store cannot be resumed"),
+            None => {}
+        }
+        for (counts, (said, component)) in
+            values.into_iter().flatten().zip(self.said.iter_mut().zip(self.config.layout.components()))
+        {
+            said.note(counts).say(component);
         }
     }
 
@@ -379,8 +415,8 @@ impl Writer {
     /// Answers the callers whose rows the store holds. Before that, drops the memory that they lent with finished batches.
     fn answer(&mut self) {
         self.drop_finished();
-        while let Some((reply, written)) = self.finished.answers.pop_front() {
-            reply.resolve(Ok(written));
+        while let Some(answer) = self.finished.answers.pop_front() {
+            answer.reply.resolve(Ok(answer.written));
         }
     }
 
@@ -395,7 +431,7 @@ impl Writer {
     }
 
     /// Waits for a message.
-    fn wait(&mut self, waits_for: Option<WaitsFor>) {
+    async fn wait(&mut self, waits_for: Option<WaitsFor>) {
         let message = if waits_for == Some(WaitsFor::Frame) {
             // Consumers keep their minibatches. Another frame is allocated, so that consumers never starve the ring.
             match Frame::allocate_one(&self.config.layout, "a minibatch") {
@@ -405,36 +441,96 @@ impl Writer {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no memory for another minibatch: waiting for a consumer to drop one");
-                    self.queue.recv_timeout(RETRY).ok()
+                    timeout(RETRY, self.queue.recv()).await.unwrap_or(None)
                 }
             }
+        } else if self.unclaimed {
+            let received = timeout(UNCLAIMED, self.queue.recv()).await;
+            received.unwrap_or_else(|_| {
+                self.shared.change(State::wake_all_consumers);
+                None
+            })
         } else {
-            self.queue.recv().ok()
+            self.queue.recv().await
         };
         message.into_iter().for_each(|message| self.take(message));
     }
 
-    /// Starts to serve the rows left in the ring, because no more rows come.
+    /// Starts to serve the rows left in the open frames, because no more rows come.
     fn serve_leftover(&mut self) {
-        self.ring = match std::mem::replace(&mut self.ring, Phase::Discarded) {
-            Phase::Dealing(ring) => Phase::Serving(Box::new(ring.into_leftover())),
+        let first_minibatch = self.shared.lock().frames.next_ordinal();
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Discarded) {
+            Phase::Dealing(dealing) => Phase::Serving(Box::new(Serving {
+                leftover: dealing.frames.into_leftover(),
+                first_minibatch,
+                filled: None,
+            })),
             other => other,
         };
     }
 
     /// Fills the spare frame with the next leftover rows.
     fn gather(&mut self) {
-        let Phase::Serving(leftover) = &mut self.ring else { return };
+        let Phase::Serving(serving) = &mut self.phase else { return };
         let Some(mut frame) = self.spare.take() else { return };
-        let mut rows = leftover.next_rows(self.config.layout.rows());
+        let mut rows = serving.leftover.next_rows(self.config.layout.rows());
         if self.config.drop_last {
             // Takes whole minibatches only. The rows left at the end are dropped.
             rows -= rows % self.config.batch_size;
         }
-        if self.config.halves_last && rows == leftover.len() && rows.is_multiple_of(self.config.batch_size) {
+        if self.config.halves_last && rows == serving.leftover.len() && rows.is_multiple_of(self.config.batch_size) {
             rows -= self.config.batch_size / 2;
         }
-        leftover.fill(&mut frame, rows);
-        self.filled = Some((frame, rows));
+        serving.leftover.fill(&mut frame, rows);
+        serving.filled = Some((frame, rows));
+    }
+}
+
+impl Dealing {
+    /// The lane to deal from, and the most rows to deal. `None` if no rows can be dealt.
+    fn next(&self) -> Option<(u64, usize)> {
+        match &self.again {
+            Some(again) => again.next(&self.lanes),
+            None => self.lanes.next(),
+        }
+    }
+
+    /// The lane and number of a row that must be dealt again next, if its lane has ended without it.
+    fn lacks(&self) -> Option<(u64, u64)> {
+        self.again.as_ref()?.lacks(&self.lanes).map(|missing| (missing.lane, missing.first_row))
+    }
+
+    /// Deals a plan of rows.
+    fn deal_plan(&mut self, report: &mut Report, finished: &mut Finished) {
+        let start = Instant::now();
+        let mut left = self.plan;
+        while left > 0 && !self.frames.is_full() {
+            self.lanes.pass_turn();
+            let Some((lane, rows)) = self.next() else { break };
+            let Some(queued) = self.lanes.front(lane) else { break };
+            let dealt = self.frames.deal(rows.min(left), |component| (queued.pass.batch(component), queued.taken));
+            let again = self.again.is_some();
+            report.deal(Dealt { lane, rows: dealt as u64, joined_by: queued.joined_by, again });
+            for (component, counts) in report.values.iter_mut().zip(self.frames.take_counts()) {
+                // The saved store has counted the rows that are dealt again.
+                *component += if again { ValueCounts::default() } else { counts };
+            }
+            match &mut self.again {
+                None => self.lanes.dealt(dealt, finished),
+                Some(again) => {
+                    if again.dealt(dealt, &mut self.lanes, finished) {
+                        report.has_dealt_again = true;
+                        self.again = None;
+                        self.lanes.start_order();
+                    }
+                }
+            }
+            left -= dealt;
+        }
+        if start.elapsed() > PLAN_TIME {
+            self.plan = (self.plan / 2).max(*PLAN_ROWS.start());
+        } else if left == 0 {
+            self.plan = (self.plan * 2).min(*PLAN_ROWS.end());
+        }
     }
 }

@@ -86,7 +86,7 @@ impl Batch {
         T: Element,
         O: AsRef<[T]> + Send + Sync + 'static,
     {
-        Batch::new(Rows::Foreign { owner: Arc::new(owner), rows, features })
+        Batch::new(Rows::Foreign { owner: Arc::new(owner), first: 0, rows, features })
     }
 
     /// The number of rows.
@@ -136,6 +136,17 @@ impl Batch {
         let from_vec = self.from_vec;
         let (mut first, mut second) = with_rows!(self.rows, rows => {
             let (first, second) = rows.share();
+            (Batch::new(first), Batch::new(second))
+        });
+        (first.from_vec, second.from_vec) = (from_vec, from_vec);
+        (first, second)
+    }
+
+    /// The first `n` rows, and the others, over the same memory. `n` is at most the number of rows.
+    pub(crate) fn split_at(self, n: usize) -> (Self, Self) {
+        let from_vec = self.from_vec;
+        let (mut first, mut second) = with_rows!(self.rows, rows => {
+            let (first, second) = rows.split_at(n);
             (Batch::new(first), Batch::new(second))
         });
         (first.from_vec, second.from_vec) = (from_vec, from_vec);

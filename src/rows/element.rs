@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use ndarray::{ArcArray2, Array2, ArrayView2};
+use ndarray::{ArcArray2, Array2, ArrayView2, s};
 
 use crate::disk::safetensors::Stored;
 
@@ -176,7 +176,13 @@ pub(crate) use with_rows;
 pub enum Rows<T> {
     Owned(Array2<T>),
     Shared(ArcArray2<T>),
-    Foreign { owner: Arc<dyn Owner<T>>, rows: usize, features: usize },
+    /// Rows in memory that another owner keeps, from row `first` on.
+    Foreign {
+        owner: Arc<dyn Owner<T>>,
+        first: usize,
+        rows: usize,
+        features: usize,
+    },
 }
 
 pub trait Owner<T>: Send + Sync {
@@ -205,9 +211,27 @@ impl<T> Rows<T> {
         match self {
             Rows::Owned(array) => Rows::Shared(array.into_shared()).share(),
             Rows::Shared(array) => (Rows::Shared(array.clone()), Rows::Shared(array)),
-            Rows::Foreign { owner, rows, features } => {
-                (Rows::Foreign { owner: owner.clone(), rows, features }, Rows::Foreign { owner, rows, features })
+            Rows::Foreign { owner, first, rows, features } => (
+                Rows::Foreign { owner: owner.clone(), first, rows, features },
+                Rows::Foreign { owner, first, rows, features },
+            ),
+        }
+    }
+
+    /// The first `n` rows, and the others, in the same memory. `n` is at most the number of rows.
+    pub(crate) fn split_at(self, n: usize) -> (Self, Self)
+    where
+        T: Clone,
+    {
+        match self {
+            Rows::Owned(array) => Rows::Shared(array.into_shared()).split_at(n),
+            Rows::Shared(array) => {
+                (Rows::Shared(array.clone().slice_move(s![..n, ..])), Rows::Shared(array.slice_move(s![n.., ..])))
             }
+            Rows::Foreign { owner, first, rows, features } => (
+                Rows::Foreign { owner: owner.clone(), first, rows: n, features },
+                Rows::Foreign { owner, first: first + n, rows: rows - n, features },
+            ),
         }
     }
 
@@ -225,9 +249,10 @@ impl<T> Rows<T> {
         match self {
             Rows::Owned(array) => array.view(),
             Rows::Shared(array) => array.view(),
-            Rows::Foreign { owner, rows, features } => {
+            Rows::Foreign { owner, first, rows, features } => {
                 let values = owner.values();
-                ArrayView2::from_shape((*rows, *features), values).unwrap_or_else(|_| {
+                let shown = values.get(first * features..).unwrap_or_default();
+                ArrayView2::from_shape((*rows, *features), shown).unwrap_or_else(|_| {
                     panic!(
                         "the owner of a batch of {rows} rows of {features} features shows only {} values",
                         values.len()

@@ -114,6 +114,21 @@ impl WholePass {
         Gathered::all(layout, pass)?.whole(layout)
     }
 
+    /// Makes a pass of batches that came one by one: one of each component, in order, all with equally many rows.
+    pub(crate) fn joined(batches: impl Iterator<Item = Batch>) -> Self {
+        let batches: Vec<Batch> = batches.collect();
+        WholePass { came: (0..batches.len()).collect(), batches }
+    }
+
+    pub(crate) fn n_components(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// The batch of a component.
+    pub(crate) fn batch(&self, component: usize) -> &Batch {
+        &self.batches[component]
+    }
+
     /// The number of rows of each component.
     pub(crate) fn rows(&self) -> usize {
         self.batches.first().map_or(0, Batch::rows)

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use ndarray::ArrayD;
-use tokio::runtime::Handle;
 
 use crate::dealing::random::{Generator, shuffle};
 use crate::memory::convert::{RowReader, widen};
@@ -29,8 +28,8 @@ use crate::tensor_store::epoch::Epoch;
 use crate::tensor_store::rows::{Data, Tensor};
 use crate::tensor_store::writer::{Message, TensorWriter};
 use crate::waiting::handle::{WriteHandle, Written};
+use crate::waiting::thread;
 use crate::waiting::wait::lock;
-use crate::waiting::worker;
 
 /// Holds up to `max_items` rows of each component. You can loop over the rows for several epochs.
 ///
@@ -65,7 +64,6 @@ pub struct TensorStoreBuilder {
     dtype: DType,
     max_items: usize,
     seed: u64,
-    runtime: Option<Handle>,
 }
 
 impl TensorStoreBuilder {
@@ -99,13 +97,6 @@ impl TensorStoreBuilder {
         self
     }
 
-    /// Sets the runtime. The writer runs on its blocking pool. Default: the runtime in which you call `build`. If there is none, the
-    /// writer has a thread of its own.
-    pub fn runtime(mut self, runtime: Handle) -> Self {
-        self.runtime = Some(runtime);
-        self
-    }
-
     /// Builds the store. Returns at once, because the operating system provides the memory as rows come.
     ///
     /// # Errors
@@ -134,13 +125,7 @@ impl TensorStoreBuilder {
         });
         let (sender, queue) = unbounded();
         let readers = tensor.layout.components().iter().map(|component| RowReader::new(component.dtype)).collect();
-        // This has a channel of its own. A sender of the queue would keep the writer from ending with the last handle.
-        let (leaving, leave) = bounded(1);
-        let writer = TensorWriter { queue, leave, tensor: tensor.clone(), readers, answering: None };
-        let runtime = self.runtime.or_else(|| Handle::try_current().ok());
-        worker::start(writer, runtime.as_ref(), move || {
-            let _ = leaving.send(());
-        })?;
+        thread::start(TensorWriter { queue, tensor: tensor.clone(), readers, answering: None })?;
         Ok(TensorStore { queue: sender, tensor })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::memory::convert::RowReader;
 use crate::rows::batch::Batch;
@@ -11,8 +11,8 @@ use crate::rows::error::WriteError;
 use crate::tensor_store::rows::Tensor;
 use crate::waiting::handle::{WriteReply, Written};
 use crate::waiting::panics::Panics;
+use crate::waiting::thread::Work;
 use crate::waiting::wait::lock;
-use crate::waiting::worker::{Exit, Work};
 
 /// What the writer receives, in order.
 pub(crate) enum Message {
@@ -30,8 +30,6 @@ pub(crate) enum Message {
 
 pub(crate) struct TensorWriter {
     pub(crate) queue: Receiver<Message>,
-    /// Gets a message when the runtime shuts down.
-    pub(crate) leave: Receiver<()>,
     pub(crate) tensor: Arc<Tensor>,
     pub(crate) readers: Vec<RowReader>,
     /// The reply of the batch that is being written. If foreign memory panics, the reply gets the cause.
@@ -39,19 +37,8 @@ pub(crate) struct TensorWriter {
 }
 
 impl Work for TensorWriter {
-    fn run(&mut self) -> Exit {
-        loop {
-            let message = select! {
-                recv(self.queue) -> message => message,
-                recv(self.leave) -> told => {
-                    self.leave = never();
-                    if told.is_ok() {
-                        return Exit::Leave;
-                    }
-                    continue;
-                }
-            };
-            let Ok(message) = message else { return Exit::Done };
+    fn run(&mut self) {
+        while let Ok(message) = self.queue.recv() {
             match message {
                 Message::Write { component, first, batch, reply } => {
                     let written = Written { rows: batch.rows(), first_row: first as u64 };

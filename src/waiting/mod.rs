@@ -5,5 +5,5 @@
 
 pub(crate) mod handle;
 pub(crate) mod panics;
+pub(crate) mod thread;
 pub(crate) mod wait;
-pub(crate) mod worker;

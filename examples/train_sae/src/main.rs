@@ -205,8 +205,7 @@ fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &m
         .batch_size(args.batch_size)
         .window(args.window)
         .seed(args.seed)
-        .merge(if args.reproducible { Merge::RoundRobin } else { Merge::Arrival })
-        .runtime(runtime.handle().clone());
+        .merge(if args.reproducible { Merge::RoundRobin } else { Merge::Arrival });
     let every = args.checkpoint_every.unwrap_or((args.window / args.batch_size) as u64).max(1);
     let form = if args.full { Form::Full } else { Form::Light };
     let checkpoints = args.checkpoint.clone().map(|dir| Checkpoints::new(dir, every, form)).transpose()?;

@@ -47,7 +47,7 @@ fn ids(frame: &Frame, rows: usize) -> Vec<usize> {
 }
 
 /// The ids of all rows in the ring, in order.
-fn held(ring: &Ring) -> Vec<usize> {
+fn held(ring: &OpenFrames) -> Vec<usize> {
     let rows = ring.rows();
     let mut ids: Vec<usize> =
         (0..rows.len()).map(|n| bytemuck::cast_slice::<u8, f32>(rows.row(n, 0))[0] as usize).collect();
@@ -94,7 +94,7 @@ proptest! {
     ) {
         let layout = layout(batch_size, &features);
         let mut spare = frames(&layout, 2);
-        let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+        let mut ring = OpenFrames::new(layout.clone(), frames(&layout, open), seed);
         let (mut next, mut inside, mut out) = (0, std::collections::HashSet::new(), Vec::new());
         for action in actions {
             match action {
@@ -160,7 +160,7 @@ proptest! {
         let rows = 3 * open * batch_size;
         let run = |mut cuts: Box<dyn Iterator<Item = usize>>| {
             let layout = layout(batch_size, &[3]);
-            let mut ring = Ring::new(layout.clone(), frames(&layout, open), seed);
+            let mut ring = OpenFrames::new(layout.clone(), frames(&layout, open), seed);
             let (mut at, mut served) = (0, Vec::new());
             while at < rows {
                 let n = cuts.next().unwrap_or(1).min(rows - at);

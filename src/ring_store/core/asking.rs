@@ -13,7 +13,7 @@ impl Shared {
     /// Resolves `reply` when all rows handed over before are settled: dealt, set aside or discarded.
     pub(crate) fn flush(&self, reply: FlushReply) {
         self.change(|state, afterwards| {
-            let unsettled = state.admission.unsettled(!state.status.is_open());
+            let unsettled = state.books.unsettled(!state.status.is_open());
             if state.status.discards() || state.ended || unsettled.is_empty() {
                 afterwards.flushes.push((reply, state.flushed()));
             } else {

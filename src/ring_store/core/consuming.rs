@@ -43,6 +43,7 @@ impl Shared {
     pub(crate) fn remove_consumer(&self, consumer: &mut ConsumerState) {
         self.change(|state, afterwards| {
             afterwards.dropped.extend(state.stop_waiting(consumer));
+            state.wake_consumers(afterwards);
             state.consumers -= 1;
             if state.consumers == 0 {
                 self.end(state, ClosedBy::NoConsumers, afterwards);
@@ -76,7 +77,12 @@ impl Shared {
     /// Notes that the consumer waits no longer.
     pub(crate) fn stop_waiting(&self, consumer: &mut ConsumerState) {
         if consumer.waiting {
-            let dropped = self.lock().stop_waiting(consumer);
+            // If the consumer had been woken, another one gets its minibatch.
+            let dropped = self.change(|state, afterwards| {
+                let dropped = state.stop_waiting(consumer);
+                state.wake_consumers(afterwards);
+                dropped
+            });
             drop(dropped);
         }
     }
@@ -119,19 +125,30 @@ impl State {
     /// Notes that the consumer waits. Returns its earlier waker, to be dropped without the mutex.
     fn wait(&mut self, consumer: &mut ConsumerState, waker: Waker) -> Option<Waker> {
         self.count_waits();
-        self.waits.consumer_waits(&mut consumer.waiting, true);
         if let Some((_, before)) = self.waiting.iter_mut().find(|(id, _)| *id == consumer.id) {
             return Some(mem::replace(before, waker));
         }
-        self.waiting.push((consumer.id, waker));
+        self.came(consumer);
+        self.waits.consumer_waits(&mut consumer.waiting, true);
+        self.waiting.push_back((consumer.id, waker));
         None
     }
 
     /// Notes that the consumer waits no longer. Returns its waker, to be dropped without the mutex.
     fn stop_waiting(&mut self, consumer: &mut ConsumerState) -> Option<Waker> {
         self.count_waits();
+        let place = self.waiting.iter().position(|(id, _)| *id == consumer.id);
+        if place.is_none() {
+            self.came(consumer);
+        }
         self.waits.consumer_waits(&mut consumer.waiting, false);
-        let place = self.waiting.iter().position(|(id, _)| *id == consumer.id)?;
-        Some(self.waiting.swap_remove(place).1)
+        Some(self.waiting.remove(place?)?.1)
+    }
+
+    /// Notes that a consumer has come. If it waits and is not in line, it had been woken.
+    fn came(&mut self, consumer: &ConsumerState) {
+        if consumer.waiting {
+            self.woken -= 1;
+        }
     }
 }

@@ -25,7 +25,7 @@ impl Shared {
     pub(crate) fn notice_waiting_consumer(&self) {
         let state = self.lock();
         let (lanes, accepted, missing) =
-            (state.admission.open_lanes(), state.ledger.accepted(), state.missing_lane(self.config.merge));
+            (state.books.open_lanes(), state.ledger.accepted(), state.missing_lane(self.config.merge));
         drop(state);
         if let Some(lane) = missing {
             tracing::warn!(
@@ -60,11 +60,12 @@ impl Shared {
         let mut state = self.lock();
         state.count_waits();
         let whole = state.whole_rows() as u64;
-        let components = self.config.layout.components().iter().zip(&state.ledger.components).enumerate();
-        let components = components.map(|(i, (component, counts))| ComponentStats {
+        let (new, again) = state.books.queued();
+        let components = self.config.layout.components().iter().zip(&state.ledger.components);
+        let components = components.map(|(component, counts)| ComponentStats {
             name: component.name.clone(),
             accepted: counts.accepted,
-            queued: state.admission.queued(i) as u64,
+            queued: new + again - counts.queued_aside,
             resident: counts.set_aside + whole,
             served: state.served_rows,
             resent: counts.resent,
@@ -90,6 +91,6 @@ impl State {
         if !self.status.is_open() || self.ledger.owed.is_none() && merge != Merge::RoundRobin {
             return None;
         }
-        self.admission.missing_lanes().next().map(|(number, name)| LaneId { number, name: name.cloned() })
+        self.books.missing_lanes().next()
     }
 }

@@ -1,14 +1,16 @@
 //! Lanes and rows, as producers hand them over.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
-use crate::ring_store::admission::{Admission, NoRoomThen, Opened};
 use crate::ring_store::afterwards::Afterwards;
-use crate::ring_store::core::Shared;
-use crate::ring_store::queue::{Demand, HandedOver, Message, Write};
-use crate::ring_store::snapshot::journal::Passes;
+use crate::ring_store::books::{Books, Opened};
+use crate::ring_store::core::{Shared, State};
+use crate::ring_store::lane_book::CameIn;
+use crate::ring_store::queue::{Answer, Message, Queued};
+use crate::rows::batch::{Batch, Refused};
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
+use crate::rows::pass::WholePass;
 use crate::waiting::handle::{WriteHandle, Written};
 
 impl Shared {
@@ -16,10 +18,9 @@ impl Shared {
     pub(crate) fn open_lane(&self, name: Option<Arc<str>>) -> Result<u64, WriteError> {
         let mut state = self.lock();
         state.status.check()?;
-        let Opened { id, resumed } = state.admission.open_lane(name.clone())?;
+        let Opened { id, resumed } = state.books.open_lane(name)?;
         if !resumed {
-            state.journal.open(id, name);
-            let _ = self.queue.send(Message::OpenLane(id));
+            self.tell(Message::OpenLane(id));
         }
         Ok(id)
     }
@@ -28,77 +29,128 @@ impl Shared {
     pub(crate) fn send_again(&self, lane: u64) -> Result<(), WriteError> {
         let mut state = self.lock();
         state.status.check()?;
-        state.admission.send_again(lane)?;
-        let _ = self.queue.send(Message::SendAgain(lane));
-        Ok(())
+        state.books.send_again(lane)
     }
 
-    /// Ends a lane: the lane takes no more rows.
+    /// Ends a lane: the lane takes no more rows. Its rows that wait for other components are dropped and counted.
     pub(crate) fn close_lane(&self, lane: u64) {
         self.change(|state, afterwards| {
-            if state.admission.close_lane(lane, &mut afterwards.wakers) {
-                let _ = self.queue.send(Message::CloseLane(lane));
+            if state.books.close_lane(lane, &mut afterwards.wakers) {
+                self.tell(Message::Drop(state.lose_unmatched(lane), None));
+                self.tell(Message::EndLane(lane));
             }
         });
     }
 
-    /// Checks rows, counts them, and sends them to the writer. Returns refused rows with the error.
+    /// Takes a pass in, and sends it to the writer. `admit` checks it. Returns a refused pass with the error.
     pub(crate) fn hand_over(
         &self,
         lane: u64,
-        rows: HandedOver,
-        no_room: NoRoomThen,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.send(lane, rows, |admission, demand| admission.admit(lane, demand, no_room))
-    }
-
-    /// As [`hand_over`](Self::hand_over), for rows whose room in the queue is reserved.
-    pub(crate) fn hand_over_reserved(
-        &self,
-        lane: u64,
-        rows: HandedOver,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        self.send(lane, rows, |admission, demand| {
-            let first_row = admission.check(lane, demand)?;
-            admission.use_reserved(lane, demand);
-            Ok(first_row)
-        })
-    }
-
-    fn send(
-        &self,
-        lane: u64,
-        mut rows: HandedOver,
-        admit: impl FnOnce(&mut Admission, Demand) -> Result<u64, WriteError>,
-    ) -> Result<WriteHandle, (WriteError, HandedOver)> {
-        let demand = rows.demand();
-        let (reply, handle) = WriteHandle::pending();
+        pass: WholePass,
+        value: &Option<Arc<[u8]>>,
+        admit: impl FnOnce(&mut Books, usize) -> Result<(), WriteError>,
+    ) -> Result<WriteHandle, (WriteError, WholePass)> {
+        let rows = pass.rows();
         let mut state = self.lock();
-        let admitted = state.status.check().and_then(|()| admit(&mut state.admission, demand));
-        let first_row = match admitted {
-            Ok(first_row) => first_row,
-            Err(error) => {
-                drop(state);
-                return Err((error, rows));
-            }
-        };
-        if demand.rows > 0 {
-            state.journal.handed_over(lane);
-        }
-        if let HandedOver::Pass(_, value) = &mut rows {
-            state.journal.pass(lane, Passes::one(first_row, demand.rows as u64, value.take()));
-        }
-        if demand.rows == 0 {
+        let admitted = state.status.check().and_then(|()| admit(&mut state.books, rows));
+        if let Err(error) = admitted {
             drop(state);
-            return Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row })));
+            return Err((error, pass));
         }
+        self.open_own(&state, lane, rows);
+        Ok(self.send_whole(state, lane, pass, Some(value.clone())))
+    }
+
+    /// Sends a pass that was checked to the writer. Notes it with its value if `noted`. Releases the mutex.
+    fn send_whole(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        lane: u64,
+        pass: WholePass,
+        noted: Option<Option<Arc<[u8]>>>,
+    ) -> WriteHandle {
+        let rows = pass.rows();
+        let (first_row, resent, discarded) = state.books.take_pass(lane, rows as u64, noted);
+        if rows == 0 {
+            drop(state);
+            return WriteHandle::ready(Ok(Written { rows, first_row }));
+        }
+        state.count_skipped(0..pass.n_components(), resent, discarded);
+        let (reply, handle) = WriteHandle::pending();
+        let (taken, written) = ((resent + discarded) as usize, Written { rows, first_row });
         // The writer receives messages as long as the status is open.
-        let _ = self.queue.send(Message::Write(Write { lane, rows, first_row, reply }));
+        self.tell(Message::Pass(Queued {
+            lane,
+            pass,
+            taken,
+            joined_by: None,
+            answer: Some(Answer { reply, written }),
+        }));
+        self.end_complete(&state, lane);
+        handle
+    }
+
+    /// Takes in rows of one component. Sends the passes that are whole now to the writer. The others wait in the lane's entrance, and count
+    /// as set aside. `admit` checks the rows. Returns a refused batch with the error.
+    pub(crate) fn hand_over_component(
+        &self,
+        lane: u64,
+        component: usize,
+        batch: Batch,
+        admit: impl FnOnce(&mut Books, usize) -> Result<(), WriteError>,
+    ) -> Result<WriteHandle, Refused> {
+        let rows = batch.rows();
+        let mut state = self.lock();
+        let admitted = state.status.check().and_then(|()| admit(&mut state.books, rows));
+        if let Err(error) = admitted {
+            drop(state);
+            return Err(Refused { error, batch });
+        }
+        self.open_own(&state, lane, rows);
+        if self.config.layout.n_components() == 1 {
+            return Ok(self.send_whole(state, lane, WholePass::joined(std::iter::once(batch)), None));
+        }
+        let Some(came_in) = state.books.take_component(lane, component, batch) else {
+            return Ok(WriteHandle::ready(Err(ClosedBy::Lane.into())));
+        };
+        let CameIn { first_row, resent, discarded, queued, aside, passes, skipped } = came_in;
+        state.count_skipped(component..component + 1, resent, discarded);
+        state.count_aside(component, aside, queued);
+        let written = Written { rows, first_row };
+        let (mut answer, handle) = if passes.is_empty() && skipped.is_none() {
+            (None, WriteHandle::ready(Ok(written)))
+        } else {
+            let (reply, handle) = WriteHandle::pending();
+            (Some(Answer { reply, written }), handle)
+        };
+        let last = passes.len();
+        if let Some(skipped) = skipped {
+            self.tell(Message::Drop(vec![skipped], answer.take_if(|_| last == 0)));
+        }
+        for (number, pass) in passes.into_iter().enumerate() {
+            let answer = answer.take_if(|_| number + 1 == last);
+            self.tell(Message::Pass(Queued { lane, pass, taken: 0, joined_by: Some(component), answer }));
+        }
+        self.end_complete(&state, lane);
         let mut afterwards = Afterwards::default();
-        state.admission.count_in(lane, demand, &mut afterwards.wakers);
+        state.books.wake_counterparts(lane, &mut afterwards.wakers);
         drop(state);
         self.run(&mut afterwards);
         Ok(handle)
+    }
+
+    /// Tells the writer of the store's own lane, which opens with its first rows.
+    fn open_own(&self, state: &State, lane: u64, rows: usize) {
+        if lane == 0 && rows > 0 && state.books.get(0).is_some_and(|own| !own.begun) {
+            self.tell(Message::OpenLane(0));
+        }
+    }
+
+    /// Ends a resumed lane that had ended, once all its rows have come.
+    fn end_complete(&self, state: &State, lane: u64) {
+        if state.books.get(lane).is_some_and(|lane| lane.is_complete()) {
+            self.tell(Message::EndLane(lane));
+        }
     }
 
     /// Closes the store, because no handle is left that can write or make a consumer.
@@ -107,5 +159,54 @@ impl Shared {
             let by = if state.consumers > 0 { ClosedBy::Close } else { ClosedBy::NoConsumers };
             self.end(state, by, afterwards);
         });
+    }
+}
+
+impl State {
+    /// Counts rows that came and are not dealt: those that come again, and those whose counterparts were discarded.
+    fn count_skipped(&mut self, components: std::ops::Range<usize>, resent: u64, discarded: u64) {
+        for component in &mut self.ledger.components[components] {
+            component.resent += resent;
+            component.accepted += discarded;
+            component.dropped.emptied += discarded;
+        }
+    }
+
+    /// Counts rows of a component that wait for others now, and rows of the others that it has made whole.
+    fn count_aside(&mut self, component: usize, aside: u64, queued: u64) {
+        let counts = &mut self.ledger.components[component];
+        counts.accepted += aside;
+        counts.set_aside += aside;
+        if queued > 0 {
+            self.ledger.components.iter_mut().for_each(|counts| counts.queued_aside += queued);
+            self.ledger.components[component].queued_aside -= queued;
+        }
+    }
+
+    /// Drops and counts the rows of a lane that wait for other components, because they do not come. Returns the batches, to be dropped
+    /// without the mutex.
+    pub(crate) fn lose_unmatched(&mut self, lane: u64) -> Vec<Batch> {
+        let layout = self.books.config.layout.clone();
+        let Some(book) = self.books.get_mut(lane) else { return Vec::new() };
+        let mut rows = vec![0; layout.n_components()];
+        let waiting: Vec<Batch> = book
+            .take_waiting()
+            .map(|(component, batch)| {
+                rows[component] += batch.rows() as u64;
+                batch
+            })
+            .collect();
+        // After an abort, all rows are counted.
+        if waiting.is_empty() || self.status.discards() {
+            return waiting;
+        }
+        for (component, &rows) in rows.iter().enumerate() {
+            self.ledger.drop_aside(component, rows, |dropped| &mut dropped.unmatched);
+        }
+        let most = (0..rows.len()).max_by_key(|&component| rows[component]).unwrap_or(0);
+        let fewest = (0..rows.len()).min_by_key(|&component| rows[component]).unwrap_or(0);
+        let (present, missing) = (layout.name(most), layout.name(fewest));
+        self.note_unmatched(WriteError::Unmatched { present, missing, rows: rows[most] });
+        waiting
     }
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dealing::dealer::DEALING_VERSION;
 use crate::ring_store::snapshot::ended_names::EndedNames;
-use crate::ring_store::snapshot::journal::{Journal, LaneLog, Log, Segment};
+use crate::ring_store::snapshot::journal::{Journal, Log, Segment};
+use crate::ring_store::snapshot::passes::LaneLog;
 use crate::rows::element::DType;
 use crate::rows::layout::Component;
 
@@ -275,13 +276,13 @@ impl Body {
 
     /// Takes over what the journal says. With `lists_lanes` false, leaves out the lanes, because all of them have ended.
     pub(crate) fn set_log(&mut self, log: Log, lists_lanes: bool) {
-        let Log { from, segments, lanes, ended_names, unnamed } = log;
+        let Log { from, segments, lanes, ended_names } = log;
         let segments = segments.iter().map(|s| [s.lane, s.first_row, s.rows]).collect();
         self.log = LogBody { from, segments };
         if lists_lanes {
             self.lanes = lanes.into_iter().map(|(lane, log)| LaneBody { lane, log }).collect();
         }
-        (self.ended_names, self.unnamed_lanes) = (ended_names, unnamed);
+        self.ended_names = ended_names;
     }
 
     /// Brings a body that was read to the version that the crate writes.
@@ -308,12 +309,12 @@ impl Body {
     }
 
     pub(crate) fn journal(&self) -> Journal {
+        let ended = self.lanes.iter().filter(|lane| !self.goes_on(&lane.log));
         let log = Log {
             from: self.log.from,
             segments: self.log.segments(),
-            lanes: self.lanes.iter().map(|lane| (lane.lane, lane.log.clone())).collect(),
+            lanes: ended.map(|lane| (lane.lane, lane.log.clone())).collect(),
             ended_names: self.ended_names.clone(),
-            unnamed: self.unnamed_lanes,
         };
         Journal::resumed(self.position.emptied, log)
     }

@@ -1,28 +1,29 @@
 //! Full snapshots: the writer copies the frames, and fills the ring of a resumed store with them.
 
 use crate::memory::frame::Frame;
-use crate::ring_store::lane::ResumedLane;
+use crate::ring_store::deal_again::DealAgain;
 use crate::ring_store::ready::ReadyFrame;
 use crate::ring_store::snapshot::body::{Body, SavedFrame};
 use crate::ring_store::snapshot::error::{ResumeError, SnapshotError};
 use crate::ring_store::snapshot::files::RowsReader;
-use crate::ring_store::snapshot::restart::{ledger, position, resumed_lanes, segments, turn};
+use crate::ring_store::snapshot::restart::{position, resumed_lanes, segments, turn};
 use crate::ring_store::snapshot::saving::{Saving, SnapshotRequest};
 use crate::ring_store::snapshot::snapshot::Form;
 use crate::ring_store::writer::{Phase, Writer};
+use crate::rows::values::ValueCounts;
 
 impl Writer {
     /// Goes on where the saved store stood. Does not restore the rows of a full snapshot.
     pub(crate) fn resume(&mut self, body: &Body) {
-        let lanes: Vec<ResumedLane> = resumed_lanes(body).map(|(lane, _)| lane).collect();
-        self.lanes.resume(&lanes, segments(body), turn(body));
-        self.ledger = ledger(body);
-        for (said, counts) in self.said.iter_mut().zip(&self.ledger.components) {
-            let _ = said.note(counts.values); // the saved store has warned of these
+        for (said, saved) in self.said.iter_mut().zip(&body.stats.components) {
+            // The saved store has warned of these.
+            let _ = said.note(ValueCounts { overflowed: saved.overflowed, not_finite: saved.not_finite });
         }
-        if let Phase::Dealing(ring) = &mut self.ring {
-            ring.go_to(position(body));
-        }
+        let Phase::Dealing(dealing) = &mut self.phase else { return };
+        resumed_lanes(body).for_each(|(lane, _)| dealing.lanes.open(lane.id));
+        dealing.lanes.resume_turn(turn(body));
+        dealing.again = DealAgain::new(segments(body));
+        dealing.frames.go_to(position(body));
     }
 
     /// Fills the ring, and the ready frames, with the rows of a full snapshot.
@@ -32,27 +33,24 @@ impl Writer {
         let shared = self.shared.clone();
         let mut state = shared.lock();
         let mut buffer = Frame::allocate_one(&layout, "a snapshot's rows")?;
-        let mut filled = match &self.ring {
-            Phase::Dealing(ring) => ring.filled(),
-            _ => Vec::new(),
-        };
+        let Phase::Dealing(dealing) = &mut self.phase else { return Ok(()) };
+        let mut filled = dealing.frames.filled();
         for &frame in &saved.frames {
-            match (frame, &mut self.ring) {
-                (SavedFrame::Ready { first_minibatch, rows: n }, _)
-                    if first_minibatch == state.frames.next_ordinal() =>
-                {
+            match frame {
+                SavedFrame::Ready { first_minibatch, rows: n } if first_minibatch == state.frames.next_ordinal() => {
                     let mut ready = match state.frames.take_empty() {
                         Some(empty) => empty,
                         None => Frame::allocate_one(&layout, "a minibatch")?,
                     };
                     rows.read(frame, &mut ready)?;
-                    self.ledger.make_ready(state.frames.push(ready, n));
+                    let rows = state.frames.push(ready, n);
+                    state.ledger.make_ready(rows);
                 }
-                (SavedFrame::Open { frame: open, rows: n }, Phase::Dealing(ring))
+                SavedFrame::Open { frame: open, rows: n }
                     if filled.get(open).is_some_and(|&filled| filled as usize == n) =>
                 {
                     rows.read(frame, &mut buffer)?;
-                    ring.restore(open, n, &buffer);
+                    dealing.frames.restore(open, n, &buffer);
                     filled[open] = 0;
                 }
                 _ => return Err(rows.damaged("its list of frames", "it does not fit its position")),
@@ -61,7 +59,6 @@ impl Writer {
         if filled.iter().any(|&rows| rows > 0) || state.frames.next_ordinal() != body.position.completing_minibatch {
             return Err(rows.damaged("its list of frames", "it lacks one"));
         }
-        state.take_over(&self.ledger);
         Ok(())
     }
 
@@ -73,20 +70,19 @@ impl Writer {
             (state.take(&self.config, Form::Full), state.borrow_ready())
         };
         let mut body = taken.into_body();
-        let (left, full) = match &self.ring {
-            Phase::Dealing(ring) => (ring.filled(), ring.full()),
-            Phase::Serving(leftover) => (leftover.filled(), None),
-            Phase::Discarded => (Vec::new(), None),
-        };
         // The snapshot saves leftover rows in their open frames. The resumed store serves them from there.
-        let first_leftover = self.first_leftover.unwrap_or(u64::MAX);
+        let (left, full, first_leftover) = match &self.phase {
+            Phase::Dealing(dealing) => (dealing.frames.filled(), dealing.frames.full(), u64::MAX),
+            Phase::Serving(serving) => (serving.leftover.filled(), None, serving.first_minibatch),
+            Phase::Discarded => (Vec::new(), None, u64::MAX),
+        };
         body.position.completing_minibatch = body.position.completing_minibatch.min(first_leftover);
         let mut copied = None;
-        if let (Phase::Dealing(ring), Some(full)) = (&self.ring, full) {
+        if let (Phase::Dealing(dealing), Some(full)) = (&self.phase, full) {
             // The full frame counts as ready.
             match Frame::allocate_one(&self.config.layout, "the copies of a snapshot") {
                 Ok(mut copy) => {
-                    ring.save_full(full, &mut copy);
+                    dealing.frames.save_full(full, &mut copy);
                     copied = Some(ReadyFrame::full(copy, body.position.completing_minibatch));
                     body.position.completing_minibatch += self.config.minibatches_per_frame();
                 }
@@ -128,9 +124,9 @@ impl Writer {
             }
             return;
         };
-        match &self.ring {
-            Phase::Dealing(ring) => ring.save(frame, rows, &mut buffer),
-            Phase::Serving(leftover) => leftover.save(frame, rows, &mut buffer),
+        match &self.phase {
+            Phase::Dealing(dealing) => dealing.frames.save(frame, rows, &mut buffer),
+            Phase::Serving(serving) => serving.leftover.save(frame, rows, &mut buffer),
             Phase::Discarded => return,
         }
         saving.write(SavedFrame::Open { frame, rows }, buffer);

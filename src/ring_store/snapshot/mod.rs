@@ -13,6 +13,7 @@ pub(crate) mod files;
 pub(crate) mod frames;
 mod hex;
 pub(crate) mod journal;
+pub(crate) mod passes;
 pub(crate) mod restart;
 pub(crate) mod resume;
 pub(crate) mod saving;

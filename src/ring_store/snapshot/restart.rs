@@ -1,27 +1,27 @@
 //! Finds where each part of a resumed store starts, from the snapshot.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use crate::dealing::dealer::Position;
-use crate::ring_store::admission::SavedLanes;
+use crate::ring_store::books::SavedLanes;
 use crate::ring_store::builder::{Config, WhenFull};
-use crate::ring_store::lane::ResumedLane;
+use crate::ring_store::lane_book::ResumedLane;
 use crate::ring_store::ledger::{ComponentLedger, Ledger};
 use crate::ring_store::snapshot::body::{Body, LaneBody, SavedFrame};
 use crate::ring_store::snapshot::ended_names::EndedNames;
 use crate::ring_store::snapshot::error::SnapshotError;
 use crate::ring_store::snapshot::journal::Segment;
+use crate::ring_store::snapshot::passes::LaneLog;
 use crate::ring_store::snapshot::snapshot::Form;
 use crate::ring_store::stats::Dropped;
 use crate::rows::values::ValueCounts;
 
-/// The lanes that go on, with their names, in the order in which they were opened.
-pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, Option<Arc<str>>)> {
+/// The lanes that go on, in the order in which they were opened, with what the snapshot says about each.
+pub(crate) fn resumed_lanes(body: &Body) -> impl Iterator<Item = (ResumedLane, &LaneLog)> {
     body.lanes_that_go_on().map(|LaneBody { lane, log }| {
         let needed = body.needed(log);
-        let ends_at = log.ended.then_some(log.end);
-        (ResumedLane { id: *lane, from: log.place(needed).row, needed, ends_at }, log.name.clone())
+        let (from, end) = (log.place(needed).row, log.end);
+        (ResumedLane { id: *lane, from, needed, end, ended: log.ended }, log)
     })
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn ledger(body: &Body) -> Ledger {
         };
         let accepted = body.stats.served_rows + dropped.total();
         let values = ValueCounts { overflowed: saved.overflowed, not_finite: saved.not_finite };
-        *counts = ComponentLedger { accepted, set_aside: 0, dropped, resent: saved.resent, values };
+        *counts = ComponentLedger { accepted, dropped, resent: saved.resent, values, ..ComponentLedger::default() };
     }
     ledger.owed = Some(body.stats.whole_rows as usize);
     if segments(body).is_empty() {

@@ -27,8 +27,8 @@ impl RingStoreBuilder {
     /// Builds a store that goes on from a light snapshot. It serves the minibatches that the first store would have served next, bit for
     /// bit.
     ///
-    /// The snapshot has the configuration. A setting of this builder must match the snapshot, except `ready_frames`, `queue_rows`,
-    /// `allow_overcommit` and `runtime`. Then do two things:
+    /// The snapshot has the configuration. A setting of this builder must match the snapshot, except `ready_frames`, `queue_rows`
+    /// and `allow_overcommit`. Then do two things:
     ///
     /// 1. Open the lanes again, by name or in the same order.
     /// 2. Send the rows of each lane from where [`RingStore::resume_at`] says.
@@ -65,9 +65,8 @@ impl RingStoreBuilder {
         if snapshot.body.is_full() {
             return Err(ResumeError::NeedsFiles);
         }
-        let runtime = self.runtime.clone();
         let config = self.check_over(&snapshot.body.config)?;
-        RingStore::start(config, runtime, Some(snapshot), |_| Ok(()))
+        RingStore::start(config, Some(snapshot), |_| Ok(()))
     }
 
     /// Builds a store that goes on from a snapshot on disk, light or full. If `dir` is a folder of snapshots, the newest one counts.
@@ -86,10 +85,9 @@ impl RingStoreBuilder {
     pub(crate) fn resume_on(self, disk: &dyn Disk, dir: &Path) -> Result<RingStore, ResumeError> {
         let (snapshot, path) = read(disk, dir)?;
         let Some(saved) = &snapshot.body.saved else { return self.resume_from(&snapshot) };
-        let runtime = self.runtime.clone();
         let config = self.check_over(&snapshot.body.config)?;
         let mut rows = RowsReader::open(disk, &path, saved, &config.layout)?;
-        RingStore::start(config, runtime, Some(&snapshot), |writer| {
+        RingStore::start(config, Some(&snapshot), |writer| {
             writer.restore(&snapshot.body, &mut rows)?;
             rows.finish()
         })

@@ -1,6 +1,5 @@
 //! The state as a snapshot has it: to take one, and to go on from one.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,10 +14,9 @@ use crate::ring_store::snapshot::body::{
 };
 use crate::ring_store::snapshot::ended_names::EndedNames;
 use crate::ring_store::snapshot::error::SnapshotError;
-use crate::ring_store::snapshot::journal::Journal;
-use crate::ring_store::snapshot::restart::{
-    check_policy, ledger, restarts_with, resumed_lanes, saved_lanes, segments, turn,
-};
+use crate::ring_store::snapshot::journal::Copied;
+use crate::ring_store::snapshot::passes::Record;
+use crate::ring_store::snapshot::restart::{check_policy, ledger, restarts_with, resumed_lanes, saved_lanes, turn};
 use crate::ring_store::snapshot::saving::{Saved, Saving, SnapshotRequest};
 use crate::ring_store::snapshot::snapshot::{Form, Snapshot};
 use crate::rows::closed::ClosedBy;
@@ -29,8 +27,8 @@ use crate::rows::closed::ClosedBy;
 pub(crate) struct Taken {
     /// The body, apart from what the journal says.
     body: Body,
-    /// Shares its long parts with the store's journal.
-    journal: Journal,
+    /// Shares its long parts with the store's books.
+    books: Copied,
     /// The first row that the snapshot needs.
     from: u64,
     /// Whether every lane has ended, and every row was served.
@@ -39,7 +37,7 @@ pub(crate) struct Taken {
 
 impl Taken {
     pub(crate) fn into_body(mut self) -> Body {
-        self.body.set_log(self.journal.since(self.from), !self.served);
+        self.body.set_log(self.books.since(self.from), !self.served);
         self.body
     }
 }
@@ -105,13 +103,12 @@ impl Shared {
 }
 
 impl State {
+    /// Goes on where the saved store stood.
     pub(crate) fn resume(&mut self, config: &Config, body: &Body) {
-        // The segments of a lane are in the order of its rows.
-        let dealt: BTreeMap<u64, u64> = segments(body).iter().map(|s| (s.lane, s.first_row + s.rows)).collect();
-        let lanes = resumed_lanes(body)
-            .map(|(lane, name)| (lane, name, dealt.get(&lane.id).copied().unwrap_or(0).max(lane.needed)));
-        self.admission.resume(lanes, saved_lanes(body), body.lanes_opened);
-        self.journal = body.journal();
+        let own = body.lanes.iter().find(|lane| lane.lane == 0).map(|own| Record::from(own.log.clone()));
+        let lanes = resumed_lanes(body).map(|(lane, log)| (lane, log.clone().into()));
+        let opened = (body.lanes_opened, body.unnamed_lanes);
+        self.books.resume(lanes, own, saved_lanes(body), opened, body.journal());
         self.turn = turn(body);
         let PositionBody { first_minibatch, next_minibatch, .. } = body.position;
         self.frames.go_on(first_minibatch, restarts_with(config, body), next_minibatch);
@@ -136,7 +133,9 @@ impl State {
         let served = self.ended && self.frames.ready_rows() == 0;
         // The full form contains the ready frames.
         let ended = served || self.ended && form == Form::Full;
-        let journal = self.journal.clone();
+        let (lanes_opened, unnamed_lanes) = self.books.opened();
+        let books = self.books.copy();
+        let journal = &books.journal;
         let from = if served { journal.dealt } else { self.needed_from() };
         let stats = |counts: &ComponentLedger| ComponentStatsBody {
             resent: counts.resent,
@@ -166,8 +165,8 @@ impl State {
             lanes: Vec::new(),
             ended_names: EndedNames::default(),
             ended_lanes: Vec::new(),
-            lanes_opened: self.admission.lanes_opened(),
-            unnamed_lanes: 0,
+            lanes_opened,
+            unnamed_lanes,
             log: LogBody::default(),
             stats: StatsBody {
                 components: self.ledger.components.iter().map(stats).collect(),
@@ -178,6 +177,6 @@ impl State {
             },
             saved: None,
         };
-        Taken { body, journal, from, served }
+        Taken { body, books, from, served }
     }
 }

@@ -3,33 +3,44 @@
 use std::sync::Arc;
 
 use crate::ring_store::afterwards::Afterwards;
-use crate::ring_store::core::State;
-use crate::ring_store::error::LaneId;
-use crate::ring_store::queue::{HandedOver, Message};
+use crate::ring_store::core::{State, Warning};
+use crate::ring_store::queue::{Answer, Message};
 use crate::ring_store::snapshot::error::RowsMissing;
 use crate::ring_store::stats::Stats;
 use crate::ring_store::writer::{Phase, Writer};
+use crate::rows::batch::Batch;
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
-use crate::waiting::handle::WriteReply;
 use crate::waiting::panics::Panics;
 
 impl Writer {
     /// Discards the rows dealt again so far, because the lane has ended without the row that must be dealt next.
     pub(super) fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
-        let name = state.journal.name(lane);
-        let error = RowsMissing { lane: LaneId { number: lane, name }, row };
-        self.gave_up = Some(error.clone());
+        let error = RowsMissing { lane: state.books.id_of(lane), row };
+        state.warning = Some(Warning::GaveUp(error.clone()));
         drop(state.fail(Arc::new(error), afterwards));
-        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
-        if let Phase::Dealing(ring) = &mut self.ring {
-            ring.clear(1);
+        self.discard_lanes(state);
+        if let Phase::Dealing(dealing) = &mut self.phase {
+            dealing.frames.clear(1);
         }
-        if let Some(owed) = self.ledger.settle_debt() {
-            self.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
+        if let Some(owed) = state.ledger.settle_debt() {
+            state.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
         }
-        self.finishing = true;
-        self.lanes.end_all();
+    }
+
+    /// Discards everything that was handed over and is not dealt, and counts it.
+    pub(super) fn discard_lanes(&mut self, state: &mut State) {
+        for (component, batch) in state.books.take_waiting() {
+            state.ledger.drop_aside(component, batch.rows() as u64, |dropped| &mut dropped.emptied);
+            self.finished.batches.push(batch);
+        }
+        let Phase::Dealing(dealing) = &mut self.phase else { return };
+        dealing.again = None;
+        for queued in dealing.lanes.clear(self.config.merge) {
+            state.ledger.discard_queued(queued.left() as u64, queued.joined_by);
+            self.finished.pass(queued);
+        }
+        state.books.clear();
     }
 
     /// Discards everything, because the store was aborted or has no consumer left. The state has already counted the rows.
@@ -46,36 +57,32 @@ impl Writer {
 
     /// Drops all batches that were handed over, one by one, and answers their callers with `error`.
     pub(super) fn refuse_all(&mut self, error: &WriteError, panics: &mut Panics) {
-        self.ring = Phase::Discarded;
+        let phase = std::mem::replace(&mut self.phase, Phase::Discarded);
         self.saving.take().into_iter().for_each(|saving| saving.fail(error.clone()));
-        (self.spare, self.filled) = (None, None);
-        let Writer { lanes, queue, finished, .. } = self;
-        for batch in finished.batches.drain(..) {
-            panics.catch(|| drop(batch));
-        }
-        let mut refuse = |batch, reply: Option<WriteReply>| {
-            panics.catch(|| drop(batch));
-            panics.catch(|| reply.into_iter().for_each(|reply| reply.resolve(Err(error.clone()))));
-        };
-        // All batches of a pass are dropped before its caller gets the answer.
-        let mut replies = Vec::new();
-        for (batch, reply) in lanes.drain() {
-            refuse(Some(batch), None);
-            replies.extend(reply);
-        }
-        replies.into_iter().for_each(|reply| refuse(None, Some(reply)));
-        for message in queue.try_iter() {
-            let Message::Write(write) = message else { continue };
-            let mut reply = Some(write.reply);
-            match write.rows {
-                HandedOver::Batch(_, batch) => refuse(Some(batch), reply),
-                HandedOver::Pass(pass, _) => {
-                    pass.into_batches().into_iter().for_each(|batch| refuse(Some(batch), None));
-                    refuse(None, reply.take());
-                }
+        self.spare = None;
+        let waiting: Vec<Batch> = self.shared.lock().books.take_waiting().map(|(_, batch)| batch).collect();
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut drop_all = |batches: Vec<Batch>| batches.into_iter().for_each(|batch| panics.catch(|| drop(batch)));
+        drop_all(self.finished.batches.drain(..).collect());
+        drop_all(waiting);
+        if let Phase::Dealing(mut dealing) = phase {
+            for queued in dealing.lanes.clear(self.config.merge) {
+                drop_all(queued.pass.into_batches());
+                answers.extend(queued.answer);
             }
         }
-        finished.answers.drain(..).for_each(|(reply, _)| refuse(None, Some(reply)));
+        while let Ok(message) = self.queue.try_recv() {
+            let (batches, answer) = match message {
+                Message::Pass(queued) => (queued.pass.into_batches(), queued.answer),
+                Message::Drop(batches, answer) => (batches, answer),
+                Message::OpenLane(_) | Message::EndLane(_) | Message::Look => continue,
+            };
+            drop_all(batches);
+            answers.extend(answer);
+        }
+        answers.extend(self.finished.answers.drain(..));
+        // All batches of a pass are dropped before its caller gets the answer.
+        answers.into_iter().for_each(|answer| panics.catch(|| answer.reply.resolve(Err(error.clone()))));
     }
 
     /// Notes that nothing more becomes ready. Returns `false` if a snapshot must be taken first.

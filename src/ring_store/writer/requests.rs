@@ -33,25 +33,28 @@ impl Writer {
     /// Discards all rows that were handed over. Their writes succeed, because they came before the request.
     fn empty(&mut self, times: u64) {
         while self.save_next(true) {}
-        self.lanes.empty(self.config.merge, &mut self.ledger, &mut self.finished);
-        let rows = match &mut self.ring {
-            Phase::Dealing(ring) => ring.clear(times),
-            Phase::Serving(leftover) => leftover.clear(),
+        let rows = match &mut self.phase {
+            Phase::Dealing(dealing) => dealing.frames.clear(times),
+            Phase::Serving(serving) => serving.leftover.clear(),
             Phase::Discarded => 0,
         };
-        // While rows are dealt again, the ring does not hold the rows that the counts say.
-        let rows = self.ledger.settle_debt().unwrap_or(rows);
         let shared = self.shared.clone();
         let reported = shared.change(|state, afterwards| {
             // If the store was aborted meanwhile, the abort has counted everything, and these writes fail.
             if state.status.discards() {
                 return false;
             }
-            self.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
-            self.ledger.drop_rows(state.discard_ready(afterwards), |dropped| &mut dropped.emptied);
-            state.note_emptied(times, self.lanes.rows(), self.lanes.turn());
-            self.report_lanes(state);
-            state.report(&self.ledger, afterwards);
+            // What is handed over up to now is in the queue, because the mutex is held.
+            self.receive();
+            self.discard_lanes(state);
+            // While rows are dealt again, the ring does not hold the rows that the counts say.
+            let rows = state.ledger.settle_debt().unwrap_or(rows);
+            state.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
+            let ready = state.discard_ready(afterwards);
+            state.ledger.drop_rows(ready, |dropped| &mut dropped.emptied);
+            let turn = if let Phase::Dealing(dealing) = &self.phase { dealing.lanes.turn() } else { None };
+            state.note_emptied(times, turn);
+            state.wake_producers(afterwards);
             true
         });
         if reported {
@@ -75,14 +78,17 @@ impl Writer {
         ready: impl IntoIterator<Item = &'a ReadyFrame> + Clone,
         index: &Index,
     ) -> Result<ArrayD<f32>, IndexError> {
-        match &self.ring {
-            Phase::Dealing(ring) => {
-                let rows = ring.rows();
+        match &self.phase {
+            Phase::Dealing(dealing) => {
+                let rows = dealing.frames.rows();
                 // Rows that are dealt again do not count before all of them are dealt.
-                let whole = if self.lanes.deals_again() { 0 } else { rows.len() };
+                let whole = if dealing.again.is_some() { 0 } else { rows.len() };
                 self.get_from(ready, index, whole, |n, component| rows.row(n, component))
             }
-            Phase::Serving(rest) => self.get_from(ready, index, rest.len(), |n, component| rest.row(n, component)),
+            Phase::Serving(serving) => {
+                let leftover = &serving.leftover;
+                self.get_from(ready, index, leftover.len(), |n, component| leftover.row(n, component))
+            }
             Phase::Discarded => Err(IndexError::Ended),
         }
     }
