@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -144,6 +145,67 @@ impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// A consumer asks once, and is never polled again, although it is woken. The others get its minibatches.
+#[test]
+fn a_consumer_that_stops_polling_holds_up_no_other() {
+    for ready in [1, 4] {
+        watchdog(move || {
+            let store = builder().ready_frames(ready).build().unwrap();
+            let mut forgetful = store.minibatches();
+            let mut asked = forgetful.next();
+            assert!(Pin::new(&mut asked).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            let mut minibatches = store.minibatches();
+            let consumer =
+                thread::spawn(move || minibatches.blocking().map(|minibatch| minibatch.unwrap().rows()).sum());
+            for batch in 0..20 {
+                store.extend_blocking(rows(batch * 10..batch * 10 + 10, 1), 0).unwrap();
+                while store.stats().minibatches_served < batch as u64 {
+                    thread::yield_now();
+                }
+            }
+            store.close();
+            let served: usize = consumer.join().unwrap();
+            assert_eq!(served, 200);
+        });
+    }
+}
+
+/// Consumers ask and give up again and again, so that many wakes go to consumers that are gone.
+#[test]
+fn no_wake_is_lost_with_a_dropped_future() {
+    watchdog(|| {
+        let store = builder().batch_size(1).window(1).ready_frames(2).queue_rows(4).build().unwrap();
+        let consumers: Vec<_> = (0..4)
+            .map(|seed| {
+                let mut minibatches = store.minibatches();
+                thread::spawn(move || {
+                    let (mut random, mut served) = (Random::new(seed), 0);
+                    loop {
+                        if random.below(2) == 0 {
+                            let waker = Waker::noop();
+                            match Pin::new(&mut minibatches.next()).poll(&mut Context::from_waker(waker)) {
+                                Poll::Ready(None) => return served,
+                                Poll::Ready(Some(minibatch)) => served += minibatch.unwrap().rows(),
+                                Poll::Pending => {}
+                            }
+                        } else {
+                            match minibatches.blocking().next() {
+                                None => return served,
+                                Some(minibatch) => served += minibatch.unwrap().rows(),
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for row in 0..5000 {
+            store.extend_blocking(rows(row..row + 1, 1), 0).unwrap();
+        }
+        store.close();
+        assert_eq!(consumers.into_iter().map(|consumer| consumer.join().unwrap()).sum::<usize>(), 5000);
+    });
 }
 
 /// The writer waits for consumers, so it cannot wake any caller.

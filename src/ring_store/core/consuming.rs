@@ -152,3 +152,91 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::ring_store::builder::RingStoreBuilder;
+
+    #[derive(Default)]
+    struct Counts(AtomicUsize);
+
+    impl Wake for Counts {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A store without a writer, and three consumers that wait, each with the number of its wakes.
+    fn waiting() -> (Arc<Shared>, Vec<(ConsumerState, Arc<Counts>)>) {
+        let config = Arc::new(RingStoreBuilder::default().component("a", 1).batch_size(4).window(8).check().unwrap());
+        let shared = Arc::new(Shared::new(config, unbounded_channel().0, Vec::new(), None));
+        let consumers = (0..3).map(|_| {
+            let (mut consumer, wakes) = (shared.add_consumer(), Arc::new(Counts::default()));
+            let next = shared.next(&mut consumer, Some(Waker::from(wakes.clone())));
+            assert!(matches!(next, Next::Nothing));
+            (consumer, wakes)
+        });
+        let consumers = consumers.collect();
+        (shared, consumers)
+    }
+
+    /// Makes a frame of one minibatch ready.
+    fn make_ready(shared: &Arc<Shared>) {
+        let frame = Frame::allocate_one(&shared.config.layout, "a test").unwrap();
+        shared.change(|state, afterwards| {
+            state.ledger.open_rows += 4;
+            state.push_ready(frame, 4, afterwards);
+        });
+    }
+
+    fn wakes(consumers: &[(ConsumerState, Arc<Counts>)]) -> Vec<usize> {
+        consumers.iter().map(|(_, wakes)| wakes.0.load(Ordering::SeqCst)).collect()
+    }
+
+    #[test]
+    fn a_ready_minibatch_wakes_the_consumer_that_has_waited_longest() {
+        let (shared, mut consumers) = waiting();
+        make_ready(&shared);
+        assert_eq!(wakes(&consumers), [1, 0, 0]);
+        make_ready(&shared);
+        assert_eq!(wakes(&consumers), [1, 1, 0]);
+        // The first one takes its minibatch, and waits again, behind the third.
+        assert!(matches!(shared.next(&mut consumers[0].0, None), Next::Minibatch(_)));
+        assert!(matches!(shared.next(&mut consumers[1].0, None), Next::Minibatch(_)));
+        let waker = Waker::from(consumers[0].1.clone());
+        assert!(matches!(shared.next(&mut consumers[0].0, Some(waker)), Next::Nothing));
+        make_ready(&shared);
+        assert_eq!(wakes(&consumers), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_consumer_that_is_dropped_passes_its_wake_on() {
+        let (shared, mut consumers) = waiting();
+        make_ready(&shared);
+        shared.stop_waiting(&mut consumers[0].0);
+        assert_eq!(wakes(&consumers), [1, 1, 0]);
+        shared.remove_consumer(&mut consumers[1].0);
+        assert_eq!(wakes(&consumers), [1, 1, 1]);
+        assert!(matches!(shared.next(&mut consumers[2].0, None), Next::Minibatch(_)));
+        // None is woken for the minibatch that is gone.
+        shared.stop_waiting(&mut consumers[0].0);
+        assert_eq!(shared.lock().woken, 0);
+    }
+
+    #[test]
+    fn all_are_woken_if_the_one_that_was_woken_does_not_come() {
+        let (shared, consumers) = waiting();
+        assert!(!shared.lock().has_unclaimed());
+        make_ready(&shared);
+        assert!(shared.lock().has_unclaimed());
+        shared.change(State::wake_all_consumers);
+        assert_eq!(wakes(&consumers), [1, 1, 1]);
+        assert!(!shared.lock().has_unclaimed());
+    }
+}
