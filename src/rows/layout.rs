@@ -1,5 +1,6 @@
 //! Where each component's rows lie in a frame.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub struct Component {
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     components: Vec<Component>,
+    by_name: HashMap<Arc<str>, usize>,
     offsets: Vec<usize>,
     rows: usize,
     bytes: usize,
@@ -38,12 +40,13 @@ impl Layout {
         if components.is_empty() {
             return Err(BuildError::NoComponents);
         }
-        for (i, component) in components.iter().enumerate() {
+        let mut by_name = HashMap::with_capacity(components.len());
+        for (number, component) in components.iter().enumerate() {
             if component.features == 0 {
                 let what = format!("the number of features of component {:?}", component.name);
                 return Err(BuildError::Zero { what: what.into() });
             }
-            if components[..i].iter().any(|other| other.name == component.name) {
+            if by_name.insert(component.name.clone(), number).is_some() {
                 return Err(BuildError::DuplicateName { name: component.name.to_string() });
             }
         }
@@ -66,7 +69,7 @@ impl Layout {
                 .iter()
                 .fold(0, |sum: usize, c| sum.saturating_add(c.features.saturating_mul(c.dtype.size()))),
         })?;
-        Ok(Layout { components: components.to_vec(), offsets, rows, bytes })
+        Ok(Layout { components: components.to_vec(), by_name, offsets, rows, bytes })
     }
 
     pub(crate) fn components(&self) -> &[Component] {
@@ -124,7 +127,11 @@ impl Layout {
 
     /// Finds the component that `key` names.
     pub(crate) fn find(&self, key: impl ComponentKey) -> Result<usize, UnknownComponent> {
-        key.find(&self.components).ok_or_else(|| self.unknown(format!("{key:?}")))
+        let found = match key.key() {
+            Key::Number(number) => Some(number).filter(|&number| number < self.n_components()),
+            Key::Name(name) => self.by_name.get(name).copied(),
+        };
+        found.ok_or_else(|| self.unknown(format!("{key:?}")))
     }
 
     /// Checks that `batch` can be stored as `component`.
@@ -150,47 +157,57 @@ impl Layout {
 }
 
 /// The number or the name of a component. Sealed: implemented for `usize`, `&str`, `&String`, `&Arc<str>` and `&Component`.
-pub trait ComponentKey: Copy + fmt::Debug + sealed::Sealed {
-    /// The component's number. `None` if the store has no such component.
-    #[doc(hidden)]
-    fn find(self, components: &[Component]) -> Option<usize>;
-}
+pub trait ComponentKey: Copy + fmt::Debug + sealed::Sealed {}
 
-impl ComponentKey for usize {
-    fn find(self, components: &[Component]) -> Option<usize> {
-        (self < components.len()).then_some(self)
-    }
-}
+impl ComponentKey for usize {}
+impl ComponentKey for &str {}
+impl ComponentKey for &String {}
+impl ComponentKey for &Arc<str> {}
+impl ComponentKey for &Component {}
 
-impl ComponentKey for &str {
-    fn find(self, components: &[Component]) -> Option<usize> {
-        components.iter().position(|component| *component.name == *self)
-    }
-}
-
-impl ComponentKey for &String {
-    fn find(self, components: &[Component]) -> Option<usize> {
-        ComponentKey::find(self.as_str(), components)
-    }
-}
-
-impl ComponentKey for &Arc<str> {
-    fn find(self, components: &[Component]) -> Option<usize> {
-        ComponentKey::find(&**self, components)
-    }
-}
-
-impl ComponentKey for &Component {
-    fn find(self, components: &[Component]) -> Option<usize> {
-        ComponentKey::find(&*self.name, components)
-    }
+/// What names a component.
+#[derive(Debug)]
+pub enum Key<'a> {
+    Number(usize),
+    Name(&'a str),
 }
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for usize {}
-    impl Sealed for &str {}
-    impl Sealed for &String {}
-    impl Sealed for &std::sync::Arc<str> {}
-    impl Sealed for &super::Component {}
+    use std::sync::Arc;
+
+    use super::{Component, Key};
+
+    pub trait Sealed {
+        fn key(&self) -> Key<'_>;
+    }
+
+    impl Sealed for usize {
+        fn key(&self) -> Key<'_> {
+            Key::Number(*self)
+        }
+    }
+
+    impl Sealed for &str {
+        fn key(&self) -> Key<'_> {
+            Key::Name(self)
+        }
+    }
+
+    impl Sealed for &String {
+        fn key(&self) -> Key<'_> {
+            Key::Name(self)
+        }
+    }
+
+    impl Sealed for &Arc<str> {
+        fn key(&self) -> Key<'_> {
+            Key::Name(self)
+        }
+    }
+
+    impl Sealed for &Component {
+        fn key(&self) -> Key<'_> {
+            Key::Name(&self.name)
+        }
+    }
 }
