@@ -182,59 +182,60 @@ impl Default for TestData {
     }
 }
 
-/// Calls each method of the trait on the store behind the pointer.
-macro_rules! forward_to_inner {
-    () => {
-        fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-            (**self).extend(batch, component)
+/// Calls each method of the trait on another store: `inner` of `store`.
+macro_rules! forward {
+    ($store:ident => $inner:expr) => {
+        fn extend(&$store, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+            $crate::store::ActivationStore::extend($inner, batch, component)
         }
 
-        fn append(&self, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
-            (**self).append(row, component)
+        fn append(&$store, row: Batch, component: usize) -> Result<WriteHandle, Refused> {
+            $crate::store::ActivationStore::append($inner, row, component)
         }
 
-        fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
-            (**self).extend_pass(pass)
+        fn extend_pass(&$store, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+            $crate::store::ActivationStore::extend_pass($inner, pass)
         }
 
-        fn empty(&self) {
-            (**self).empty();
+        fn empty(&$store) {
+            $crate::store::ActivationStore::empty($inner);
         }
 
-        fn n_components(&self) -> usize {
-            (**self).n_components()
+        fn n_components(&$store) -> usize {
+            $crate::store::ActivationStore::n_components($inner)
         }
 
-        fn current_activations_stored_per_component(&self) -> Vec<usize> {
-            (**self).current_activations_stored_per_component()
+        fn current_activations_stored_per_component(&$store) -> Vec<usize> {
+            $crate::store::ActivationStore::current_activations_stored_per_component($inner)
         }
 
-        fn len(&self) -> usize {
-            (**self).len()
+        fn len(&$store) -> usize {
+            $crate::store::ActivationStore::len($inner)
         }
 
-        fn is_empty(&self) -> bool {
-            (**self).is_empty()
+        fn is_empty(&$store) -> bool {
+            $crate::store::ActivationStore::is_empty($inner)
         }
 
-        fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-            (**self).get(index)
+        fn get(&$store, index: Index) -> Result<ArrayD<f32>, IndexError> {
+            $crate::store::ActivationStore::get($inner, index)
         }
 
-        fn shuffle(&self) {
-            (**self).shuffle();
+        fn shuffle(&$store) {
+            $crate::store::ActivationStore::shuffle($inner);
         }
     };
 }
+pub(crate) use forward;
 
 impl<S: ActivationStore + ?Sized> ActivationStore for Box<S> {
-    forward_to_inner!();
+    forward!(self => &**self);
 }
 
 impl<S: ActivationStore + ?Sized> ActivationStore for Arc<S> {
-    forward_to_inner!();
+    forward!(self => &**self);
 }
 
 impl<S: ActivationStore + ?Sized> ActivationStore for &S {
-    forward_to_inner!();
+    forward!(self => &**self);
 }

@@ -3,14 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ndarray::ArrayD;
+
 use crate::ring_store::core::Shared;
 use crate::ring_store::pass::Pass;
 use crate::ring_store::reserve::{LaneHandle, Reserve};
 use crate::ring_store::room::NoRoomThen;
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::error::WriteError;
+use crate::rows::index::{Index, IndexError};
 use crate::rows::layout::ComponentKey;
 use crate::rows::names::UnknownComponent;
+use crate::store::ActivationStore;
 use crate::waiting::handle::WriteHandle;
 
 /// A lane of its own into a [`RingStore`](crate::RingStore): for one model replica, or one thread of capture.
@@ -187,6 +191,37 @@ impl Producer {
     /// them. Other lanes go on.
     pub fn close(&self) {
         self.shared().close_lane(self.lane.id);
+    }
+}
+
+/// Writes to this lane. Reads, and [`empty`](ActivationStore::empty), concern the whole store.
+impl ActivationStore for Producer {
+    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
+        Producer::extend(self, batch, component)
+    }
+
+    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
+        Producer::extend_pass(self, pass)
+    }
+
+    fn empty(&self) {
+        self.shared().empty();
+    }
+
+    fn n_components(&self) -> usize {
+        self.shared().config.layout.n_components()
+    }
+
+    fn current_activations_stored_per_component(&self) -> Vec<usize> {
+        self.shared().stats().components.iter().map(|component| component.resident as usize).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.shared().len()
+    }
+
+    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
+        self.shared().get(index)
     }
 }
 

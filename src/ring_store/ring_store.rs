@@ -30,7 +30,7 @@ use crate::rows::index::Index;
 use crate::rows::index::IndexError;
 use crate::rows::layout::{Component, ComponentKey};
 use crate::rows::names::UnknownComponent;
-use crate::store::ActivationStore;
+use crate::store::{ActivationStore, forward};
 use crate::waiting::handle::WriteHandle;
 use crate::waiting::thread;
 
@@ -561,64 +561,7 @@ impl RingStore {
 }
 
 impl ActivationStore for RingStore {
-    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-        RingStore::extend(self, batch, component)
-    }
-
-    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
-        RingStore::extend_pass(self, pass)
-    }
-
-    fn empty(&self) {
-        self.shared().empty();
-    }
-
-    fn n_components(&self) -> usize {
-        self.shared().config.layout.n_components()
-    }
-
-    fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.shared().stats().components.iter().map(|component| component.resident as usize).collect()
-    }
-
-    fn len(&self) -> usize {
-        self.shared().len()
-    }
-
-    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        self.shared().get(index)
-    }
-}
-
-/// Writes to this lane. Reads, and [`empty`](ActivationStore::empty), concern the whole store.
-impl ActivationStore for Producer {
-    fn extend(&self, batch: Batch, component: usize) -> Result<WriteHandle, Refused> {
-        Producer::extend(self, batch, component)
-    }
-
-    fn extend_pass(&self, pass: Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass> {
-        Producer::extend_pass(self, pass)
-    }
-
-    fn empty(&self) {
-        self.shared().empty();
-    }
-
-    fn n_components(&self) -> usize {
-        self.shared().config.layout.n_components()
-    }
-
-    fn current_activations_stored_per_component(&self) -> Vec<usize> {
-        self.shared().stats().components.iter().map(|component| component.resident as usize).collect()
-    }
-
-    fn len(&self) -> usize {
-        self.shared().len()
-    }
-
-    fn get(&self, index: Index) -> Result<ArrayD<f32>, IndexError> {
-        self.shared().get(index)
-    }
+    forward!(self => &*self.producer);
 }
 
 impl fmt::Debug for RingStore {
