@@ -35,7 +35,7 @@
 //!
 //! The order of a run depends on the seed, on how often the ring was emptied, and on the number of the run. The start of a fill
 //! depends on the seed, on how often the ring was emptied, and on the number of the fill. The dealer keeps no random state, so
-//! dealing can go on from any [`Position`] without the rows before it. Runs are numbered from 0. Short runs, and runs without a
+//! dealing can go on from any [`DealtTo`] without the rows before it. Runs are numbered from 0. Short runs, and runs without a
 //! row, have numbers, too. Fill n of frame m has the number n × M + m.
 
 use crate::dealing::random::{Streams, shuffle};
@@ -62,7 +62,7 @@ const FEWEST_FRAMES: usize = 4;
 
 /// How far a ring has dealt. The position and the seed determine how dealing goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Position {
+pub(crate) struct DealtTo {
     /// How often the ring was emptied.
     pub(crate) emptied: u64,
     /// The rows dealt since the ring was last emptied.
@@ -76,7 +76,7 @@ const PLANNED: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Dealer {
     seed: u64,
-    position: Position,
+    position: DealtTo,
     streams: Streams,
     runs: Runs,
     /// The places of the next rows, in whole runs.
@@ -99,7 +99,7 @@ impl Dealer {
     pub(crate) fn new(frames: usize, slots: usize, seed: u64) -> Self {
         let mut dealer = Dealer {
             seed,
-            position: Position::default(),
+            position: DealtTo::default(),
             streams: Streams::new(seed, 0),
             runs: Runs::new(frames, slots),
             planned: Vec::with_capacity(frames + PLANNED),
@@ -110,17 +110,17 @@ impl Dealer {
             first_full: 0,
             slots: Slots::new(frames, slots),
         };
-        dealer.go_to(Position::default());
+        dealer.go_to(DealtTo::default());
         dealer
     }
 
     /// The position of the next row.
-    pub(crate) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> DealtTo {
         self.position
     }
 
     /// Continues from `position`, as if all rows before it had been dealt.
-    pub(crate) fn go_to(&mut self, position: Position) {
+    pub(crate) fn go_to(&mut self, position: DealtTo) {
         self.position = position;
         self.streams = Streams::new(self.seed, position.emptied);
         self.run = self.runs.containing(position.dealt);

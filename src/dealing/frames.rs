@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::dealing::dealer::{Dealer, Position};
+use crate::dealing::dealer::{Dealer, DealtTo};
 use crate::dealing::slots::Place;
 use crate::memory::convert::RowReader;
 use crate::memory::copy::{RowCopier, Slots};
@@ -77,7 +77,7 @@ impl OpenFrames {
     }
 
     /// Continues from `position`, as if all rows before it had been dealt. Does not change the contents of the frames.
-    pub(crate) fn go_to(&mut self, position: Position) {
+    pub(crate) fn go_to(&mut self, position: DealtTo) {
         self.dealer.go_to(position);
     }
 
@@ -141,7 +141,7 @@ impl OpenFrames {
     pub(crate) fn clear(&mut self, times: u64) -> usize {
         let rows = self.dealer.resident() + if self.full.take().is_some() { self.layout.rows() } else { 0 };
         let emptied = self.dealer.position().emptied + times;
-        self.dealer.go_to(Position { emptied, dealt: 0 });
+        self.dealer.go_to(DealtTo { emptied, dealt: 0 });
         rows
     }
 

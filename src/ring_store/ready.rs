@@ -12,7 +12,7 @@ use crate::ring_store::builder::Config;
 /// A full frame that waits for consumers, or the rest of a frame after consumers took minibatches from it.
 #[derive(Debug)]
 pub(crate) struct ReadyFrame {
-    memory: Memory,
+    memory: Held,
     /// The frame's first unserved row. Rows before it were served before the store was resumed.
     first: usize,
     /// The unserved rows.
@@ -22,8 +22,8 @@ pub(crate) struct ReadyFrame {
 }
 
 #[derive(Debug)]
-enum Memory {
-    Full(Frame),
+enum Held {
+    Frame(Frame),
     /// The rest of a frame: consumers have taken some of its minibatches.
     Rest(Part),
 }
@@ -38,7 +38,7 @@ impl ReadyFrame {
     /// Makes a ready frame of all rows of a full frame. The frame's first minibatch has the number `ordinal`.
     pub(crate) fn full(frame: Frame, ordinal: u64) -> Self {
         let rows = frame.layout().rows();
-        ReadyFrame { memory: Memory::Full(frame), first: 0, rows, ordinal }
+        ReadyFrame { memory: Held::Frame(frame), first: 0, rows, ordinal }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -62,8 +62,8 @@ impl ReadyFrame {
     /// The `n`-th unserved row of a component.
     pub(crate) fn row(&self, component: usize, n: usize) -> &[u8] {
         match &self.memory {
-            Memory::Full(frame) => frame.row(component, self.first + n),
-            Memory::Rest(part) => part.row(component, n),
+            Held::Frame(frame) => frame.row(component, self.first + n),
+            Held::Rest(part) => part.row(component, n),
         }
     }
 }
@@ -147,7 +147,7 @@ impl Frames {
         }
         self.ready_rows += left;
         let first = rows - left;
-        self.ready.push_back(ReadyFrame { memory: Memory::Full(frame), first, rows: left, ordinal });
+        self.ready.push_back(ReadyFrame { memory: Held::Frame(frame), first, rows: left, ordinal });
         left
     }
 
@@ -181,7 +181,7 @@ impl Frames {
         let mut ready = self.ready.pop_front()?;
         let (ordinal, rows) = (ready.ordinal, self.batch_size.min(ready.rows));
         let mut part = match ready.memory {
-            Memory::Full(frame) => {
+            Held::Frame(frame) => {
                 let mut part = Part::whole(frame, ready.first + ready.rows, home.clone());
                 if ready.first > 0 {
                     // The frame has another part, so this drop does not send it home.
@@ -189,7 +189,7 @@ impl Frames {
                 }
                 part
             }
-            Memory::Rest(part) => part,
+            Held::Rest(part) => part,
         };
         self.ready_rows -= rows;
         self.next_served = ordinal + 1;
@@ -198,7 +198,7 @@ impl Frames {
             return Some(Lent { part, ordinal });
         }
         let front = part.split_front(rows);
-        ready = ReadyFrame { memory: Memory::Rest(part), first: 0, rows: ready.rows - rows, ordinal: ordinal + 1 };
+        ready = ReadyFrame { memory: Held::Rest(part), first: 0, rows: ready.rows - rows, ordinal: ordinal + 1 };
         self.ready.push_front(ready);
         Some(Lent { part: front, ordinal })
     }
@@ -224,8 +224,8 @@ impl Frames {
         self.ready_rows -= rows;
         self.next_served = ordinal + rows.div_ceil(self.batch_size) as u64;
         match memory {
-            Memory::Full(frame) => self.empty.put(frame),
-            Memory::Rest(part) => {
+            Held::Frame(frame) => self.empty.put(frame),
+            Held::Rest(part) => {
                 // The frame goes home as if its last minibatch had been lent.
                 self.lent += 1;
                 discarded.push(part);

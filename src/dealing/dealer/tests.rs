@@ -122,12 +122,12 @@ proptest! {
         pieces in prop::collection::vec(1_usize..200, 1..20),
     ) {
         let mut dealer = Dealer::new(frames, slots, seed);
-        dealer.go_to(Position { emptied, dealt: 0 });
+        dealer.go_to(DealtTo { emptied, dealt: 0 });
         let mut model = Model::new(frames, slots, seed, emptied);
         let rows = (windows * (frames * slots) as f64) as usize;
         let places = deal(&mut dealer, rows, &mut pieces.iter().copied().cycle());
         prop_assert_eq!(&places, &model.deal(rows));
-        prop_assert_eq!(dealer.position(), Position { emptied, dealt: rows as u64 });
+        prop_assert_eq!(dealer.position(), DealtTo { emptied, dealt: rows as u64 });
         prop_assert_eq!(dealer.filled(), model.filled());
         // What is left is all there is, once.
         let occupied = model.occupied();
@@ -147,9 +147,9 @@ proptest! {
         ahead in 0.0..5.0,
     ) {
         let rows = |windows: f64| (windows * (frames * slots) as f64) as usize;
-        let position = Position { emptied, dealt: rows(windows) as u64 };
+        let position = DealtTo { emptied, dealt: rows(windows) as u64 };
         let mut there = Dealer::new(frames, slots, seed);
-        there.go_to(Position { emptied, dealt: 0 });
+        there.go_to(DealtTo { emptied, dealt: 0 });
         deal(&mut there, rows(windows), &mut std::iter::repeat(1000));
         // From wherever it was before.
         let mut jumped = Dealer::new(frames, slots, seed);
@@ -268,7 +268,7 @@ fn all_orders_within_a_run_are_equally_likely() {
 fn another_seed_or_emptying_gives_other_places() {
     let places = |seed, emptied| {
         let mut dealer = Dealer::new(8, 8, seed);
-        dealer.go_to(Position { emptied, dealt: 0 });
+        dealer.go_to(DealtTo { emptied, dealt: 0 });
         deal(&mut dealer, 100, &mut std::iter::repeat(100))
     };
     let all: HashSet<_> = (0..4).flat_map(|seed| (0..4).map(move |emptied| pairs(&places(seed, emptied)))).collect();
@@ -283,7 +283,7 @@ fn a_restart_staggers_the_frames_again() {
     let staggered: Vec<u32> = (0..frames).map(|m| (slots * m / frames) as u32).collect();
     for (emptied, rows_before) in (1..).zip([0, 3, frames * slots / 2 + 3, 3 * frames * slots + 5]) {
         deal(&mut dealer, rows_before, &mut std::iter::repeat(100));
-        dealer.go_to(Position { emptied, dealt: 0 });
+        dealer.go_to(DealtTo { emptied, dealt: 0 });
         assert_eq!(dealer.resident(), 0);
         deal(&mut dealer, start, &mut std::iter::repeat(100));
         assert_eq!(dealer.filled(), staggered, "after {rows_before} rows");
@@ -296,7 +296,7 @@ fn a_restart_staggers_the_frames_again() {
 fn this_dealing_version_deals_as_it_always_has() {
     let digest = |frames: usize, slots: usize| {
         let mut dealer = Dealer::new(frames, slots, 7);
-        dealer.go_to(Position { emptied: 2, dealt: 1_000_000_000_000 });
+        dealer.go_to(DealtTo { emptied: 2, dealt: 1_000_000_000_000 });
         let mut places = deal(&mut dealer, 10_000, &mut std::iter::repeat(10_000));
         places.extend(dealer.shuffle_leftover());
         let words = places.iter().flat_map(|place| [place.frame, place.slot]);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::dealing::dealer::Position;
+use crate::dealing::dealer::DealtTo;
 use crate::ring_store::books::SavedLanes;
 use crate::ring_store::builder::{Config, WhenFull};
 use crate::ring_store::lane_book::ResumedLane;
@@ -65,14 +65,14 @@ pub(crate) fn segments(body: &Body) -> VecDeque<Segment> {
 }
 
 /// The position where dealing starts.
-pub(crate) fn position(body: &Body) -> Position {
+pub(crate) fn position(body: &Body) -> DealtTo {
     let dealt = match body {
         // The ring is empty.
         _ if body.position.ended => 0,
         _ if body.is_full() => body.position.dealt,
         _ => body.log.from,
     };
-    Position { emptied: body.position.emptied, dealt }
+    DealtTo { emptied: body.position.emptied, dealt }
 }
 
 /// The number of the first minibatch that becomes ready.
