@@ -70,7 +70,8 @@ impl Lane {
         let component = component.find(&self.intake.components)?;
         check(&self.intake.components, component, rows).or_raise()?;
         let reserve = end.reserve(component, rows.len()).or_raise()?;
-        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout, notice, || Ok(()))? {
+        let deadline = Deadline::new(timeout)?;
+        let handle = match self.intake.room(py, reserve, rows.len(), if_full, &deadline, notice, || Ok(()))? {
             Some(mut room) => match rows.take()? {
                 Incoming::Batch(batch) => room.extend(batch).or_raise()?,
                 Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
@@ -95,7 +96,7 @@ impl Lane {
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let (pass, rows) = found_pass(&self.intake.components, pass_)?;
-        let room = self.room_for_pass(py, rows, if_full, timeout, notice, || Ok(()))?;
+        let room = self.room_for_pass(py, rows, if_full, &Deadline::new(timeout)?, notice, || Ok(()))?;
         let pass = into_batches(py, pass, &self.intake.depot)?;
         Ok(WriteOutcome::new(self.end.get()?.hand_over(pass, room, if_full, value).or_raise()?, rows))
     }
@@ -144,11 +145,11 @@ impl Lane {
         py: Python<'_>,
         rows: usize,
         if_full: IfFull,
-        timeout: Option<f64>,
+        deadline: &Deadline,
         notice: Option<Notice<'_>>,
         check: impl FnMut() -> PyResult<()> + Send,
     ) -> PyResult<Option<Permit>> {
-        self.intake.room(py, self.end.get()?.reserve_pass(rows), rows, if_full, timeout, notice, check)
+        self.intake.room(py, self.end.get()?.reserve_pass(rows), rows, if_full, deadline, notice, check)
     }
 
     pub(crate) fn end(&self) -> PyResult<&End> {
@@ -308,19 +309,18 @@ impl Intake {
         mut reserve: Reserve,
         rows: usize,
         if_full: IfFull,
-        timeout: Option<f64>,
+        deadline: &Deadline,
         notice: Option<Notice<'_>>,
         mut check: impl FnMut() -> PyResult<()> + Send,
     ) -> PyResult<Option<Permit>> {
-        let deadline = Deadline::new(timeout)?;
         if !self.waits || if_full != IfFull::Wait {
             return Ok(None);
         }
-        let room = wait_and_notice(py, &deadline, notice, |slice| match check() {
+        let room = wait_and_notice(py, deadline, notice, |slice| match check() {
             Ok(()) => reserve.wait_timeout(slice).map(OrRaise::or_raise),
             Err(error) => Some(Err(error)),
         })?;
-        room.ok_or_else(|| no_room(rows, timeout, "the consumer lags or has stopped"))?.map(Some)
+        room.ok_or_else(|| no_room(rows, deadline, "the consumer lags or has stopped"))?.map(Some)
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
@@ -348,7 +348,7 @@ impl Intake {
     }
 }
 
-pub(crate) fn no_room(rows: usize, timeout: Option<f64>, why: &str) -> PyErr {
-    let limit = timeout.unwrap_or_default();
+pub(crate) fn no_room(rows: usize, deadline: &Deadline, why: &str) -> PyErr {
+    let limit = deadline.seconds.unwrap_or_default();
     PyTimeoutError::new_err(format!("no room for {rows} rows within {limit} s: {why}. Nothing was written"))
 }

@@ -138,7 +138,7 @@ impl Recorder {
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let (pass, rows) = found_pass(&self.components, pass_)?;
-        let permit = self.room(py, rows, timeout)?;
+        let permit = self.room(py, rows, &Deadline::new(timeout)?)?;
         let pass = into_batches(py, pass, &self.depot)?;
         let handle = permit.extend_pass(pass).or_raise()?;
         self.passes.fetch_add(1, Ordering::Relaxed);
@@ -167,13 +167,13 @@ impl Recorder {
     }
 
     /// Waits for room for a pass, while two others wait for the disk.
-    fn room(&self, py: Python<'_>, rows: usize, timeout: Option<f64>) -> PyResult<RecorderPermit<'_>> {
+    fn room(&self, py: Python<'_>, rows: usize, deadline: &Deadline) -> PyResult<RecorderPermit<'_>> {
         let recorder = self.recorder.get()?;
-        let room = wait(py, &Deadline::new(timeout)?, |slice| match self.check_open() {
+        let room = wait(py, deadline, |slice| match self.check_open() {
             Ok(()) => recorder.reserve_pass(slice).map(Ok),
             Err(error) => Some(Err(error)),
         })?;
-        room.ok_or_else(|| no_room(rows, timeout, "the recorder's disk lags"))?
+        room.ok_or_else(|| no_room(rows, deadline, "the recorder's disk lags"))?
     }
 }
 
@@ -231,8 +231,9 @@ impl TeeLane {
     ) -> PyResult<WriteOutcome> {
         let (lane, recorder) = (self.lane.get(), self.recorder.get());
         let (pass, rows) = found_pass(&recorder.components, pass_)?;
-        let permit = recorder.room(py, rows, timeout)?;
-        let room = lane.room_for_pass(py, rows, if_full, timeout, notice, || recorder.check_open())?;
+        let deadline = Deadline::new(timeout)?;
+        let permit = recorder.room(py, rows, &deadline)?;
+        let room = lane.room_for_pass(py, rows, if_full, &deadline, notice, || recorder.check_open())?;
         let end = lane.end()?;
         let pass = into_batches(py, pass, &recorder.depot)?;
         let handle = permit.extend_pass_with(pass, |pass| end.hand_over(pass, room, if_full, value)).or_raise()?;
