@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use activation_store::{
     ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
@@ -31,7 +31,7 @@ use crate::write::WriteOutcome;
 pub(crate) struct Recorder {
     recorder: Home<Arc<activation_store::Recorder>>,
     /// The end of the recorder, once it has begun.
-    ending: OnceLock<Task<Result<Safe, RecordingError>>>,
+    ending: Mutex<Option<Task<Result<Safe, RecordingError>>>>,
     components: Vec<Component>,
     depot: Arc<Depot>,
     resumed: (u64, u64),
@@ -65,7 +65,7 @@ impl Recorder {
         let depot = Depot::new(0, PIECE);
         Ok(Recorder {
             recorder: Home::new(Arc::new(recorder)),
-            ending: OnceLock::new(),
+            ending: Mutex::default(),
             components,
             depot,
             resumed,
@@ -95,14 +95,15 @@ impl Recorder {
     /// Writes what was recorded, and ends; says whether the lane is finished. The second time it waits for the first, if that was
     /// interrupted.
     fn close(&self, py: Python<'_>, finished: bool) -> PyResult<()> {
-        if self.ending.get().is_none() {
-            let recorder = self.recorder.get()?.clone();
-            let end = move || if finished { recorder.finish() } else { recorder.close() };
-            // If another thread closes it, too, at the same moment, its task comes to nothing: the recorder is closed once.
-            drop(self.ending.set(Task::start(end)?));
-        }
-        self.recorder.get()?;
-        let Some(ending) = self.ending.get() else { return Ok(()) };
+        let recorder = self.recorder.get()?.clone();
+        let end = move || if finished { recorder.finish() } else { recorder.close() };
+        let ending = {
+            let mut ending = self.ending();
+            match &*ending {
+                Some(begun) => begun.clone(),
+                None => ending.insert(Task::start(end)?).clone(),
+            }
+        };
         ending.wait(py)?.transpose().or_raise().map(drop)
     }
 
@@ -153,17 +154,22 @@ impl Recorder {
     #[getter]
     fn closed(&self) -> PyResult<bool> {
         self.recorder.get()?;
-        Ok(self.ending.get().is_some())
+        Ok(self.ending().is_some())
     }
 }
 
 impl Recorder {
+    /// Locked for a moment, never while a thread waits.
+    fn ending(&self) -> MutexGuard<'_, Option<Task<Result<Safe, RecordingError>>>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Raises if it takes no more passes: the first error of the disk, if there was one.
     fn check_open(&self) -> PyResult<()> {
         if let Some(error) = self.recorder.get()?.failure() {
             return Err(error).or_raise();
         }
-        if self.ending.get().is_some() { Err(WriteError::from(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
+        if self.ending().is_some() { Err(WriteError::from(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
     }
 
     /// Waits for room for a pass, while two others wait for the disk.
