@@ -19,9 +19,6 @@ use crate::uncopied::Uncopied;
 use crate::wait::{Deadline, Notice, wait_and_notice};
 use crate::write::WriteOutcome;
 
-/// So many pieces are copied before the next look for signals.
-const PIECES: usize = 64;
-
 /// Takes the rows of one model replica, and never confuses them with another's.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Lane {
@@ -325,23 +322,17 @@ impl Intake {
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
     fn copy_and_extend(&self, py: Python<'_>, mut room: Permit, mut rows: Uncopied) -> PyResult<WriteHandle> {
+        if !self.in_pieces {
+            return room.extend(rows.copy_all(py, &self.depot)?).or_raise();
+        }
         let mut handles = Vec::with_capacity(1);
         while rows.left() > 0 || handles.is_empty() {
             if !handles.is_empty() {
                 py.check_signals()?;
             }
-            // Whatever ran while this thread waited may have resized the memory.
-            rows.check(py)?;
-            py.detach(|| {
-                for _ in 0..PIECES {
-                    let batch =
-                        if self.in_pieces { rows.copy_piece(&self.depot)? } else { rows.copy_all(&self.depot)? };
-                    handles.push(room.extend(batch).or_raise()?);
-                    if rows.left() == 0 {
-                        break;
-                    }
-                }
-                Ok::<_, PyErr>(())
+            rows.copy_pieces(py, &self.depot, |batch| {
+                handles.push(room.extend(batch).or_raise()?);
+                Ok(())
             })?;
         }
         Ok(WriteHandle::all(handles))
