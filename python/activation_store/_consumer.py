@@ -56,7 +56,7 @@ class Consumer:
         minibatch = self._take(timeout)
         self._parties.values.look(self._native.odd_values())
         if minibatch is None:
-            self._say_if_late()
+            self._say_why_nothing()
             raise StopIteration
         return self._out(minibatch)
 
@@ -75,12 +75,13 @@ class Consumer:
                     continue
             self._parties.values.look(self._native.odd_values())
             if minibatch is None:
-                self._say_if_late()
+                self._say_why_nothing()
                 raise StopAsyncIteration
             return self._out(minibatch)
 
-    def _say_if_late(self) -> None:
-        """Says, once, why this loop had nothing."""
+    def _say_why_nothing(self) -> None:
+        """At the end: says, once, why this loop, or every loop, had nothing."""
+        self._parties.note_end(self._native.only_dropped())
         if self._is_late:
             self._is_late = False
             warn("a loop over a store that has ended serves nothing: a store serves each row once, and earlier loops had all of them. To loop "
@@ -112,13 +113,17 @@ class Consumer:
                 if end is not None:
                     left = max(0.0, end - time.monotonic())
                     if left == 0:
-                        missing = self._native.missing_lane()
-                        raise TimeoutError(f"no minibatch was ready within {timeout} s" + (f": {missing}" if missing else "")) from None
+                        raise self.late(timeout) from None
                 else:
                     noticed = self._notice(noticed)
             else:
                 if minibatch is not None or not self._returned:
                     return minibatch
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        """The error of a wait that is over. Names the lane that a resumed store waits for."""
+        missing = self._native.missing_lane()
+        return TimeoutError(f"no minibatch was ready within {timeout} s" + (f": {missing}" if missing else ""))
 
     def _note_failure(self, error: ClosedWithError) -> None:
         """The stream has ended with the error that the store was closed with; with one of the native side, if Python gave none."""

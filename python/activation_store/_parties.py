@@ -21,7 +21,7 @@ class Parties:
 
     def __init__(self) -> None:
         self._writers, self._readers = _Threads(), _Threads()
-        self._expects_reader = self._has_said = False
+        self._expects_reader = self._has_said = self._has_said_nothing = False
         self.values = OddValues()
         self._notices: dict[str, Notice] = {}
         self.note_writer = self._writers.note
@@ -42,6 +42,13 @@ class Parties:
     def flush_waits(self) -> Notice:
         """The notice of a flush that waits on this thread."""
         return AFTER, lambda: self._say("`flush`", self._missing_reader())
+
+    def note_end(self, only_dropped: int) -> None:
+        """A loop over the ring has ended. Says, once, if no loop had any row because `drop_last` has dropped so many."""
+        if only_dropped and not self._has_said_nothing:
+            self._has_said_nothing = True
+            warn(f"a loop over the store serves nothing: the store had {only_dropped} rows, fewer than a minibatch has, and drop_last=True drops them. "
+                 "Use a smaller batch_size, or drop_last=False")  # fmt: skip
 
     def look_for_writer(self, what: str, is_task: bool = False, missing_lane: str | None = None) -> None:
         """Says what is missing where a loop over the ring waits for minibatches on this thread, or in a task of it.

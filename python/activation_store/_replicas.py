@@ -271,6 +271,10 @@ class _OwnCapture(Capture):
     def _warn(self, error: Exception) -> None:
         """The training loop raises it."""
 
+    def _wrong_at_end(self) -> Exception | None:
+        """The run says whether no row was kept: other replicas may have some."""
+        return self._error
+
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The arguments that a batch is: a mapping's by name; a tuple's, or a list's of tensors, in order; else one."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from . import _live_captures, _model_hooks
 from ._hook_points import HookPoint, check_paths, hook_points
+from ._kept import nothing_kept
 from ._pass_mask import Mask, PassMask
 from ._pass_sinks import PassRejected, Sink, check_whole, sink_into
 from ._torch import HAS_TORCH, torch
@@ -49,7 +50,7 @@ def capture(
     forward pass and its result are never changed. The pass waits while the store's queue is full, inside the model's `forward`:
     a lock that `forward` holds is held meanwhile, so the training loop must not need it (`activations` hands a pass over when
     the model has returned). A store that rejects drops the whole pass instead (see `passes_dropped`). If the store cannot take the rows, the context stops capturing,
-    warns, and raises the error where the `with` block ends. If the store is closed or aborted, because training has ended, the
+    warns, and raises the error where the `with` block ends. If the mask has kept no row of any pass, that is an error there, too. If the store is closed or aborted, because training has ended, the
     context stops capturing without a warning. In both cases `stopped` is true: leave the block then, because the model would run
     for nothing. What gradient checkpointing runs again is not stored again.
 
@@ -134,7 +135,7 @@ class Capture:
         if len(set(self._components)) != len(self._components):
             raise ValueError("two modules are captured into one component; give each a component of its own")
         check_whole(store, self._components)
-        self._mask = PassMask(mask, model)
+        self._mask, self._given_mask = PassMask(mask, model), mask
         self._checks_hooks = hooks == "check"
         self._first_hooks: _model_hooks.HooksOf | None = None
         """The hooks of the model in the first pass; None before its end."""
@@ -145,6 +146,8 @@ class Capture:
         self._error: Exception | None = None
         self._has_stopped = False
         self._passes = self._passes_dropped = 0
+        self._has_kept = False
+        """Whether the mask has kept any row."""
 
     def __enter__(self) -> Self:
         if self._hooks:
@@ -166,8 +169,14 @@ class Capture:
     ) -> None:
         self._remove()
         self._sink.close()
-        if kind is None and self._error is not None:
-            raise self._error
+        if kind is None and (wrong := self._wrong_at_end()) is not None:
+            raise wrong
+
+    def _wrong_at_end(self) -> Exception | None:
+        """What the `with` block raises at its end."""
+        if self._error is None and self._passes and not self._has_kept and not self._has_stopped:
+            return nothing_kept(self._passes, self._given_mask, "forward pass")
+        return self._error
 
     def __repr__(self) -> str:
         paths = ", ".join(repr(point.path) for point in self._points)
@@ -263,6 +272,7 @@ class Capture:
                 self._thread.passes += 1
                 with self._lock:
                     self._passes_of_parts += not self._thread.inside
+                self._has_kept = self._has_kept or any(len(rows) for _, rows in staged)
                 self._sink.write(staged)
                 with self._lock:
                     self._passes += 1
