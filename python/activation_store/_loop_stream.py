@@ -28,7 +28,8 @@ class LoopStream:
                 return self._take(left if run.opening.has_ended else 0.0 if is_settled else _SLICE)
             except TimeoutError:
                 if left == 0 and (has_run or not is_settled):
-                    raise TimeoutError(f"no minibatch was ready within {timeout} s") from None
+                    consumer = run.opening.consumer()
+                    raise TimeoutError(f"no minibatch was ready within {timeout} s") if consumer is None else consumer.late(timeout) from None
             if is_settled:
                 run.advance(left)
                 has_run = True
