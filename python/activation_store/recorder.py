@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from collections.abc import Mapping
@@ -51,7 +50,7 @@ class Recorder:
 
     Leaving the `with` block finishes the lane: from then on a shard that is missing at its end is found. If an error leaves the block, the
     passes before it are written, and the lane is not finished: resume it. So is a recorder that is dropped, or that the end of the program
-    finds open.
+    finds open; a warning says so if its last passes cannot be written.
 
     Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps 1 MiB
     for each component in memory, and at most four passes.
@@ -94,7 +93,8 @@ class Recorder:
         rows = count("shard_rows", shard_rows)
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
         self._parties, self._values = Parties(), OddValues()
-        _open_recorders.add(self)
+        # Called when the last reference to this goes, and at exit.
+        weakref.finalize(self, _close_left_open, self._lane, os.getpid())
 
     @property
     def resumed(self) -> Safe:
@@ -187,24 +187,14 @@ class Recorder:
         return f"Recorder({components}, resumed={self.resumed})"
 
 
-_open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
-"""The recorders of this process."""
-
-
-@atexit.register
-def _close_all() -> None:
-    """The end of the program keeps what is recorded, also where a thread or a global variable still has the recorder."""
-    for recorder in list(_open_recorders):
-        if not recorder.closed:
-            try:
-                recorder.close(finished=False)
-            except OSError as error:
-                warn(f"a recorder was open at the end of the program, and its last passes could not be written: {error}")
-
-
-if hasattr(os, "register_at_fork"):
-    # They belong to the parent.
-    os.register_at_fork(after_in_child=_open_recorders.clear)
+def _close_left_open(lane: _native.Recorder, process: int) -> None:
+    """Keeps what is recorded. The native side would do so, too, but not at the end of the program, and without a word of an error."""
+    if os.getpid() != process or lane.closed:
+        return  # a forked child has no such thread
+    try:
+        lane.close(False)
+    except Exception as error:  # noqa: BLE001
+        warn(f"a recorder was dropped, or the program ended, before it was closed, and its last passes could not be written: {error}")
 
 
 class Tee:
@@ -231,6 +221,7 @@ class Tee:
             ValueError: If they have others.
         """
         self._lane = _native.TeeLane(store._lane, recorder._lane)  # noqa: SLF001
+        self._recorder = recorder  # which ends when nothing refers to it
         self._parties = store._parties  # noqa: SLF001
         self.component_names = recorder.component_names
         """The components' names, in order."""
