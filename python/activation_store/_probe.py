@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -29,18 +29,30 @@ class Probe:
         self._as_copied = _model_hooks.HooksOf(model, modes=True)
         """The hooks and modes of the model when the view was made."""
 
-    def why_not(self, run_view: Any, args: Any, kwargs: Any) -> str | None:
+    def why_not(self, run_view: Callable[[], Any], args: Any, kwargs: Any) -> str | None:
         """Runs a pass of the view. Why the view cannot stand for the model; None if it can.
 
+        If there is no memory for a comparison, the view runs once more, without one.
+
         Raises:
-            BaseException: What the model raises, if the view does so, too.
+            BaseException: What the model raises, if the view does so, too; and that there is no memory for a pass of the view.
         """
-        compares = not self._is_compiled and not any(module.training for module in self._model.modules()) and self._is_quiet()
-        expected = self._output(args, kwargs) if compares else None
+        if not self._is_compiled and not any(module.training for module in self._model.modules()) and self._is_quiet():
+            try:
+                return self._why_not(run_view, args, kwargs, self._output(args, kwargs))
+            except Exception as error:
+                if not _is_no_memory(error):
+                    raise
+        return self._why_not(run_view, args, kwargs, None)
+
+    def _why_not(self, run_view: Callable[[], Any], args: Any, kwargs: Any, expected: tuple[Any] | None) -> str | None:
+        """As `why_not`. `expected` is the model's output to compare with, if there is one."""
         try:
             with self._model_runs() as ran:
                 output = run_view()
         except Exception as error:
+            if _is_no_memory(error):
+                raise
             if expected is None:
                 self._model(*args, **kwargs)  # raises the error itself if it is the model's
             return f"its view raised {type(error).__name__}: {error}"
@@ -96,6 +108,12 @@ class Probe:
         finally:
             for handle in handles:
                 _model_hooks.remove(handle)
+
+
+def _is_no_memory(error: Exception) -> bool:
+    """Whether there was not enough memory. On the CPU, torch raises a `RuntimeError` for that."""
+    kinds = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -144,7 +144,12 @@ class ModelReplica:
         if probe is None:
             self._call(args, kwargs)
             return
-        reason = probe.why_not(lambda: self._call(args, kwargs), args, kwargs)
+
+        def run_view() -> Any:
+            self._sink.begin_batch(index)  # forgets the rows of a pass that failed
+            return self._call(args, kwargs)
+
+        reason = probe.why_not(run_view, args, kwargs)
         if reason is not None:
             self._capture._remove()  # noqa: SLF001
             if self._is_removed:

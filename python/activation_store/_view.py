@@ -30,10 +30,13 @@ def view_of(model: torch.nn.Module) -> torch.nn.Module:
 
     Raises:
         NoViewError: If the model can have none.
+        MemoryError: If there is no memory for the copy.
     """
     refuse(model)
     try:
         return _Copier().module(model)
+    except MemoryError:
+        raise
     except Exception as error:
         raise NoViewError(f"it cannot be copied: {type(error).__name__}: {error}") from error
 
