@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _native
-from ._incoming import incoming, incoming_pass, incoming_row
 from ._native import IfFull
-from ._parties import Parties
+from ._ring.parties import Parties
+from ._rows.incoming import incoming, incoming_pass, incoming_row
 from .future import Future
 
 

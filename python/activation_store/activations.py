@@ -10,25 +10,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
-from . import _live_runs
-from ._dealer import Dealer
-from ._dtypes import dtype_name
-from ._gate import Gate
-from ._loaders import refuse_worker
-from ._loop_run import LoopRun
-from ._loop_stream import LoopStream
-from ._opening import Opening, builder
-from ._overlap import Overlap, runs_on_threads
-from ._pass_mask import Mask
-from ._positions import first_positions, resumed_positions
-from ._progress import NoProgress, Progress
-from ._replicas import Mode, Passes, replica_of
-from ._run import Run
-from ._same_model import check_replicas
-from ._settings import RunSettings
-from ._stream import Stream
-from ._torch import torch
-from ._warnings import warn
+from ._hooks.pass_mask import Mask
+from ._ring.loaders import refuse_worker
+from ._ring.settings import RunSettings
+from ._rows.dtypes import dtype_name
+from ._rows.torch import torch
+from ._rows.warnings import warn
+from ._run import live_runs
+from ._run.dealer import Dealer
+from ._run.gate import Gate
+from ._run.loop_run import LoopRun
+from ._run.loop_stream import LoopStream
+from ._run.opening import Opening, builder
+from ._run.overlap import Overlap, runs_on_threads
+from ._run.positions import first_positions, resumed_positions
+from ._run.progress import NoProgress, Progress
+from ._run.replicas import Mode, Passes, replica_of
+from ._run.run import Run
+from ._run.same_model import check_replicas
+from ._run.stream import Stream
 from .hooks import Hooks
 from .ring_store import RingStore, _Iterable
 from .snapshots import Source
@@ -235,9 +235,9 @@ def activations(
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
     config = {**sizes, "modules": names, "point": point, "mode": mode, "dtype": None if dtype is None else dtype_name(dtype)}
     result: Activations[Any] = Activations(run, config)
-    if _live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
+    if live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
         warn("another activations(...) ran this model, and only the traceback of an earlier error referred to it: it has been ended")
-    _live_runs.add(result)
+    live_runs.add(result)
     run.start()
     return result
 

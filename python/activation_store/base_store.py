@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from ._checks import count
-from ._torch import HAS_TORCH, Dataset, torch
+from ._rows.checks import count
+from ._rows.torch import HAS_TORCH, Dataset, torch
 from .errors import StoreFullError
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._dtypes import dtype_name
-from ._incoming import element
-from ._torch import HAS_TORCH
+from ._rows.dtypes import dtype_name
+from ._rows.incoming import element
+from ._rows.torch import HAS_TORCH
 
 Read = Callable[[str, int, int], Any]
 """The items of a column from one number to another, which is not included."""

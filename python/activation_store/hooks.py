@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from . import _live_captures, _model_hooks
-from ._hook_points import HookPoint, check_paths, hook_points
-from ._kept import nothing_kept
-from ._pass_mask import Mask, PassMask
-from ._pass_sinks import PassRejected, Sink, check_whole, sink_into
-from ._torch import HAS_TORCH, torch
-from ._view import is_compiled
-from ._warnings import warn
+from ._hooks import live_captures, model_hooks
+from ._hooks.hook_points import HookPoint, check_paths, hook_points
+from ._hooks.pass_mask import Mask, PassMask
+from ._hooks.sinks import PassRejected, Sink, check_whole, sink_into
+from ._hooks.view import is_compiled
+from ._rows.torch import HAS_TORCH, torch
+from ._rows.warnings import warn
+from ._run.nothing_kept import nothing_kept
 from .errors import StoreClosedError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Capture:
         check_whole(store, self._components)
         self._mask, self._given_mask = PassMask(mask, model), mask
         self._checks_hooks = hooks == "check"
-        self._first_hooks: _model_hooks.HooksOf | None = None
+        self._first_hooks: model_hooks.HooksOf | None = None
         """The hooks of the model in the first pass; None before its end."""
         self._hooks: list[RemovableHandle] = []
         self._thread = _ThreadState()
@@ -152,7 +152,7 @@ class Capture:
     def __enter__(self) -> Self:
         if self._hooks:
             raise ValueError("this capture has been entered already; make another with capture()")
-        _live_captures.add(self)
+        live_captures.add(self)
         self._sink.note_writer()
         try:
             self._note(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -206,12 +206,12 @@ class Capture:
         return self._passes_dropped
 
     def _note(self, handle: RemovableHandle) -> None:
-        self._hooks.append(_model_hooks.note(handle))
+        self._hooks.append(model_hooks.note(handle))
 
     def _remove(self) -> None:
-        _live_captures.remove(self)
+        live_captures.remove(self)
         for hook in self._hooks:
-            _model_hooks.remove(hook)
+            model_hooks.remove(hook)
         self._hooks = []
 
     # The hooks. None of them returns anything, so torch goes on with what it has.
@@ -298,7 +298,7 @@ class Capture:
             return
         if self._first_hooks is None:
             if is_end:  # libraries put hooks of their own on in their first pass
-                self._first_hooks = _model_hooks.HooksOf(self._model, modes=self._checks_modes)
+                self._first_hooks = model_hooks.HooksOf(self._model, modes=self._checks_modes)
             return
         changed = self._first_hooks.difference(self._model)
         if changed is not None:
@@ -358,7 +358,7 @@ class _ThreadState(threading.local):
 def _is_recomputing() -> bool:
     """Whether a backward pass is under way on this thread: a forward pass in it is gradient checkpointing's second. Or whether a pass only
     compares outputs."""
-    if getattr(_model_hooks.probing, "now", False):
+    if getattr(model_hooks.probing, "now", False):
         return True
     current = getattr(torch._C, "_current_graph_task_id", None)  # noqa: SLF001
     return current is not None and current() != -1

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import _native
-from ._parties import Parties
 from ._producer_side import ProducerSide
+from ._ring.parties import Parties
 
 
 class Producer(ProducerSide):

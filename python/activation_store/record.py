@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ._dealer import batches_from
-from ._kept import nothing_kept
+from ._hooks.pass_mask import Mask
 from ._native import __version__
-from ._opening import Layout, with_dtype
-from ._pass_mask import Mask
-from ._progress import line_of
-from ._replicas import Mode, Passes, replica_of
-from ._torch import HAS_TORCH, torch
+from ._rows.torch import HAS_TORCH, torch
+from ._run.dealer import batches_from
+from ._run.nothing_kept import nothing_kept
+from ._run.opening import Layout, with_dtype
+from ._run.progress import line_of
+from ._run.replicas import Mode, Passes, replica_of
 from .hooks import Hooks
 from .recorder import Recorder, Safe
 from .recording import Recording, by_name

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import _native
-from ._checks import count
-from ._components import components_of
-from ._incoming import incoming_pass
 from ._native import IfFull
-from ._odd_values import OddValues
-from ._parties import Parties
-from ._warnings import warn
+from ._ring.parties import Parties
+from ._rows.checks import count
+from ._rows.components import components_of
+from ._rows.incoming import incoming_pass
+from ._rows.odd_values import OddValues
+from ._rows.warnings import warn
 from .future import Future
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from . import _native
-from ._batches import Batch
-from ._checks import count, seed_of
-from ._components import Component
-from ._dtypes import numpy_dtype, torch_dtype
-from ._epochs import EpochLoop, Epochs, Place
-from ._loaders import Worker, worker
-from ._torch import HAS_TORCH, IterableDataset, torch
-from ._warnings import warn
+from ._ring.epochs import EpochLoop, Epochs, Place
+from ._ring.loaders import Worker, worker
+from ._rows.batches import Batch
+from ._rows.checks import count, seed_of
+from ._rows.components import Component
+from ._rows.dtypes import numpy_dtype, torch_dtype
+from ._rows.torch import HAS_TORCH, IterableDataset, torch
+from ._rows.warnings import warn
 from .ring_store import RingStore
 from .snapshots import Source, native_source
 from .tensor_store import TensorActivationStore

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 import numpy as np
 
 from . import _native
-from ._batches import batch_of, converter
-from ._checks import count, seed_of
-from ._components import Component, Components, components_of
-from ._consumer import Consumer
-from ._failure import Failure
-from ._indexing import get
-from ._loaders import Minibatches, asked_by_loader
-from ._parties import Parties
 from ._producer_side import ProducerSide
-from ._returned import Returned
-from ._settings import RingSettings
-from ._torch import IterableDataset, torch
-from ._warnings import warn
+from ._ring.consumer import Consumer
+from ._ring.failure import Failure
+from ._ring.loaders import Minibatches, asked_by_loader
+from ._ring.parties import Parties
+from ._ring.returned import Returned
+from ._ring.settings import RingSettings
+from ._rows.batches import batch_of, converter
+from ._rows.checks import count, seed_of
+from ._rows.components import Component, Components, components_of
+from ._rows.indexing import get
+from ._rows.torch import IterableDataset, torch
+from ._rows.warnings import warn
 from .base_store import ActivationStore
 from .errors import StoreClosedError
 from .producer import Producer

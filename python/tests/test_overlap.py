@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from activation_store import RingStore, activations  # noqa: E402
-from activation_store._positions import Position  # noqa: E402
+from activation_store._run.positions import Position  # noqa: E402
 
 SETTINGS = {"batch_size": 8, "window": 32, "seed": 3}
 
@@ -240,7 +240,7 @@ def test_it_ends_with_its_last_reference_and_with_close(model):
 
 
 def test_another_thread_ends_it_in_the_middle_of_a_pass(model, monkeypatch):
-    monkeypatch.setattr("activation_store._run.BOUND", 0.05)
+    monkeypatch.setattr("activation_store._run.run.BOUND", 0.05)
     batches = activations(model, text(), "numbers", overlap=False, **SETTINGS)
     next(batches)
 
@@ -315,7 +315,7 @@ def test_it_goes_on_from_a_snapshot(model, tmp_path, form):
 
 def test_the_progress_line_says_that_they_take_turns(model, monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("activation_store._progress._INTERVAL", 0)
+    monkeypatch.setattr("activation_store._run.progress._INTERVAL", 0)
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     list(activations(model, text(), "numbers", overlap=False, progress=True, **SETTINGS))
     last = shown.getvalue().split("\r")[-1]
