@@ -29,7 +29,7 @@ from ._run.replicas import Mode, Passes, replica_of
 from ._run.run import Run
 from ._run.same_model import check_replicas
 from ._run.stream import Stream
-from .hooks import Hooks
+from .capture import Hooks
 from .ring_store import RingStore, _Iterable
 from .snapshots import Source
 

@@ -17,7 +17,7 @@ from ._run.nothing_kept import nothing_kept
 from ._run.opening import Layout, with_dtype
 from ._run.progress import line_of
 from ._run.replicas import Mode, Passes, replica_of
-from .hooks import Hooks
+from .capture import Hooks
 from .recorder import Recorder, Safe
 from .recording import Recording, by_name
 

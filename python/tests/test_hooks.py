@@ -748,3 +748,10 @@ def test_a_mask_over_the_first_axes_goes_for_all_below(model):
     with capture(model, PATHS, store, mask=mask):
         model(torch.randn(1, 3, 4, 6))  # [batch, position, head, feature]
     assert len(served(store, "first")) == 8
+
+
+def test_the_former_name_of_the_module_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="activation_store.hooks is now activation_store.capture") as said:
+        from activation_store.hooks import capture as former
+    assert former is capture
+    assert said[0].filename == __file__

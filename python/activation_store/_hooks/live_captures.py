@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..hooks import Capture
+    from ..capture import Capture
 
 _lock = threading.RLock()  # the garbage collector may end a run, with its capture, anywhere
 _live: weakref.WeakKeyDictionary[Capture, threading.Thread] = weakref.WeakKeyDictionary()

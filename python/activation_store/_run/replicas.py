@@ -15,8 +15,8 @@ from .._hooks.probe import Probe
 from .._hooks.view import NoViewError, is_compiled, path_in_view, view_of
 from .._rows.torch import HAS_TORCH, is_tensor, torch
 from .._rows.warnings import warn
+from ..capture import Capture, Hooks, check_hooks
 from ..errors import StoreClosedError, StoreFullError
-from ..hooks import Capture, Hooks, check_hooks
 from .first_pass import FirstPass, layout_of
 from .gate import Gate
 from .opening import Opens
