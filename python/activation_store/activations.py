@@ -14,7 +14,7 @@ from ._hooks.pass_mask import Mask
 from ._ring.loaders import refuse_worker
 from ._ring.settings import RunSettings
 from ._rows.dtypes import dtype_name
-from ._rows.torch import torch
+from ._rows.torch import IterableDataset, torch
 from ._rows.warnings import warn
 from ._run import live_runs
 from ._run.dealer import Dealer
@@ -30,7 +30,7 @@ from ._run.run import Run
 from ._run.same_model import check_replicas
 from ._run.stream import Stream
 from .capture import Hooks
-from .ring_store import RingStore, _Iterable
+from .ring_store import RingStore, check_settings
 from .snapshots import Source
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def activations(
     if dtype is not None:
         dtype_name(dtype)
     sizes = {**settings, "batch_size": batch_size, "window": window, "output": output, "stacked": stacked}
-    RingStore(1, **cast("Any", sizes)).abort()  # checks them now, not in the first pass
+    check_settings(**cast("Any", sizes))  # now, not in the first pass
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
@@ -242,7 +242,7 @@ def activations(
     return result
 
 
-class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
+class Activations(IterableDataset[BatchT_co], Generic[BatchT_co]):
     """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it.
 
     It is a `torch.utils.data.IterableDataset` without a length, for a `DataLoader` with `batch_size=None, num_workers=0`.

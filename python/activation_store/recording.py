@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -22,18 +22,13 @@ from .ring_store import RingStore
 from .snapshots import Source, native_source
 from .tensor_store import TensorActivationStore
 
-if TYPE_CHECKING:
-    _Iterable = IterableDataset[Any]
-else:
-    _Iterable = IterableDataset
-
 
 def by_name(modules: object) -> dict[str, str]:
     """What the metadata of a recording says of how its modules were named: in a list or mapping, or (nothing) by a path alone."""
     return {} if modules is None or isinstance(modules, str) else {"by_name": "true"}
 
 
-class Recording(_Iterable):
+class Recording(IterableDataset[Any]):
     """What a `Recorder` or `record` wrote to a folder. Each loop over it is an epoch of shuffled minibatches, in another order.
 
         >>> recording = Recording("recorded", batch_size=64, window=256, seed=1)
@@ -212,7 +207,7 @@ class Recording(_Iterable):
         rank, world_size = self._part
         ring = self._native.replay(
             components=self._chosen, seed=self._seed, epochs=epochs, first_epoch=first, rank=rank, world_size=world_size, part=part,
-            **self._sizes, **source,
+            settings=self._sizes, **source,
         )  # fmt: skip
         return RingStore._over(ring, self._output, self._stacked, self._named)  # noqa: SLF001
 

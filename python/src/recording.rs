@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use activation_store::{
-    ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
-    WriteError,
-};
+use activation_store::{ClosedBy, Component, RecorderPermit, RecordingError, Safe, Snapshot, SyncPolicy, WriteError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
@@ -19,7 +16,7 @@ use crate::dtype;
 use crate::errors::OrRaise;
 use crate::lane::{IfFull, Lane, check, found_pass, into_batches, no_room};
 use crate::process::Home;
-use crate::ring::Ring;
+use crate::ring::{Ring, Settings};
 use crate::rows::Rows;
 use crate::task::{Task, elsewhere};
 use crate::uncopied::PIECE;
@@ -343,7 +340,7 @@ impl Recording {
 
     /// A ring that replays it.
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
-    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, part=None, batch_size=None, window=None, ready_frames=None, drop_last=None, allow_overcommit=false, folder=None, snapshot=None))]
+    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, settings, part=None, folder=None, snapshot=None))]
     fn replay(
         &self,
         py: Python<'_>,
@@ -353,12 +350,8 @@ impl Recording {
         first_epoch: u64,
         rank: u64,
         world_size: u64,
+        settings: Settings,
         part: Option<(u64, u64)>,
-        batch_size: Option<usize>,
-        window: Option<usize>,
-        ready_frames: Option<usize>,
-        drop_last: Option<bool>,
-        allow_overcommit: bool,
         folder: Option<PathBuf>,
         snapshot: Option<Vec<u8>>,
     ) -> PyResult<Ring> {
@@ -372,11 +365,7 @@ impl Recording {
                 components.iter().map(|key| key.find(self.recording.components())).collect::<PyResult<Vec<_>>>()?;
             replay = replay.components(found).or_raise()?;
         }
-        let mut builder = RingStore::builder().allow_overcommit(allow_overcommit).seed(seed);
-        builder = batch_size.into_iter().fold(builder, RingStoreBuilder::batch_size);
-        builder = window.into_iter().fold(builder, RingStoreBuilder::window);
-        builder = ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
-        builder = drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
+        let builder = settings.builder(Vec::new())?.seed(seed);
         let store = elsewhere(py, move || match (folder, snapshot) {
             (Some(folder), _) => replay.resume(builder, folder),
             (None, Some(bytes)) => {

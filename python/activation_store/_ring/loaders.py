@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .._rows.torch import HAS_TORCH, IterableDataset, torch
 
-if TYPE_CHECKING:
-    from ..ring_store import RingStore
-
-    _Iterable = IterableDataset[Any]
-else:
-    _Iterable = IterableDataset
+BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class Worker(NamedTuple):
@@ -48,13 +43,21 @@ def asked_by_loader() -> bool:
     return name.startswith(("torch.utils.data.", "torchdata."))
 
 
-class Minibatches(_Iterable):
+class Source(Protocol[BatchT_co]):
+    """A ring."""
+
+    def __iter__(self) -> Iterator[BatchT_co]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+class Minibatches(IterableDataset[BatchT_co]):
     """The minibatches of a ring as a `torch.utils.data.IterableDataset` that has no length."""
 
-    def __init__(self, store: RingStore[Any]) -> None:
+    def __init__(self, store: Source[BatchT_co]) -> None:
         self._store = store
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[BatchT_co]:
         return iter(self._store)
 
     def state_dict(self) -> dict[str, Any]:

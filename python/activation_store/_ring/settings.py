@@ -1,8 +1,10 @@
-"""The settings of a ring, for type checkers."""
+"""The settings of a ring: for type checkers, and as the native side takes them."""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+from .._rows.checks import count, seed_of
 
 
 class RunSettings(TypedDict, total=False):
@@ -24,3 +26,23 @@ class RingSettings(RunSettings, total=False):
     window: int
     dtype: object
     max_skew: int | None
+
+
+def native_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as the native side takes them. None is the default of some.
+
+    Raises:
+        TypeError, ValueError: If one cannot be so.
+    """
+    return {name: _checked(name, value) for name, value in settings.items() if value is not None or name not in ("queue_rows", "max_skew")}
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not None, as the native side takes them."""
+    return native_settings({name: value for name, value in settings.items() if value is not None})
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in ("batch_size", "window", "ready_frames", "queue_rows", "max_skew"):
+        return count(name, value)
+    return seed_of(value) if name == "seed" else value
