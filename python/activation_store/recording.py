@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from . import _native
-from ._ring.epochs import EpochLoop, Epochs, Place
+from ._ring.epochs import Epochs, Place, loop_over
 from ._ring.loaders import Worker, worker
 from ._rows.batches import Batch
 from ._rows.checks import count, seed_of
@@ -126,7 +126,7 @@ class Recording(IterableDataset[Any]):
         # If nothing is left of the epoch, there is nothing to read. (Of an epoch without minibatches, the ring says what is wrong.)
         is_over = place.served == length and (place.served > 0 or part is not None)
         minibatches: Iterator[Batch] = iter(()) if is_over else iter(self._ring(1, place.epoch, None, part))
-        return EpochLoop(place, 0 if is_over else place.served, length, minibatches, at_end)
+        return loop_over(place, 0 if is_over else place.served, length, minibatches, at_end)
 
     def minibatches(self) -> Self:
         """This recording itself, for code that gives the `minibatches()` of any store to a `DataLoader`. It has a length."""

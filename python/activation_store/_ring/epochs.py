@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -57,30 +57,14 @@ class Place:
     """Whether the loop was told that the epoch is over."""
 
 
-class EpochLoop:
-    """Serves one epoch, or the rest of it behind a place, and keeps the place."""
-
-    def __init__(self, place: Place, to_skip: int, length: int, minibatches: Iterator[Any], at_end: Callable[[], None]) -> None:
-        self._place = place
-        self._length = length
-        self._minibatches = minibatches
-        self._to_skip = to_skip
-        self._at_end = at_end
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        while self._to_skip:
-            next(self._minibatches)
-            self._to_skip -= 1
-        try:
-            minibatch = next(self._minibatches)
-        except StopIteration:
-            self._place.has_ended = True
-            self._at_end()
-            raise
-        self._place.served += 1
-        if self._place.served == self._length:  # a trainer that counts its steps may never ask for the end
-            self._at_end()
-        return minibatch
+def loop_over(place: Place, to_skip: int, length: int, minibatches: Iterator[Any], at_end: Callable[[], None]) -> Iterator[Any]:
+    """Serves one epoch, or the rest of it behind so many minibatches, and keeps the place."""
+    for _ in range(to_skip):
+        next(minibatches)
+    for minibatch in minibatches:
+        place.served += 1
+        if place.served == length:  # a trainer that counts its steps may never ask for the end
+            at_end()
+        yield minibatch
+    place.has_ended = True
+    at_end()
