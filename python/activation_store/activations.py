@@ -10,17 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
+from ._hooks import live
 from ._hooks.pass_mask import Mask
 from ._ring.loaders import refuse_worker
 from ._ring.settings import RunSettings
 from ._rows.dtypes import dtype_name
 from ._rows.torch import IterableDataset, torch
 from ._rows.warnings import warn
-from ._run import live_runs
 from ._run.dealer import Dealer
 from ._run.gate import Gate
-from ._run.loop_run import LoopRun
-from ._run.loop_stream import LoopStream
+from ._run.left_behind import end_left_behind
+from ._run.loop import LoopRun
 from ._run.opening import Opening, builder
 from ._run.overlap import Overlap, runs_on_threads
 from ._run.positions import first_positions, resumed_positions
@@ -28,7 +28,7 @@ from ._run.progress import NoProgress, Progress
 from ._run.replicas import Mode, Passes, replica_of
 from ._run.run import Run
 from ._run.same_model import check_replicas
-from ._run.stream import Stream
+from ._run.threads import ThreadRun
 from .capture import Hooks
 from .ring_store import RingStore, check_settings
 from .snapshots import Source
@@ -229,15 +229,15 @@ def activations(
     replicas = [replica_of(each, modules, opening, number, start, passes, gate) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches, in_turns=not has_threads) if progress else NoProgress()
     dealer = Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin")
-    run = Run(replicas, dealer, opening, line, gate) if has_threads else LoopRun(replicas[0], dealer, opening, line, gate)
+    run = (ThreadRun if has_threads else LoopRun)(replicas, dealer, opening, line, gate)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
     config = {**sizes, "modules": names, "point": point, "mode": mode, "dtype": None if dtype is None else dtype_name(dtype)}
     result: Activations[Any] = Activations(run, config)
-    if live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
+    if end_left_behind(live.using(Activations, [replica.model for replica in replicas if replica.model is not None])):
         warn("another activations(...) ran this model, and only the traceback of an earlier error referred to it: it has been ended")
-    live_runs.add(result)
+    live.add(result)
     run.start()
     return result
 
@@ -248,23 +248,22 @@ class Activations(IterableDataset[BatchT_co], Generic[BatchT_co]):
     It is a `torch.utils.data.IterableDataset` without a length, for a `DataLoader` with `batch_size=None, num_workers=0`.
     """
 
-    def __init__(self, run: Run | LoopRun, config: dict[str, Any]) -> None:
+    def __init__(self, run: Run, config: dict[str, Any]) -> None:
         self._run = run
         self._config = config
-        self._stream = Stream(run) if isinstance(run, Run) else LoopStream(run)
         # Called when the last reference to this goes, and at exit.
         weakref.finalize(self, run.stop)
 
     def __iter__(self) -> Iterator[BatchT_co]:
         refuse_worker("a run of a model")
-        if self._stream.has_ended:
+        if self._run.has_served_all:
             warn("a loop over a run that has ended serves nothing: call activations(...) again, or record the rows and loop over a Recording")
         return self
 
     def __next__(self) -> BatchT_co:
-        stream = self._stream
+        run = self._run
         del self  # so that the traceback of Ctrl-C does not refer to it, and the run ends
-        return cast("BatchT_co", stream.next(None))
+        return cast("BatchT_co", run.next(None))
 
     def next(self, timeout: float | None = None) -> BatchT_co:
         """The next minibatch.
@@ -277,17 +276,20 @@ class Activations(IterableDataset[BatchT_co], Generic[BatchT_co]):
             StopIteration: If the run has ended and everything is served.
             BaseException: The error of the model, a hook or the loader, once, after the last minibatch.
         """
-        stream = self._stream
+        run = self._run
         del self
-        return cast("BatchT_co", stream.next(timeout))
+        return cast("BatchT_co", run.next(timeout))
 
     def __aiter__(self) -> AsyncIterator[BatchT_co]:
         return self
 
     async def __anext__(self) -> BatchT_co:
-        stream = self._stream
+        run = self._run
         del self
-        return cast("BatchT_co", await stream.anext())
+        return cast("BatchT_co", await run.anext())
+
+    def _uses(self, models: Sequence[Any]) -> bool:
+        return self._run.uses(models)
 
     def close(self) -> None:
         """Ends the run: waits for the forward pass under way, takes the hooks off, and discards what was captured."""

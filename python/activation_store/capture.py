@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from ._hooks import live_captures, model_hooks
+from ._hooks import live, model_hooks
 from ._hooks.hook_points import HookPoint, check_paths, hook_points
 from ._hooks.pass_mask import Mask, PassMask
 from ._hooks.sinks import PassRejected, Sink, check_whole, sink_into
 from ._hooks.view import is_compiled
 from ._rows.torch import HAS_TORCH, torch
 from ._rows.warnings import warn
-from ._run.nothing_kept import nothing_kept
 from .errors import StoreClosedError
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class Capture:
         if len(set(self._components)) != len(self._components):
             raise ValueError("two modules are captured into one component; give each a component of its own")
         check_whole(store, self._components)
-        self._mask, self._given_mask = PassMask(mask, model), mask
+        self._mask = PassMask(mask, model)
         self._checks_hooks = hooks == "check"
         self._first_hooks: model_hooks.HooksOf | None = None
         """The hooks of the model in the first pass; None before its end."""
@@ -146,13 +145,14 @@ class Capture:
         self._error: Exception | None = None
         self._has_stopped = False
         self._passes = self._passes_dropped = 0
+        self._entered_on = threading.current_thread()
         self._has_kept = False
         """Whether the mask has kept any row."""
 
     def __enter__(self) -> Self:
         if self._hooks:
             raise ValueError("this capture has been entered already; make another with capture()")
-        live_captures.add(self)
+        self._begin_alone()
         self._sink.note_writer()
         try:
             self._note(self._model.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -175,7 +175,7 @@ class Capture:
     def _wrong_at_end(self) -> Exception | None:
         """What the `with` block raises at its end."""
         if self._error is None and self._passes and not self._has_kept and not self._has_stopped:
-            return nothing_kept(self._passes, self._given_mask, "forward pass")
+            return self._mask.nothing_kept(self._passes)
         return self._error
 
     def __repr__(self) -> str:
@@ -205,11 +205,33 @@ class Capture:
         """
         return self._passes_dropped
 
+    def _begin_alone(self) -> None:
+        """Notes that this captures the model.
+
+        Raises:
+            ValueError: If another thread is capturing the same model, or anything captures the same model into the same store.
+        """
+        here = threading.current_thread()
+        with live.lock:
+            for other in filter(None, (ref() for ref in live.using(Capture, [self._model]))):
+                runs = (self.own_thread is not None) + (other.own_thread is not None)
+                # What captures one thread's passes alone gets no other's.
+                if runs < 2 and (runs or other._entered_on is not here or other._store is self._store):
+                    raise ValueError(
+                        f"this model already has a live capture, which would get these passes, too: {other!r}, entered on thread "
+                        f"{other._entered_on.name!r}. End that one first: close its store, and let its `with` block end"
+                    )
+            self._entered_on = here
+            live.add(self)
+
+    def _uses(self, models: Sequence[Any]) -> bool:
+        return any(self._model is model for model in models)
+
     def _note(self, handle: RemovableHandle) -> None:
         self._hooks.append(model_hooks.note(handle))
 
     def _remove(self) -> None:
-        live_captures.remove(self)
+        live.remove(self)
         for hook in self._hooks:
             model_hooks.remove(hook)
         self._hooks = []

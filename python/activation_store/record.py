@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ._hooks.pass_mask import Mask
+from ._hooks.pass_mask import Mask, nothing_kept
 from ._native import __version__
 from ._rows.torch import HAS_TORCH, torch
 from ._run.dealer import batches_from
-from ._run.nothing_kept import nothing_kept
 from ._run.opening import Layout, with_dtype
 from ._run.progress import line_of
 from ._run.replicas import Mode, Passes, replica_of

@@ -59,8 +59,21 @@ class PassMask:
             return mask
         return mask[:, -shape[1] :]
 
+    def nothing_kept(self, passes: int) -> ValueError:
+        """The error of a capture of so many passes, of which no row is kept."""
+        return nothing_kept(passes, self._mask, "forward pass")
+
     def without_call(self) -> Any:
         """The mask where a part of the model was called by itself."""
         if callable(self._mask) or isinstance(self._mask, str):
             raise ValueError("the mask comes from the model's arguments, but a part of the model was called, not the model; capture that part")
         return self._mask
+
+
+def nothing_kept(ran: int, mask: object, what: str = "batch") -> ValueError:
+    """The error of a model that ran so many batches, of which nothing is kept."""
+    ran_so_many = f"the model ran {ran} {what}{'' if ran == 1 else 'es'}, and no row was kept"
+    if mask is None:
+        return ValueError(f"{ran_so_many}: the activations had none")
+    name = f"mask={mask!r}" if isinstance(mask, str) else "the mask"
+    return ValueError(f"{ran_so_many}: {name} is False (or 0) everywhere, and True (or 1) keeps a row; if it marks the rows to leave out, invert it")

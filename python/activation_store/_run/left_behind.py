@@ -1,41 +1,32 @@
-"""The runs of models that are under way now, and which of them only a traceback keeps."""
+"""Runs that no code can reach any more, because only a traceback keeps them."""
 
 from __future__ import annotations
 
 import gc
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..activations import Activations
-
-_lock = threading.RLock()  # the garbage collector may begin or end a run anywhere
-_live: list[weakref.ref[Activations[Any]]] = []
+from typing import Any, Protocol
 
 
-def add(iterator: Activations[Any]) -> None:
-    """Notes a run by its iterator."""
-    with _lock:
-        _live[:] = [ref for ref in _live if ref() is not None] + [weakref.ref(iterator)]
+class Closable(Protocol):
+    """The iterator of a run."""
+
+    def close(self) -> None:
+        """Ends the run."""
 
 
-def end_left_behind(models: Sequence[Any]) -> bool:
-    """Ends the runs of these models that no code can reach. Whether there were any.
+def end_left_behind(runs: Sequence[weakref.ref[Any]]) -> bool:
+    """Ends those of these runs that no code can reach. Whether there were any.
 
     A notebook keeps the traceback of the last error, with the frames that it went through and all of their names. So the run
     of a cell that failed, or was interrupted, in a function would go on beside the run of the cell that is executed again.
     """
-    with _lock:
-        others = [ref for ref in _live if (iterator := ref()) is not None and iterator._run.runs(models)]  # noqa: SLF001
-        iterator = None
     ended = False
-    for ref in others:
+    for ref in runs:
         if _is_left_behind(ref):
-            iterator = ref()
+            iterator: Closable | None = ref()
             if iterator is not None:
                 iterator.close()
                 ended = True

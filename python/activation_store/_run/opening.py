@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .._hooks.pass_mask import nothing_kept
 from .._ring.failure import Failure
 from .._rows.dtypes import SIZES
 from ..errors import StoreClosedError
-from .nothing_kept import nothing_kept
 from .positions import lane_name
 
 if TYPE_CHECKING:

@@ -2,81 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from .._rows.torch import HAS_TORCH, torch
-from .._rows.warnings import warn
-from .dealer import Dealer
-from .gate import Gate
-from .opening import Opening
-from .progress import NoProgress, Progress
 from .replicas import Replica
+from .run import Run
 
-BOUND = 5.0
-"""Seconds that ending a run waits for its threads."""
+_SLICE = 0.05
+"""Seconds of a wait between two looks for Ctrl-C."""
 
 
-class Run:
-    """Runs every replica on a daemon thread, and ends them. It never refers to the iterator that serves it."""
+class ThreadRun(Run):
+    """Runs every replica on a daemon thread, and ends them."""
 
-    def __init__(
-        self, replicas: Sequence[Replica], dealer: Dealer, opening: Opening, progress: Progress | NoProgress, gate: Gate
-    ) -> None:
-        self.opening = opening
-        self.gate = gate
-        self._replicas = list(replicas)
-        self._dealer = dealer
-        self._progress = progress
-        self._process = os.getpid()
-        self._lock = threading.RLock()
+    _threads: Sequence[threading.Thread] = ()
+
+    def start(self) -> None:
+        """Starts the threads."""
         self._at_work = len(self._replicas)
-        self._ran = 0
-        """How many batches the model has run."""
-        self._is_stopping = False
         self._threads = [
             threading.Thread(target=self._work, args=(number, replica), name=f"activation-store-model-{number}", daemon=True)
             for number, replica in enumerate(self._replicas)
         ]
-
-    def start(self) -> None:
-        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
-    def runs(self, models: Sequence[Any]) -> bool:
-        """Whether it still runs one of these models."""
-        return not self.opening.has_ended and any(replica.model is model for replica in self._replicas for model in models)
+    def next(self, timeout: float | None) -> Any:
+        end = None if timeout is None else time.monotonic() + timeout
+        self._await_first_pass(timeout)
+        return self._take(None if end is None else max(0.0, end - time.monotonic()))
 
-    def stop(self) -> None:
-        """Discards what was captured and ends the threads with their forward passes. Any thread may call it, also twice."""
-        if os.getpid() != self._process:
-            return  # a forked child has no such threads
-        self._is_stopping = True
-        self.gate.end()
-        self._dealer.stop()
-        self.opening.abort()
-        self.settle()
+    async def anext(self) -> Any:
+        if not self.opening.decided.done():
+            await asyncio.wrap_future(self.opening.decided)
+        return await self._arrival()
 
-    def settle(self) -> None:
-        """Waits, for a bounded time, until the threads of a run that has ended are gone. Lets go of everything."""
-        end = time.monotonic() + BOUND
-        for thread in self._threads:
-            if thread.ident is not None and thread is not threading.current_thread():
+    def _await_first_pass(self, timeout: float | None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _SLICE if end is None else min(_SLICE, max(0.0, end - time.monotonic()))
+            try:
+                self.opening.decided.result(left)
+            except TimeoutError:
+                if end is not None and time.monotonic() >= end:
+                    raise TimeoutError(f"no minibatch was ready within {timeout} s: the first forward pass has not ended") from None
+            else:
+                return
+
+    def _wait_until_idle(self, bound: float) -> str | None:
+        end, here = time.monotonic() + bound, threading.current_thread()
+        threads = [thread for thread in self._threads if thread is not here]
+        for thread in threads:
+            if thread.ident is not None:
                 thread.join(max(0.0, end - time.monotonic()))
-        late = [thread.name for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
-        for replica in self._replicas:
-            replica.remove()
-        if self._is_stopping:
-            self.opening.release()
-        if late:
-            warn(f"{', '.join(late)}: the forward pass, or the loader, has not returned within {BOUND:g} s. Nothing more is captured, "
-                 "and the thread ends when it returns")  # fmt: skip
-        self._threads, self._replicas = [], []
+        late = ", ".join(thread.name for thread in threads if thread.is_alive())
+        if not late:
+            return None
+        return f"{late}: the forward pass, or the loader, has not returned within {bound:g} s. Nothing more is captured, and the thread ends when it returns"
 
     def _work(self, number: int, replica: Replica) -> None:
         error: BaseException | None = None
