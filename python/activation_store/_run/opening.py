@@ -11,13 +11,13 @@ from .._hooks.pass_mask import nothing_kept
 from .._ring.failure import Failure
 from .._rows.dtypes import SIZES
 from ..errors import StoreClosedError
+from ..ring_store import RingStore
 from .positions import lane_name
 
 if TYPE_CHECKING:
     from .. import _native
     from .._ring.consumer import Consumer
     from ..producer import Producer
-    from ..ring_store import RingStore
 
 Layout: TypeAlias = "Mapping[str, tuple[int, str]]"
 """The width and the dtype of every component, by name."""
@@ -186,7 +186,6 @@ class Opening:
 
 def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], RingStore[Any]]:
     """What builds the ring. `dtype`, if there is one, goes for all components of floats."""
-    from ..ring_store import RingStore
 
     def build(layout: Layout) -> RingStore[Any]:
         return RingStore(with_dtype(layout, dtype), **settings)
