@@ -1,4 +1,4 @@
-"""From a model to minibatches, in one loop."""
+"""Runs a model and gives what its modules put out as minibatches, in one loop."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 
 from ._hooks import live
 from ._hooks.pass_mask import Mask
+from ._ring.consumer_side import BatchT_co
 from ._ring.loaders import refuse_worker
 from ._ring.settings import RunSettings
 from ._rows.dtypes import dtype_name
@@ -37,27 +38,39 @@ if TYPE_CHECKING:
     from . import _native
 
 BatchT = TypeVar("BatchT")
-BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class _Settings(RunSettings, total=False):
+    """What `activations` takes for every model."""
+
+    batch_size: int
+    window: int
+    dtype: object
+    overlap: Overlap
+    progress: bool
+    resume: Source | None
+
+
+class _ModuleSettings(_Settings, total=False):
+    """What it takes for a torch module."""
+
+    mask: Mask
+    point: Literal["output", "input"]
+    mode: Mode
+    hooks: Hooks
+    stop_early: bool
+
+
+class _AllSettings(_ModuleSettings, total=False):
+    """What it takes in all."""
+
+    output: Literal["torch", "numpy"] | None
+    stacked: bool
 
 
 @overload
 def activations(
-    model: torch.nn.Module | Sequence[torch.nn.Module],
-    batches: Iterable[Any],
-    modules: str,
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    model: torch.nn.Module | Sequence[torch.nn.Module], batches: Iterable[Any], modules: str, **settings: Unpack[_ModuleSettings]
 ) -> Activations[torch.Tensor]: ...
 
 
@@ -66,19 +79,7 @@ def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
     modules: Mapping[str, str] | list[str] | tuple[str, ...],
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_ModuleSettings],
 ) -> Activations[dict[str, torch.Tensor]]: ...
 
 
@@ -86,14 +87,7 @@ def activations(
 def activations(
     model: Callable[[BatchT], Mapping[str, Any]] | Sequence[Callable[[BatchT], Mapping[str, Any]]],
     batches: Iterable[BatchT],
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_Settings],
 ) -> Activations[Any]: ...
 
 
@@ -102,21 +96,7 @@ def activations(
     model: Any,
     batches: Iterable[Any],
     modules: str | Mapping[str, str] | Sequence[str] | None = ...,
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    output: Literal["torch", "numpy"] | None = ...,
-    stacked: bool = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_AllSettings],
 ) -> Activations[Any]: ...
 
 

@@ -1,4 +1,4 @@
-"""Hooking a torch model up to a store."""
+"""Hooks that store what a model's modules put out, while you run the model."""
 
 from __future__ import annotations
 

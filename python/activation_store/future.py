@@ -1,4 +1,4 @@
-"""What a write returns."""
+"""The future that a write returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model to the disk, in one call."""
+"""Records what a model's modules put out, in one call."""
 
 from __future__ import annotations
 

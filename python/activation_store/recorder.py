@@ -1,4 +1,4 @@
-"""Rows on their way to the disk."""
+"""Writes rows to disk, alone or beside a ring."""
 
 from __future__ import annotations
 

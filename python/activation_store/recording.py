@@ -1,4 +1,4 @@
-"""Rows that were recorded."""
+"""Reads a recording: epochs of minibatches, single rows, all rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the rows of forward passes go."""
+"""Takes the rows of forward passes: to the lanes of a ring, to a recorder, to any other store."""
 
 from __future__ import annotations
 

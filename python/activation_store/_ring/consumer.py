@@ -1,4 +1,4 @@
-"""The consumers' side of a ring store: minibatches for threads and for tasks."""
+"""One consumer of a ring: minibatches for threads and for tasks."""
 
 from __future__ import annotations
 

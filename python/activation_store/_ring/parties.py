@@ -1,4 +1,4 @@
-"""Who writes to a ring and who takes from it, so that a wait which nothing can end says what is missing."""
+"""The threads that write to a ring and those that take from it: a wait that nothing can end says what is missing."""
 
 from __future__ import annotations
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 from .checks import count
 from .dtypes import dtype_name
 
+Spec: TypeAlias = tuple[str, int, str]
+"""A component as the native side names it: name, features, dtype."""
+
 
 class Component(NamedTuple):
     """A component as the native side takes it."""

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .components import Spec
 from .dtypes import SIZES, dtype_name
 from .torch import is_tensor, torch
-
-Component = tuple[str, int, str]
-"""A component as a lane names it: name, features, dtype."""
 
 _INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
@@ -34,7 +32,7 @@ def stored_as(dtype: object) -> str:
     raise TypeError(_refusal(name))
 
 
-def fitting(array: Any, component: Callable[[], Component]) -> Any:
+def fitting(array: Any, component: Callable[[], Spec]) -> Any:
     """An array with elements that the native side takes for the component.
 
     Floats that no store holds become f32, which the store converts to the component's dtype. Integers and booleans become the integers of

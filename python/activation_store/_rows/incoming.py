@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .. import _native
-from .conversions import Component, fitting
+from .components import Spec
+from .conversions import fitting
 from .dtypes import SIZES, dtype_name
 from .masks import mask_bytes, select
 from .torch import HAS_TORCH, is_tensor, torch
@@ -23,7 +24,7 @@ from .torch import HAS_TORCH, is_tensor, torch
 class Lane(Protocol):
     """What takes rows: a lane, a recorder, a store of fixed size."""
 
-    def component(self, component: int | str, /) -> Component:
+    def component(self, component: int | str, /) -> Spec:
         """The component with that number or name."""
 
 

@@ -1,4 +1,4 @@
-"""Who runs which batch."""
+"""Deals batches to replicas by index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the rows of a thread go that does not know the ring yet: its first pass opens it."""
+"""Opens the ring from the widths and dtypes of the first pass, and hands over each pass once the model has returned."""
 
 from __future__ import annotations
 
