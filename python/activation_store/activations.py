@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 
 from ._hooks import live
 from ._hooks.pass_mask import Mask
-from ._ring.consumer_side import BatchT_co
-from ._ring.loaders import refuse_worker
+from ._ring.loaders import BatchT_co, refuse_worker
 from ._ring.settings import RunSettings
 from ._rows.dtypes import dtype_name
 from ._rows.torch import IterableDataset, torch

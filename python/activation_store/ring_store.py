@@ -12,9 +12,9 @@ from typing import Any, Generic, Literal, Self, Unpack, overload
 import numpy as np
 
 from . import _native
-from ._ring.consumer_side import BatchT_co, ConsumerSide
+from ._ring.consumer_side import ConsumerSide
 from ._ring.failure import Failure
-from ._ring.loaders import Minibatches, asked_by_loader
+from ._ring.loaders import BatchT_co, Minibatches, asked_by_loader
 from ._ring.parties import Parties
 from ._ring.returned import Returned
 from ._ring.settings import RingSettings, given, native_settings

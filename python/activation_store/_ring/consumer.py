@@ -54,12 +54,7 @@ class Consumer:
 
     def next(self, timeout: float | None = None) -> Batch:
         """As `RingStore.next`."""
-        minibatch = self._take(timeout)
-        self._parties.values.look(self._native.odd_values())
-        if minibatch is None:
-            self._say_why_nothing()
-            raise StopIteration
-        return self._out(minibatch)
+        return self._served(self._take(timeout), StopIteration)
 
     def __aiter__(self) -> Self:
         return self
@@ -74,19 +69,19 @@ class Consumer:
                 except ClosedWithError as error:
                     self._note_failure(error)
                     continue
-            self._parties.values.look(self._native.odd_values())
-            if minibatch is None:
-                self._say_why_nothing()
-                raise StopAsyncIteration
-            return self._out(minibatch)
+            return self._served(minibatch, StopAsyncIteration)
 
-    def _say_why_nothing(self) -> None:
-        """At the end: says, once, why this loop, or every loop, had nothing."""
+    def _served(self, minibatch: _native.Minibatch | None, end: type[Exception]) -> Batch:
+        """A minibatch as it leaves. At the end says, once, why this loop, or every loop, had nothing."""
+        self._parties.values.look(self._native.odd_values())
+        if minibatch is not None:
+            return self._out(minibatch)
         self._parties.note_end(self._native.only_dropped())
         if self._is_late:
             self._is_late = False
             warn("a loop over a store that has ended serves nothing: a store serves each row once, and earlier loops had all of them. To loop "
                  "several times, record the rows and loop over a Recording, or keep them in a TensorActivationStore")  # fmt: skip
+        raise end
 
     def _take(self, timeout: float | None) -> _native.Minibatch | None:
         """Waits for the next minibatch; None at the end.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, cast
 
 from .._rows.batches import Convert, batch_of
 from .._rows.torch import IterableDataset
 from .._rows.warnings import warn
 from .consumer import Consumer
-from .loaders import asked_by_loader
+from .loaders import BatchT_co, asked_by_loader
 
 if TYPE_CHECKING:
     from .. import _native
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .failure import Failure
     from .parties import Parties
     from .returned import Returned
-
-BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class ConsumerSide(IterableDataset[BatchT_co], Generic[BatchT_co]):

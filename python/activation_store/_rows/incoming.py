@@ -197,15 +197,3 @@ def _shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     if rows and not features:
         raise ValueError(f"a batch of shape {shape} has rows of 0 features; its last axis must be the features")
     return leading, rows, features
-
-
-def element(dtype: object) -> str:
-    """The store's name of an array's dtype.
-
-    Raises:
-        TypeError: If no store holds such elements.
-    """
-    try:
-        return dtype_name(dtype)
-    except ValueError:
-        raise TypeError(f"rows of {dtype} cannot be stored; convert them to one of {', '.join(SIZES)}") from None

@@ -57,16 +57,11 @@ class Opening:
         self._failure = Failure()
         self._is_to_raise = self._has_ended = False
         self._last_stats: _native.Stats | None = None
-        self._decided: Future[None] = Future()
-        """Done when the ring is open, or will never be."""
-        self._decided.set_running_or_notify_cancel()  # so that a cancelled task cannot cancel it
+        self.decided: Future[None] = Future()
+        """Done when the ring is open, or will never be. Nothing cancels it."""
+        self.decided.set_running_or_notify_cancel()  # so that a cancelled task cannot
 
     one_pass_a_batch = False
-
-    @property
-    def decided(self) -> Future[None]:
-        """Done when the ring is open, or will never be. Nothing cancels it."""
-        return self._decided
 
     @property
     def has_ended(self) -> bool:
@@ -180,8 +175,8 @@ class Opening:
         return 0 if store is None else store.window
 
     def _decide(self) -> None:
-        if not self._decided.done():
-            self._decided.set_result(None)
+        if not self.decided.done():
+            self.decided.set_result(None)
 
 
 def builder(dtype: object, settings: Mapping[str, Any]) -> Callable[[Layout], RingStore[Any]]:
