@@ -94,7 +94,7 @@ class Recorder:
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
         self._parties, self._values = Parties(), OddValues()
         # Called when the last reference to this goes, and at exit.
-        weakref.finalize(self, _close_left_open, self._lane, os.getpid())
+        weakref.finalize(self, _close_left_open, self._lane, self._values, os.getpid())
 
     @property
     def resumed(self) -> Safe:
@@ -165,10 +165,7 @@ class Recorder:
         Raises:
             OSError: As `flush`.
         """
-        try:
-            self._lane.close(finished)
-        finally:
-            self._values.look(self._lane.odd_values())
+        _close(self._lane, self._values, finished)
 
     def __enter__(self) -> Self:
         return self
@@ -187,12 +184,19 @@ class Recorder:
         return f"Recorder({components}, resumed={self.resumed})"
 
 
-def _close_left_open(lane: _native.Recorder, process: int) -> None:
+def _close(lane: _native.Recorder, values: OddValues, finished: bool) -> None:
+    try:
+        lane.close(finished)
+    finally:
+        values.look(lane.odd_values())
+
+
+def _close_left_open(lane: _native.Recorder, values: OddValues, process: int) -> None:
     """Keeps what is recorded. The native side would do so, too, but not at the end of the program, and without a word of an error."""
     if os.getpid() != process or lane.closed:
         return  # a forked child has no such thread
     try:
-        lane.close(False)
+        _close(lane, values, finished=False)
     except Exception as error:  # noqa: BLE001
         warn(f"a recorder was dropped, or the program ended, before it was closed, and its last passes could not be written: {error}")
 
