@@ -50,8 +50,8 @@ class RingStore(ProducerSide, ActivationStore, ConsumerSide[BatchT_co], Generic[
     memory.
 
     A loop ends when the store is closed and drained, or aborted. If it was closed with an error (`close(error=...)`), the loop
-    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`. A loop that begins when all was served
-    serves nothing, and a warning says so.
+    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`. A loop that serves nothing, because all was
+    served before or `drop_last` drops all rows, warns.
     """
 
     @overload
