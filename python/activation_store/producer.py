@@ -33,7 +33,7 @@ class ProducerSide:
     ) -> Future:
         """Hands over rows of a component; the background writer puts them into the ring.
 
-        Copies the rows once, without the GIL, into memory of the store's own; the caller may change or free its array as
+        Copies the rows once (more than 512 KiB without the GIL) into memory of the store's own; the caller may change or free its array as
         soon as this returns. While the store's queue is full it waits for room, unless it is called without a timeout on a
         thread that runs an event loop (a cell of a Jupyter notebook is one): there it returns at once, and awaiting the
         future is what slows the caller down. Ctrl-C while a large batch is being copied may leave a part of it written.

@@ -1,6 +1,6 @@
 """Batches on their way in.
 
-An array becomes a `[rows, bytes of a row]` view of its own memory, which the native side copies once, without the GIL. Only
+An array becomes a `[rows, bytes of a row]` view of its own memory, which the native side copies once, a large one without the GIL. Only
 where the layout allows no such view (a feature axis that is not contiguous, axes that cannot be merged) the array's own
 library makes a contiguous copy first; that copy is then handed on as it is.
 """
