@@ -14,10 +14,10 @@ from ._native import ComponentStats, Dropped, Stats, __version__
 from .activations import Activations, activations
 from .base_store import ActivationStore
 from .caches import Cache, read_cache
+from .capture import Capture, capture
 from .equally import Equally, equally
 from .errors import StoreClosedError, StoreFullError
 from .future import Future, Written
-from .hooks import Capture, capture
 from .producer import Producer
 from .record import record
 from .recorder import Recorder, Safe, Tee

@@ -68,6 +68,7 @@ class Minibatch:
 class Consumer:
     def next(self, timeout: float | None = None) -> Minibatch | None: ...
     def missing_lane(self) -> str | None: ...
+    def only_dropped(self) -> int: ...
     def odd_values(self) -> list[tuple[str, int, int]]: ...
 
 @final
@@ -161,22 +162,10 @@ class Stats:
 @final
 class Ring:
     def __new__(
-        cls,
-        components: Sequence[tuple[str, int, str]],
-        *,
-        batch_size: int | None = None,
-        window: int | None = None,
-        ready_frames: int | None = None,
-        queue_rows: int | None = None,
-        max_skew: int | None = None,
-        seed: int | None = None,
-        drop_last: bool | None = None,
-        when_full: str | None = None,
-        merge: str | None = None,
-        allow_overcommit: bool = False,
-        folder: str | None = None,
-        snapshot: bytes | None = None,
+        cls, components: Sequence[tuple[str, int, str]], settings: dict[str, Any], *, folder: str | None = None, snapshot: bytes | None = None
     ) -> Ring: ...
+    @staticmethod
+    def check(components: Sequence[tuple[str, int, str]], settings: dict[str, Any]) -> None: ...
     @property
     def components(self) -> list[tuple[str, int, str]]: ...
     @property
@@ -297,12 +286,8 @@ class Recording:
         first_epoch: int,
         rank: int,
         world_size: int,
+        settings: dict[str, Any],
         part: tuple[int, int] | None = None,
-        batch_size: int | None = None,
-        window: int | None = None,
-        ready_frames: int | None = None,
-        drop_last: bool | None = None,
-        allow_overcommit: bool = False,
         folder: str | None = None,
         snapshot: bytes | None = None,
     ) -> Ring: ...

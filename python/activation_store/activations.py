@@ -1,4 +1,4 @@
-"""From a model to minibatches, in one loop."""
+"""Runs a model and gives what its modules put out as minibatches, in one loop."""
 
 from __future__ import annotations
 
@@ -10,54 +10,66 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
-from . import _live_runs
-from ._dealer import Dealer
-from ._dtypes import dtype_name
-from ._gate import Gate
-from ._loaders import refuse_worker
-from ._loop_run import LoopRun
-from ._loop_stream import LoopStream
-from ._opening import Opening, builder
-from ._overlap import Overlap, runs_on_threads
-from ._pass_mask import Mask
-from ._positions import first_positions, resumed_positions
-from ._progress import NoProgress, Progress
-from ._replicas import Mode, Passes, replica_of
-from ._run import Run
-from ._same_model import check_replicas
-from ._settings import RunSettings
-from ._stream import Stream
-from ._torch import torch
-from ._warnings import warn
-from .hooks import Hooks
-from .ring_store import RingStore, _Iterable
+from ._hooks import live
+from ._hooks.pass_mask import Mask
+from ._ring.loaders import BatchT_co, refuse_worker
+from ._ring.settings import RunSettings
+from ._rows.dtypes import dtype_name
+from ._rows.torch import IterableDataset, torch
+from ._rows.warnings import warn
+from ._run.dealer import Dealer
+from ._run.gate import Gate
+from ._run.left_behind import end_left_behind
+from ._run.loop import LoopRun
+from ._run.opening import Opening, builder
+from ._run.overlap import Overlap, runs_on_threads
+from ._run.positions import first_positions, resumed_positions
+from ._run.progress import NoProgress, Progress
+from ._run.replicas import Mode, Passes, replica_of
+from ._run.run import Run
+from ._run.same_model import check_replicas
+from ._run.threads import ThreadRun
+from .capture import Hooks
+from .ring_store import RingStore, check_settings
 from .snapshots import Source
 
 if TYPE_CHECKING:
     from . import _native
 
 BatchT = TypeVar("BatchT")
-BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class _Settings(RunSettings, total=False):
+    """What `activations` takes for every model."""
+
+    batch_size: int
+    window: int
+    dtype: object
+    overlap: Overlap
+    progress: bool
+    resume: Source | None
+
+
+class _ModuleSettings(_Settings, total=False):
+    """What it takes for a torch module."""
+
+    mask: Mask
+    point: Literal["output", "input"]
+    mode: Mode
+    hooks: Hooks
+    stop_early: bool
+
+
+class _AllSettings(_ModuleSettings, total=False):
+    """What it takes in all."""
+
+    output: Literal["torch", "numpy"] | None
+    stacked: bool
 
 
 @overload
 def activations(
-    model: torch.nn.Module | Sequence[torch.nn.Module],
-    batches: Iterable[Any],
-    modules: str,
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    model: torch.nn.Module | Sequence[torch.nn.Module], batches: Iterable[Any], modules: str, **settings: Unpack[_ModuleSettings]
 ) -> Activations[torch.Tensor]: ...
 
 
@@ -66,19 +78,7 @@ def activations(
     model: torch.nn.Module | Sequence[torch.nn.Module],
     batches: Iterable[Any],
     modules: Mapping[str, str] | list[str] | tuple[str, ...],
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_ModuleSettings],
 ) -> Activations[dict[str, torch.Tensor]]: ...
 
 
@@ -86,14 +86,7 @@ def activations(
 def activations(
     model: Callable[[BatchT], Mapping[str, Any]] | Sequence[Callable[[BatchT], Mapping[str, Any]]],
     batches: Iterable[BatchT],
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_Settings],
 ) -> Activations[Any]: ...
 
 
@@ -102,21 +95,7 @@ def activations(
     model: Any,
     batches: Iterable[Any],
     modules: str | Mapping[str, str] | Sequence[str] | None = ...,
-    *,
-    batch_size: int = ...,
-    window: int = ...,
-    mask: Mask = ...,
-    point: Literal["output", "input"] = ...,
-    mode: Mode = ...,
-    hooks: Hooks = ...,
-    stop_early: bool = ...,
-    dtype: object = ...,
-    overlap: Overlap = ...,
-    progress: bool = ...,
-    resume: Source | None = ...,
-    output: Literal["torch", "numpy"] | None = ...,
-    stacked: bool = ...,
-    **settings: Unpack[RunSettings],
+    **settings: Unpack[_AllSettings],
 ) -> Activations[Any]: ...
 
 
@@ -216,7 +195,7 @@ def activations(
     if dtype is not None:
         dtype_name(dtype)
     sizes = {**settings, "batch_size": batch_size, "window": window, "output": output, "stacked": stacked}
-    RingStore(1, **cast("Any", sizes)).abort()  # checks them now, not in the first pass
+    check_settings(**cast("Any", sizes))  # now, not in the first pass
     models = list(model) if isinstance(model, list | tuple) else [model]
     if not models:
         raise ValueError("there is no model; give one, or a list of at least one")
@@ -229,42 +208,41 @@ def activations(
     replicas = [replica_of(each, modules, opening, number, start, passes, gate) for number, (each, start) in enumerate(zip(models, starts, strict=True))]
     line = Progress(batches, in_turns=not has_threads) if progress else NoProgress()
     dealer = Dealer(batches, starts, in_turn=settings.get("merge") == "round_robin")
-    run = Run(replicas, dealer, opening, line, gate) if has_threads else LoopRun(replicas[0], dealer, opening, line, gate)
+    run = (ThreadRun if has_threads else LoopRun)(replicas, dealer, opening, line, gate)
     if resume is not None:
         opening.resume(RingStore.resume(resume, **cast("Any", sizes)))
     names = modules if modules is None or isinstance(modules, str) else dict(modules) if isinstance(modules, Mapping) else list(modules)
     config = {**sizes, "modules": names, "point": point, "mode": mode, "dtype": None if dtype is None else dtype_name(dtype)}
     result: Activations[Any] = Activations(run, config)
-    if _live_runs.end_left_behind([replica.model for replica in replicas if replica.model is not None]):
+    if end_left_behind(live.using(Activations, [replica.model for replica in replicas if replica.model is not None])):
         warn("another activations(...) ran this model, and only the traceback of an earlier error referred to it: it has been ended")
-    _live_runs.add(result)
+    live.add(result)
     run.start()
     return result
 
 
-class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
+class Activations(IterableDataset[BatchT_co], Generic[BatchT_co]):
     """What `activations` returns: an iterator over minibatches, and the run of the model that ends with it.
 
     It is a `torch.utils.data.IterableDataset` without a length, for a `DataLoader` with `batch_size=None, num_workers=0`.
     """
 
-    def __init__(self, run: Run | LoopRun, config: dict[str, Any]) -> None:
+    def __init__(self, run: Run, config: dict[str, Any]) -> None:
         self._run = run
         self._config = config
-        self._stream = Stream(run) if isinstance(run, Run) else LoopStream(run)
         # Called when the last reference to this goes, and at exit.
         weakref.finalize(self, run.stop)
 
     def __iter__(self) -> Iterator[BatchT_co]:
         refuse_worker("a run of a model")
-        if self._stream.has_ended:
+        if self._run.has_served_all:
             warn("a loop over a run that has ended serves nothing: call activations(...) again, or record the rows and loop over a Recording")
         return self
 
     def __next__(self) -> BatchT_co:
-        stream = self._stream
+        run = self._run
         del self  # so that the traceback of Ctrl-C does not refer to it, and the run ends
-        return cast("BatchT_co", stream.next(None))
+        return cast("BatchT_co", run.next(None))
 
     def next(self, timeout: float | None = None) -> BatchT_co:
         """The next minibatch.
@@ -277,17 +255,20 @@ class Activations(_Iterable[BatchT_co], Generic[BatchT_co]):
             StopIteration: If the run has ended and everything is served.
             BaseException: The error of the model, a hook or the loader, once, after the last minibatch.
         """
-        stream = self._stream
+        run = self._run
         del self
-        return cast("BatchT_co", stream.next(timeout))
+        return cast("BatchT_co", run.next(timeout))
 
     def __aiter__(self) -> AsyncIterator[BatchT_co]:
         return self
 
     async def __anext__(self) -> BatchT_co:
-        stream = self._stream
+        run = self._run
         del self
-        return cast("BatchT_co", await stream.anext())
+        return cast("BatchT_co", await run.anext())
+
+    def _uses(self, models: Sequence[Any]) -> bool:
+        return self._run.uses(models)
 
     def close(self) -> None:
         """Ends the run: waits for the forward pass under way, takes the hooks off, and discards what was captured."""

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future as ConcurrentFuture
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 
-from ._checks import count
-from ._torch import HAS_TORCH, Dataset, torch
+from ._rows.checks import count
+from ._rows.torch import HAS_TORCH, Dataset, torch
 from .errors import StoreFullError
 
-if TYPE_CHECKING:
-    _Dataset = Dataset[Any]
-else:
-    _Dataset = Dataset
 
-
-class ActivationStore(_Dataset, ABC):
+class ActivationStore(Dataset[Any], ABC):
     """A store of activations: rows of one or more components. A `torch.utils.data.Dataset` where torch is installed.
 
     Subclass it for a store of your own:

@@ -12,9 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._dtypes import dtype_name
-from ._incoming import element
-from ._torch import HAS_TORCH
+from ._rows.dtypes import SIZES, dtype_name
+from ._rows.torch import HAS_TORCH
 
 Read = Callable[[str, int, int], Any]
 """The items of a column from one number to another, which is not included."""
@@ -158,7 +157,7 @@ def _file(path: Path, shapes: Mapping[str, tuple[int, ...]], read: Read) -> _Fil
         if leading not in (shape, shape[:-1]):
             raise ValueError(f"{path}: {name!r} has the shape {list(shape)}; it must be {list(leading)}, or that and the features, as the others have it")
         features = 1 if shape == leading else shape[-1]
-        components[name] = features, dtype_name(element(_as_stored(read(name, 0, 1)).dtype))
+        components[name] = features, _element(_as_stored(read(name, 0, 1)).dtype)
     items, *within = leading
     return _File(path, components, items, math.prod(within), read)
 
@@ -217,6 +216,18 @@ def _as_stored(values: Any) -> Any:
     if kind in ("int8", "int16", "int32", "uint8", "uint16"):
         return values.astype(np.int64) if isinstance(values, np.ndarray) else values.long()
     return values
+
+
+def _element(dtype: object) -> str:
+    """The store's name of an array's dtype.
+
+    Raises:
+        TypeError: If no store holds such elements.
+    """
+    try:
+        return dtype_name(dtype)
+    except ValueError:
+        raise TypeError(f"rows of {dtype} cannot be stored; convert them to one of {', '.join(SIZES)}") from None
 
 
 def _in_order(folder: Path, pattern: str) -> list[Path]:

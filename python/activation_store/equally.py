@@ -11,9 +11,9 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from ._checks import count
-from ._torch import HAS_TORCH, torch
-from ._warnings import warn
+from ._rows.checks import count
+from ._rows.torch import HAS_TORCH, torch
+from ._rows.warnings import warn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

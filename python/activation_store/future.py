@@ -1,4 +1,4 @@
-"""What a write returns."""
+"""The future that a write returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._watch import watcher
+from ._ring.watch import watcher
 
 if TYPE_CHECKING:
     from . import _native

@@ -1,4 +1,4 @@
-"""From a model to the disk, in one call."""
+"""Records what a model's modules put out, in one call."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from ._dealer import batches_from
-from ._kept import nothing_kept
+from ._hooks.pass_mask import Mask, nothing_kept
 from ._native import __version__
-from ._opening import Layout, with_dtype
-from ._pass_mask import Mask
-from ._progress import line_of
-from ._replicas import Mode, Passes, replica_of
-from ._torch import HAS_TORCH, torch
-from .hooks import Hooks
+from ._rows.torch import HAS_TORCH, torch
+from ._run.dealer import batches_from
+from ._run.opening import Layout, with_dtype
+from ._run.progress import line_of
+from ._run.replicas import Mode, Passes, replica_of
+from .capture import Hooks
 from .recorder import Recorder, Safe
 from .recording import Recording, by_name
 
@@ -114,6 +114,7 @@ class _Lane:
         self._dtype = dtype
         self._settings = settings
         self._recorder: Recorder | None = None
+        """Opened by the first pass, or to finish what a killed run has recorded."""
         self._first = self.safe().passes if settings["resume"] else 0
 
     @property
@@ -151,12 +152,16 @@ class _Lane:
         return recorder.resumed
 
     def _found(self) -> Recorder | None:
-        """A recorder that goes on with what is in the folder, if there is something."""
+        """A recorder that goes on with the lane, if it has shards. Other lanes may be damaged."""
+        lane = self._settings["lane"]
         try:
-            found = Recording(self._folder)
+            shard = json.loads(Path(self._folder, f"{lane}.000000", "shard.json").read_bytes())["shard"]
+            components: Mapping[str, tuple[int, str]] = {each["name"]: (each["features"], each["dtype"]) for each in shard["components"]}
         except FileNotFoundError:
             return None
-        return Recorder(self._folder, found.components, lane=self._settings["lane"], resume=True)
+        except (ValueError, KeyError, TypeError):
+            components = Recording(self._folder).components  # raises, and says what is wrong with the shard
+        return Recorder(self._folder, components, lane=lane, resume=True)
 
 
 def _described(modules: Any) -> str:

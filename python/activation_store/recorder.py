@@ -1,8 +1,7 @@
-"""Rows on their way to the disk."""
+"""Writes rows to disk, alone or beside a ring."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from collections.abc import Mapping
@@ -10,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import _native
-from ._checks import count
-from ._components import components_of
-from ._incoming import incoming_pass
 from ._native import IfFull
-from ._odd_values import OddValues
-from ._parties import Parties
-from ._warnings import warn
+from ._ring.parties import Parties
+from ._rows.checks import count
+from ._rows.components import components_of
+from ._rows.incoming import incoming_pass
+from ._rows.odd_values import OddValues
+from ._rows.warnings import warn
 from .future import Future
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Recorder:
 
     Leaving the `with` block finishes the lane: from then on a shard that is missing at its end is found. If an error leaves the block, the
     passes before it are written, and the lane is not finished: resume it. So is a recorder that is dropped, or that the end of the program
-    finds open.
+    finds open; a warning says so if its last passes cannot be written.
 
     Each recorder writes one lane. Several (threads, processes, ranks) write to one folder if each has a lane of its own. It keeps 1 MiB
     for each component in memory, and at most four passes.
@@ -94,7 +93,8 @@ class Recorder:
         rows = count("shard_rows", shard_rows)
         self._lane = _native.Recorder(os.fspath(folder), list(self._components), lane, rows, metadata, resume, sync == "each_shard")
         self._parties, self._values = Parties(), OddValues()
-        _open_recorders.add(self)
+        # Called when the last reference to this goes, and at exit.
+        weakref.finalize(self, _close_left_open, self._lane, self._values, os.getpid())
 
     @property
     def resumed(self) -> Safe:
@@ -165,10 +165,7 @@ class Recorder:
         Raises:
             OSError: As `flush`.
         """
-        try:
-            self._lane.close(finished)
-        finally:
-            self._values.look(self._lane.odd_values())
+        _close(self._lane, self._values, finished)
 
     def __enter__(self) -> Self:
         return self
@@ -187,24 +184,21 @@ class Recorder:
         return f"Recorder({components}, resumed={self.resumed})"
 
 
-_open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
-"""The recorders of this process."""
+def _close(lane: _native.Recorder, values: OddValues, finished: bool) -> None:
+    try:
+        lane.close(finished)
+    finally:
+        values.look(lane.odd_values())
 
 
-@atexit.register
-def _close_all() -> None:
-    """The end of the program keeps what is recorded, also where a thread or a global variable still has the recorder."""
-    for recorder in list(_open_recorders):
-        if not recorder.closed:
-            try:
-                recorder.close(finished=False)
-            except OSError as error:
-                warn(f"a recorder was open at the end of the program, and its last passes could not be written: {error}")
-
-
-if hasattr(os, "register_at_fork"):
-    # They belong to the parent.
-    os.register_at_fork(after_in_child=_open_recorders.clear)
+def _close_left_open(lane: _native.Recorder, values: OddValues, process: int) -> None:
+    """Keeps what is recorded. The native side would do so, too, but not at the end of the program, and without a word of an error."""
+    if os.getpid() != process or lane.closed:
+        return  # a forked child has no such thread
+    try:
+        _close(lane, values, finished=False)
+    except Exception as error:  # noqa: BLE001
+        warn(f"a recorder was dropped, or the program ended, before it was closed, and its last passes could not be written: {error}")
 
 
 class Tee:
@@ -231,6 +225,7 @@ class Tee:
             ValueError: If they have others.
         """
         self._lane = _native.TeeLane(store._lane, recorder._lane)  # noqa: SLF001
+        self._recorder = recorder  # which ends when nothing refers to it
         self._parties = store._parties  # noqa: SLF001
         self.component_names = recorder.component_names
         """The components' names, in order."""

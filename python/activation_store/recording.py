@@ -1,31 +1,26 @@
-"""Rows that were recorded."""
+"""Reads a recording: epochs of minibatches, single rows, all rows."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from . import _native
-from ._batches import Batch
-from ._checks import count, seed_of
-from ._components import Component
-from ._dtypes import numpy_dtype, torch_dtype
-from ._epochs import EpochLoop, Epochs, Place
-from ._loaders import Worker, worker
-from ._torch import HAS_TORCH, IterableDataset, torch
-from ._warnings import warn
+from ._ring.epochs import Epochs, Place, loop_over
+from ._ring.loaders import Worker, worker
+from ._rows.batches import Batch
+from ._rows.checks import count, seed_of
+from ._rows.components import Component
+from ._rows.dtypes import numpy_dtype, torch_dtype
+from ._rows.torch import HAS_TORCH, IterableDataset, torch
+from ._rows.warnings import warn
 from .ring_store import RingStore
 from .snapshots import Source, native_source
 from .tensor_store import TensorActivationStore
-
-if TYPE_CHECKING:
-    _Iterable = IterableDataset[Any]
-else:
-    _Iterable = IterableDataset
 
 
 def by_name(modules: object) -> dict[str, str]:
@@ -33,7 +28,7 @@ def by_name(modules: object) -> dict[str, str]:
     return {} if modules is None or isinstance(modules, str) else {"by_name": "true"}
 
 
-class Recording(_Iterable):
+class Recording(IterableDataset[Any]):
     """What a `Recorder` or `record` wrote to a folder. Each loop over it is an epoch of shuffled minibatches, in another order.
 
         >>> recording = Recording("recorded", batch_size=64, window=256, seed=1)
@@ -131,7 +126,7 @@ class Recording(_Iterable):
         # If nothing is left of the epoch, there is nothing to read. (Of an epoch without minibatches, the ring says what is wrong.)
         is_over = place.served == length and (place.served > 0 or part is not None)
         minibatches: Iterator[Batch] = iter(()) if is_over else iter(self._ring(1, place.epoch, None, part))
-        return EpochLoop(place, 0 if is_over else place.served, length, minibatches, at_end)
+        return loop_over(place, 0 if is_over else place.served, length, minibatches, at_end)
 
     def minibatches(self) -> Self:
         """This recording itself, for code that gives the `minibatches()` of any store to a `DataLoader`. It has a length."""
@@ -212,7 +207,7 @@ class Recording(_Iterable):
         rank, world_size = self._part
         ring = self._native.replay(
             components=self._chosen, seed=self._seed, epochs=epochs, first_epoch=first, rank=rank, world_size=world_size, part=part,
-            **self._sizes, **source,
+            settings=self._sizes, **source,
         )  # fmt: skip
         return RingStore._over(ring, self._output, self._stacked, self._named)  # noqa: SLF001
 

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Literal, Self, Unpack, overload
 
 import numpy as np
 
 from . import _native
-from ._batches import batch_of, converter
-from ._checks import count, seed_of
-from ._components import Component, Components, components_of
-from ._consumer import Consumer
-from ._failure import Failure
-from ._indexing import get
-from ._loaders import Minibatches, asked_by_loader
-from ._parties import Parties
-from ._producer_side import ProducerSide
-from ._returned import Returned
-from ._settings import RingSettings
-from ._torch import IterableDataset, torch
-from ._warnings import warn
+from ._ring.consumer_side import ConsumerSide
+from ._ring.failure import Failure
+from ._ring.loaders import BatchT_co, Minibatches, asked_by_loader
+from ._ring.parties import Parties
+from ._ring.returned import Returned
+from ._ring.settings import RingSettings, given, native_settings
+from ._rows.batches import converter
+from ._rows.components import Component, Components, components_of
+from ._rows.indexing import get
+from ._rows.torch import IterableDataset, torch
 from .base_store import ActivationStore
 from .errors import StoreClosedError
-from .producer import Producer
+from .producer import Producer, ProducerSide
 from .snapshots import ResumeAt, Source, native_source, snapshot_of, state_of
 
-BatchT_co = TypeVar("BatchT_co", covariant=True)
 
-if TYPE_CHECKING:
-
-    class _Iterable(IterableDataset[BatchT_co], Generic[BatchT_co]): ...
-else:
-
-    class _Iterable(IterableDataset, Generic[BatchT_co]):
-        """A `torch.utils.data.IterableDataset` where torch is installed."""
-
-
-class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[BatchT_co]):
+class RingStore(ProducerSide, ActivationStore, ConsumerSide[BatchT_co], Generic[BatchT_co]):
     """A bounded store that is filled and drained at the same time.
 
     One thread (or several) extends it, usually from a model's hooks; another iterates over it. A background writer
@@ -64,8 +50,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
     memory.
 
     A loop ends when the store is closed and drained, or aborted. If it was closed with an error (`close(error=...)`), the loop
-    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`. A loop that begins when all was served
-    serves nothing, and a warning says so.
+    raises that after the last minibatch. A loop that begins after an abort raises `RuntimeError`. A loop that serves nothing, because all was
+    served before or `drop_last` drops all rows, warns.
     """
 
     @overload
@@ -164,15 +150,11 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         """
         wanted = components_of(components, dtype)
         self._check_output(wanted, output, stacked)
-        optional = _given({"queue_rows": queue_rows, "max_skew": max_skew})
-        settings = _settings({
-            "batch_size": batch_size, "window": window, "ready_frames": ready_frames, "seed": seed, "drop_last": drop_last,
-            "when_full": when_full, "merge": merge,
+        settings = native_settings({
+            "batch_size": batch_size, "window": window, "ready_frames": ready_frames, "queue_rows": queue_rows, "max_skew": max_skew,
+            "seed": seed, "drop_last": drop_last, "when_full": when_full, "merge": merge, "allow_overcommit": allow_overcommit,
         })  # fmt: skip
-        self._open(_native.Ring(wanted, allow_overcommit=allow_overcommit, **settings, **optional), output, stacked)
-
-    _named = False
-    """Whether a minibatch of one component is a dict, too."""
+        self._open(_native.Ring(wanted, settings), output, stacked)
 
     @classmethod
     def resume(
@@ -228,13 +210,13 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
                 cannot be so here.
             OSError: If it cannot be read.
         """
-        settings = _given({
+        settings = given({
             "batch_size": batch_size, "window": window, "ready_frames": ready_frames, "queue_rows": queue_rows,
             "max_skew": max_skew, "seed": seed, "drop_last": drop_last, "when_full": when_full, "merge": merge,
+            "allow_overcommit": allow_overcommit,
         })  # fmt: skip
         wanted = () if components is None else components_of(components, dtype)
-        ring = _native.Ring(wanted, allow_overcommit=allow_overcommit, **native_source(source), **settings)
-        return cls._over(ring, output, stacked)
+        return cls._over(_native.Ring(wanted, settings, **native_source(source)), output, stacked)
 
     @classmethod
     def _over(cls, ring: _native.Ring, output: Literal["torch", "numpy"] | None, stacked: bool, named: bool = False) -> RingStore[Any]:
@@ -332,7 +314,8 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         stats = self.stats()
         if stats.minibatches_served or any(counts.accepted or counts.queued for counts in stats.components.values()):
             raise RuntimeError("rows have been written to this store: call load_state_dict before the first, or use RingStore.resume(state)")
-        ring = _native.Ring(self._components, batch_size=self._batch_size, window=self.window, snapshot=snapshot_of(state))
+        settings = {"batch_size": self._batch_size, "window": self.window, "allow_overcommit": False}
+        ring = _native.Ring(self._components, settings, snapshot=snapshot_of(state))
         self._ring.abort()
         self._open(ring, self._output, self._stacked)
 
@@ -365,14 +348,6 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
                 f"{len(self._returned)} minibatches that cancelled tasks have returned wait to be served, and would be lost: take them first"
             )
 
-    def __iter__(self) -> Iterator[BatchT_co]:
-        if self._loader_has_asked and asked_by_loader():
-            self._loader_has_asked = False
-            warn("a DataLoader has asked for the length of this store: that is the number of rows in it at that moment, 0 at the start, and not of "
-                 "minibatches. A trainer that plans its steps by it makes too few or too many. Give the loader store.minibatches(), which has no "
-                 "length: DataLoader(store.minibatches(), batch_size=None)")  # fmt: skip
-        return self._consumer(is_late=self._has_served_all())
-
     def minibatches(self) -> IterableDataset[BatchT_co]:
         """The minibatches, as a `torch.utils.data.IterableDataset` that has no length, for a `DataLoader` or a trainer:
 
@@ -381,40 +356,6 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         `len(store)` is the number of rows in the store now. A trainer that takes it for the number of minibatches trains nothing.
         """
         return Minibatches(self)
-
-    _loader_has_asked = False
-    """Whether a `DataLoader` has taken `len` of this for a number of minibatches."""
-
-    def _has_served_all(self) -> bool:
-        """Whether the store has ended, and earlier loops had all of its minibatches."""
-        if not self.closed:
-            return False
-        stats = self.stats()
-        return stats.minibatches_served > 0 and not any(counts.resident or counts.queued for counts in stats.components.values())
-
-    def __next__(self) -> BatchT_co:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> BatchT_co:
-        """The next minibatch.
-
-        Raises:
-            TimeoutError: If none was ready in time.
-            StopIteration: If the store is closed and drained, or aborted.
-            BaseException: The error that the store was closed with, once, after the last minibatch.
-        """
-        return cast("BatchT_co", self._own.next(timeout))
-
-    def __aiter__(self) -> AsyncIterator[BatchT_co]:
-        return self._consumer(is_late=self._has_served_all())
-
-    async def __anext__(self) -> BatchT_co:
-        return cast("BatchT_co", await self._own.__anext__())
-
-    def _consumer(self, is_late: bool = False) -> Consumer:
-        # It holds nothing of this object, so that a store which nothing else refers to closes, and the loop over it ends.
-        out = partial(batch_of, components=self._components, convert=self._convert, stacked=self._stacked, named=self._named)
-        return Consumer(self._ring.consumer(), self._returned, self._failure, self._parties, out, is_late)
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until everything handed over before is in the ring.
@@ -534,13 +475,12 @@ class RingStore(ProducerSide, ActivationStore, _Iterable[BatchT_co], Generic[Bat
         return f"RingStore({components}, batch_size={self._batch_size}, window={self.window})"
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are given, as `_settings` has them."""
-    return _settings({name: value for name, value in settings.items() if value is not None})
+def check_settings(*, output: Literal["torch", "numpy"] | None, stacked: bool, allow_overcommit: bool = False, **settings: Any) -> None:
+    """Checks settings of a `RingStore` whose components are not known yet. Takes no memory for it.
 
-
-def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as the native side takes them."""
-    counts = ("batch_size", "window", "ready_frames", "queue_rows", "max_skew")
-    checked = {name: count(name, value) if name in counts else value for name, value in settings.items()}
-    return {**checked, "seed": seed_of(checked["seed"])} if "seed" in checked else checked
+    Raises:
+        TypeError, ValueError: If one cannot be so.
+    """
+    components = components_of(1, "f32")
+    RingStore._check_output(components, output, stacked)
+    _native.Ring.check(components, native_settings({**settings, "allow_overcommit": allow_overcommit}))

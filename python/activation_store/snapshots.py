@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 from . import _native
-from ._warnings import warn
+from ._rows.warnings import warn
 
 
 class ResumeAt(NamedTuple):

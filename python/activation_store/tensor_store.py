@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from . import _native
-from ._batches import Batch, batch_of, converter
-from ._checks import count, seed_of
-from ._components import Component
-from ._incoming import incoming, plain_rows
-from ._indexing import fetch, get
-from ._odd_values import OddValues
-from ._torch import HAS_TORCH, is_tensor, torch
+from ._rows.batches import Batch, batch_of, converter
+from ._rows.checks import count, seed_of
+from ._rows.components import Component
+from ._rows.incoming import incoming, plain_rows
+from ._rows.indexing import fetch, get
+from ._rows.odd_values import OddValues
+from ._rows.torch import HAS_TORCH, is_tensor, torch
 from .base_store import ActivationStore
 from .future import Future, Written
 

@@ -90,6 +90,14 @@ impl Consumer {
         }))
     }
 
+    /// How many rows `drop_last` has dropped in a store that has served no minibatch.
+    fn only_dropped(&self, py: Python<'_>) -> PyResult<u64> {
+        let stream = self.stream.get()?;
+        let stats = py.detach(|| stream.lock().stats());
+        let dropped = stats.components.iter().map(|counts| counts.dropped.last).max().unwrap_or(0);
+        Ok(if stats.minibatches_served == 0 { dropped } else { 0 })
+    }
+
     /// The components of which rows had values that overflowed or were not finite.
     fn odd_values(&self, py: Python<'_>) -> PyResult<Vec<OddValues>> {
         let stream = self.stream.get()?;

@@ -19,9 +19,6 @@ use crate::uncopied::Uncopied;
 use crate::wait::{Deadline, Notice, wait_and_notice};
 use crate::write::WriteOutcome;
 
-/// So many pieces are copied before the next look for signals.
-const PIECES: usize = 64;
-
 /// Takes the rows of one model replica, and never confuses them with another's.
 #[pyclass(frozen, module = "activation_store._native")]
 pub(crate) struct Lane {
@@ -70,7 +67,8 @@ impl Lane {
         let component = component.find(&self.intake.components)?;
         check(&self.intake.components, component, rows).or_raise()?;
         let reserve = end.reserve(component, rows.len()).or_raise()?;
-        let handle = match self.intake.room(py, reserve, rows.len(), if_full, timeout, notice, || Ok(()))? {
+        let deadline = Deadline::new(timeout)?;
+        let handle = match self.intake.room(py, reserve, rows.len(), if_full, &deadline, notice, || Ok(()))? {
             Some(mut room) => match rows.take()? {
                 Incoming::Batch(batch) => room.extend(batch).or_raise()?,
                 Incoming::Uncopied(rows) => self.intake.copy_and_extend(py, room, rows)?,
@@ -95,7 +93,7 @@ impl Lane {
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let (pass, rows) = found_pass(&self.intake.components, pass_)?;
-        let room = self.room_for_pass(py, rows, if_full, timeout, notice, || Ok(()))?;
+        let room = self.room_for_pass(py, rows, if_full, &Deadline::new(timeout)?, notice, || Ok(()))?;
         let pass = into_batches(py, pass, &self.intake.depot)?;
         Ok(WriteOutcome::new(self.end.get()?.hand_over(pass, room, if_full, value).or_raise()?, rows))
     }
@@ -144,11 +142,11 @@ impl Lane {
         py: Python<'_>,
         rows: usize,
         if_full: IfFull,
-        timeout: Option<f64>,
+        deadline: &Deadline,
         notice: Option<Notice<'_>>,
         check: impl FnMut() -> PyResult<()> + Send,
     ) -> PyResult<Option<Permit>> {
-        self.intake.room(py, self.end.get()?.reserve_pass(rows), rows, if_full, timeout, notice, check)
+        self.intake.room(py, self.end.get()?.reserve_pass(rows), rows, if_full, deadline, notice, check)
     }
 
     pub(crate) fn end(&self) -> PyResult<&End> {
@@ -308,47 +306,40 @@ impl Intake {
         mut reserve: Reserve,
         rows: usize,
         if_full: IfFull,
-        timeout: Option<f64>,
+        deadline: &Deadline,
         notice: Option<Notice<'_>>,
         mut check: impl FnMut() -> PyResult<()> + Send,
     ) -> PyResult<Option<Permit>> {
-        let deadline = Deadline::new(timeout)?;
         if !self.waits || if_full != IfFull::Wait {
             return Ok(None);
         }
-        let room = wait_and_notice(py, &deadline, notice, |slice| match check() {
+        let room = wait_and_notice(py, deadline, notice, |slice| match check() {
             Ok(()) => reserve.wait_timeout(slice).map(OrRaise::or_raise),
             Err(error) => Some(Err(error)),
         })?;
-        room.ok_or_else(|| no_room(rows, timeout, "the consumer lags or has stopped"))?.map(Some)
+        room.ok_or_else(|| no_room(rows, deadline, "the consumer lags or has stopped"))?.map(Some)
     }
 
     /// Copies rows and hands them in. Where it may, piece by piece, so that the writer finds each in cache.
     fn copy_and_extend(&self, py: Python<'_>, mut room: Permit, mut rows: Uncopied) -> PyResult<WriteHandle> {
+        if !self.in_pieces {
+            return room.extend(rows.copy_all(py, &self.depot)?).or_raise();
+        }
         let mut handles = Vec::with_capacity(1);
         while rows.left() > 0 || handles.is_empty() {
             if !handles.is_empty() {
                 py.check_signals()?;
             }
-            // Whatever ran while this thread waited may have resized the memory.
-            rows.check(py)?;
-            py.detach(|| {
-                for _ in 0..PIECES {
-                    let batch =
-                        if self.in_pieces { rows.copy_piece(&self.depot)? } else { rows.copy_all(&self.depot)? };
-                    handles.push(room.extend(batch).or_raise()?);
-                    if rows.left() == 0 {
-                        break;
-                    }
-                }
-                Ok::<_, PyErr>(())
+            rows.copy_pieces(py, &self.depot, |batch| {
+                handles.push(room.extend(batch).or_raise()?);
+                Ok(())
             })?;
         }
         Ok(WriteHandle::all(handles))
     }
 }
 
-pub(crate) fn no_room(rows: usize, timeout: Option<f64>, why: &str) -> PyErr {
-    let limit = timeout.unwrap_or_default();
+pub(crate) fn no_room(rows: usize, deadline: &Deadline, why: &str) -> PyErr {
+    let limit = deadline.seconds.unwrap_or_default();
     PyTimeoutError::new_err(format!("no room for {rows} rows within {limit} s: {why}. Nothing was written"))
 }

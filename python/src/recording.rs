@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use activation_store::{
-    ClosedBy, Component, RecorderPermit, RecordingError, RingStore, RingStoreBuilder, Safe, Snapshot, SyncPolicy,
-    WriteError,
-};
+use activation_store::{ClosedBy, Component, RecorderPermit, RecordingError, Safe, Snapshot, SyncPolicy, WriteError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
@@ -19,7 +16,7 @@ use crate::dtype;
 use crate::errors::OrRaise;
 use crate::lane::{IfFull, Lane, check, found_pass, into_batches, no_room};
 use crate::process::Home;
-use crate::ring::Ring;
+use crate::ring::{Ring, Settings};
 use crate::rows::Rows;
 use crate::task::{Task, elsewhere};
 use crate::uncopied::PIECE;
@@ -31,7 +28,7 @@ use crate::write::WriteOutcome;
 pub(crate) struct Recorder {
     recorder: Home<Arc<activation_store::Recorder>>,
     /// The end of the recorder, once it has begun.
-    ending: OnceLock<Task<Result<Safe, RecordingError>>>,
+    ending: Mutex<Option<Task<Result<Safe, RecordingError>>>>,
     components: Vec<Component>,
     depot: Arc<Depot>,
     resumed: (u64, u64),
@@ -65,7 +62,7 @@ impl Recorder {
         let depot = Depot::new(0, PIECE);
         Ok(Recorder {
             recorder: Home::new(Arc::new(recorder)),
-            ending: OnceLock::new(),
+            ending: Mutex::default(),
             components,
             depot,
             resumed,
@@ -95,14 +92,15 @@ impl Recorder {
     /// Writes what was recorded, and ends; says whether the lane is finished. The second time it waits for the first, if that was
     /// interrupted.
     fn close(&self, py: Python<'_>, finished: bool) -> PyResult<()> {
-        if self.ending.get().is_none() {
-            let recorder = self.recorder.get()?.clone();
-            let end = move || if finished { recorder.finish() } else { recorder.close() };
-            // If another thread closes it, too, at the same moment, its task comes to nothing: the recorder is closed once.
-            drop(self.ending.set(Task::start(end)?));
-        }
-        self.recorder.get()?;
-        let Some(ending) = self.ending.get() else { return Ok(()) };
+        let recorder = self.recorder.get()?.clone();
+        let end = move || if finished { recorder.finish() } else { recorder.close() };
+        let ending = {
+            let mut ending = self.ending();
+            match &*ending {
+                Some(begun) => begun.clone(),
+                None => ending.insert(Task::start(end)?).clone(),
+            }
+        };
         ending.wait(py)?.transpose().or_raise().map(drop)
     }
 
@@ -138,7 +136,7 @@ impl Recorder {
         value: Option<Vec<u8>>,
     ) -> PyResult<WriteOutcome> {
         let (pass, rows) = found_pass(&self.components, pass_)?;
-        let permit = self.room(py, rows, timeout)?;
+        let permit = self.room(py, rows, &Deadline::new(timeout)?)?;
         let pass = into_batches(py, pass, &self.depot)?;
         let handle = permit.extend_pass(pass).or_raise()?;
         self.passes.fetch_add(1, Ordering::Relaxed);
@@ -153,27 +151,32 @@ impl Recorder {
     #[getter]
     fn closed(&self) -> PyResult<bool> {
         self.recorder.get()?;
-        Ok(self.ending.get().is_some())
+        Ok(self.ending().is_some())
     }
 }
 
 impl Recorder {
+    /// Locked for a moment, never while a thread waits.
+    fn ending(&self) -> MutexGuard<'_, Option<Task<Result<Safe, RecordingError>>>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Raises if it takes no more passes: the first error of the disk, if there was one.
     fn check_open(&self) -> PyResult<()> {
         if let Some(error) = self.recorder.get()?.failure() {
             return Err(error).or_raise();
         }
-        if self.ending.get().is_some() { Err(WriteError::from(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
+        if self.ending().is_some() { Err(WriteError::from(ClosedBy::Recorder)).or_raise() } else { Ok(()) }
     }
 
     /// Waits for room for a pass, while two others wait for the disk.
-    fn room(&self, py: Python<'_>, rows: usize, timeout: Option<f64>) -> PyResult<RecorderPermit<'_>> {
+    fn room(&self, py: Python<'_>, rows: usize, deadline: &Deadline) -> PyResult<RecorderPermit<'_>> {
         let recorder = self.recorder.get()?;
-        let room = wait(py, &Deadline::new(timeout)?, |slice| match self.check_open() {
+        let room = wait(py, deadline, |slice| match self.check_open() {
             Ok(()) => recorder.reserve_pass(slice).map(Ok),
             Err(error) => Some(Err(error)),
         })?;
-        room.ok_or_else(|| no_room(rows, timeout, "the recorder's disk lags"))?
+        room.ok_or_else(|| no_room(rows, deadline, "the recorder's disk lags"))?
     }
 }
 
@@ -231,8 +234,9 @@ impl TeeLane {
     ) -> PyResult<WriteOutcome> {
         let (lane, recorder) = (self.lane.get(), self.recorder.get());
         let (pass, rows) = found_pass(&recorder.components, pass_)?;
-        let permit = recorder.room(py, rows, timeout)?;
-        let room = lane.room_for_pass(py, rows, if_full, timeout, notice, || recorder.check_open())?;
+        let deadline = Deadline::new(timeout)?;
+        let permit = recorder.room(py, rows, &deadline)?;
+        let room = lane.room_for_pass(py, rows, if_full, &deadline, notice, || recorder.check_open())?;
         let end = lane.end()?;
         let pass = into_batches(py, pass, &recorder.depot)?;
         let handle = permit.extend_pass_with(pass, |pass| end.hand_over(pass, room, if_full, value)).or_raise()?;
@@ -336,7 +340,7 @@ impl Recording {
 
     /// A ring that replays it.
     #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
-    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, part=None, batch_size=None, window=None, ready_frames=None, drop_last=None, allow_overcommit=false, folder=None, snapshot=None))]
+    #[pyo3(signature = (*, components, seed, epochs, first_epoch, rank, world_size, settings, part=None, folder=None, snapshot=None))]
     fn replay(
         &self,
         py: Python<'_>,
@@ -346,12 +350,8 @@ impl Recording {
         first_epoch: u64,
         rank: u64,
         world_size: u64,
+        settings: Settings,
         part: Option<(u64, u64)>,
-        batch_size: Option<usize>,
-        window: Option<usize>,
-        ready_frames: Option<usize>,
-        drop_last: Option<bool>,
-        allow_overcommit: bool,
         folder: Option<PathBuf>,
         snapshot: Option<Vec<u8>>,
     ) -> PyResult<Ring> {
@@ -365,11 +365,7 @@ impl Recording {
                 components.iter().map(|key| key.find(self.recording.components())).collect::<PyResult<Vec<_>>>()?;
             replay = replay.components(found).or_raise()?;
         }
-        let mut builder = RingStore::builder().allow_overcommit(allow_overcommit).seed(seed);
-        builder = batch_size.into_iter().fold(builder, RingStoreBuilder::batch_size);
-        builder = window.into_iter().fold(builder, RingStoreBuilder::window);
-        builder = ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
-        builder = drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
+        let builder = settings.builder(Vec::new())?.seed(seed);
         let store = elsewhere(py, move || match (folder, snapshot) {
             (Some(folder), _) => replay.resume(builder, folder),
             (None, Some(bytes)) => {

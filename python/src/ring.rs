@@ -53,6 +53,55 @@ impl Ring {
     }
 }
 
+/// The settings of a store, from a dict. Others than `allow_overcommit` may be missing: they have their default, or are as the snapshot says.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Settings {
+    #[pyo3(default)]
+    batch_size: Option<usize>,
+    #[pyo3(default)]
+    window: Option<usize>,
+    #[pyo3(default)]
+    ready_frames: Option<usize>,
+    #[pyo3(default)]
+    queue_rows: Option<usize>,
+    #[pyo3(default)]
+    max_skew: Option<usize>,
+    #[pyo3(default)]
+    seed: Option<u64>,
+    #[pyo3(default)]
+    drop_last: Option<bool>,
+    #[pyo3(default)]
+    when_full: Option<String>,
+    #[pyo3(default)]
+    merge: Option<String>,
+    allow_overcommit: bool,
+}
+
+impl Settings {
+    pub(crate) fn builder(&self, components: Vec<Spec>) -> PyResult<RingStoreBuilder> {
+        let mut builder = RingStore::builder().allow_overcommit(self.allow_overcommit);
+        for (name, features, element) in components {
+            builder = builder.component_of(name, features, dtype::parse(&element)?);
+        }
+        // Each setting that is given.
+        builder = self.batch_size.into_iter().fold(builder, RingStoreBuilder::batch_size);
+        builder = self.window.into_iter().fold(builder, RingStoreBuilder::window);
+        builder = self.ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
+        builder = self.queue_rows.into_iter().fold(builder, RingStoreBuilder::queue_rows);
+        builder = self.max_skew.into_iter().fold(builder, RingStoreBuilder::max_skew);
+        builder = self.seed.into_iter().fold(builder, RingStoreBuilder::seed);
+        builder = self.drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
+        if let Some(when_full) = &self.when_full {
+            builder = builder.when_full(parse_when_full(when_full)?);
+        }
+        if let Some(merge) = &self.merge {
+            builder = builder.merge(parse_merge(merge)?);
+        }
+        Ok(builder)
+    }
+}
+
 /// Where a store begins.
 enum Start {
     New,
@@ -67,42 +116,15 @@ impl Ring {
     /// A new store; or one that goes on from the newest snapshot in `folder`, or from a snapshot's bytes. What is None has its
     /// default, or is as the snapshot says.
     #[new]
-    #[pyo3(signature = (components, *, batch_size=None, window=None, ready_frames=None, queue_rows=None, max_skew=None, seed=None, drop_last=None, when_full=None, merge=None, allow_overcommit=false, folder=None, snapshot=None))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments in Python")]
+    #[pyo3(signature = (components, settings, *, folder=None, snapshot=None))]
     fn new(
         py: Python<'_>,
         components: Vec<Spec>,
-        batch_size: Option<usize>,
-        window: Option<usize>,
-        ready_frames: Option<usize>,
-        queue_rows: Option<usize>,
-        max_skew: Option<usize>,
-        seed: Option<u64>,
-        drop_last: Option<bool>,
-        when_full: Option<&str>,
-        merge: Option<&str>,
-        allow_overcommit: bool,
+        settings: Settings,
         folder: Option<PathBuf>,
         snapshot: Option<Vec<u8>>,
     ) -> PyResult<Self> {
-        let mut builder = RingStore::builder().allow_overcommit(allow_overcommit);
-        for (name, features, element) in components {
-            builder = builder.component_of(name, features, dtype::parse(&element)?);
-        }
-        // Each setting that is given.
-        builder = batch_size.into_iter().fold(builder, RingStoreBuilder::batch_size);
-        builder = window.into_iter().fold(builder, RingStoreBuilder::window);
-        builder = ready_frames.into_iter().fold(builder, RingStoreBuilder::ready_frames);
-        builder = queue_rows.into_iter().fold(builder, RingStoreBuilder::queue_rows);
-        builder = max_skew.into_iter().fold(builder, RingStoreBuilder::max_skew);
-        builder = seed.into_iter().fold(builder, RingStoreBuilder::seed);
-        builder = drop_last.into_iter().fold(builder, RingStoreBuilder::drop_last);
-        if let Some(when_full) = when_full {
-            builder = builder.when_full(parse_when_full(when_full)?);
-        }
-        if let Some(merge) = merge {
-            builder = builder.merge(parse_merge(merge)?);
-        }
+        let builder = settings.builder(components)?;
         let start = match (folder, snapshot) {
             (Some(folder), _) => Start::Folder(folder),
             (None, Some(bytes)) => Start::Bytes(bytes),
@@ -115,7 +137,13 @@ impl Ring {
                 Snapshot::from_bytes(&bytes).and_then(|snapshot| builder.resume_from(&snapshot)).or_raise()
             }
         })??;
-        Ok(Ring::of(store, queue_rows))
+        Ok(Ring::of(store, settings.queue_rows))
+    }
+
+    /// Checks settings, without a store.
+    #[staticmethod]
+    fn check(components: Vec<Spec>, settings: Settings) -> PyResult<()> {
+        settings.builder(components)?.plan().map(drop).or_raise()
     }
 
     /// The components: name, features and dtype of each.

@@ -133,10 +133,7 @@ impl Incoming {
     /// The rows as one batch.
     pub(crate) fn into_batch(self, py: Python<'_>, depot: &Arc<Depot>) -> PyResult<Batch> {
         match self {
-            Incoming::Uncopied(mut rows) => {
-                rows.check(py)?;
-                py.detach(|| rows.copy_all(depot))
-            }
+            Incoming::Uncopied(mut rows) => rows.copy_all(py, depot),
             Incoming::Batch(batch) => Ok(batch),
         }
     }

@@ -13,6 +13,12 @@ use crate::wait::{Deadline, wait};
 /// Work that goes on although the thread that waits for it is interrupted. Several threads may wait for it.
 pub(crate) struct Task<R>(Arc<Shared<R>>);
 
+impl<R> Clone for Task<R> {
+    fn clone(&self) -> Self {
+        Task(self.0.clone())
+    }
+}
+
 struct Shared<R> {
     state: Mutex<State<R>>,
     changed: Condvar,

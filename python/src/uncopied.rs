@@ -8,12 +8,15 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use crate::depot::{Depot, no_memory};
+use crate::depot::{Depot, Loan, no_memory};
 use crate::dtype::with_dtype;
 use crate::errors::OrRaise;
 
 /// Rows are copied in pieces of about this size: a piece is dealt, and its memory used again, while it is still in cache.
 pub(crate) const PIECE: usize = 512 << 10;
+
+/// So many pieces are copied before the next look for signals.
+const PIECES: usize = 64;
 
 /// So many bytes may be more than there is memory for.
 const LARGE: usize = 1 << 30;
@@ -30,6 +33,8 @@ pub(crate) struct Uncopied {
     left: usize,
     /// Whether a piece waits for cache.
     patient: bool,
+    /// Memory for the next copy, if it has been taken.
+    loan: Option<Loan>,
 }
 
 impl Uncopied {
@@ -47,12 +52,7 @@ impl Uncopied {
         if size >= LARGE {
             Vec::<u8>::new().try_reserve_exact(size).map_err(|_| no_memory(size))?;
         }
-        Ok(Uncopied { bytes, keep, dtype, features, next: 0, left, patient: true })
-    }
-
-    /// Checks that the memory is where it was when the rows were handed over: they may have waited for room meanwhile.
-    pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
-        self.bytes.check(py)
+        Ok(Uncopied { bytes, keep, dtype, features, next: 0, left, patient: true, loan: None })
     }
 
     /// Rows that are still to be copied.
@@ -61,19 +61,64 @@ impl Uncopied {
     }
 
     /// Copies all rows.
-    pub(crate) fn copy_all(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
+    pub(crate) fn copy_all(&mut self, py: Python<'_>, depot: &Arc<Depot>) -> PyResult<Batch> {
         self.patient = false;
-        self.copy(depot, usize::MAX)
+        self.checked(py, depot, |rows| rows.copy(depot, usize::MAX))
     }
 
-    /// Copies the next piece, once there is cache for it.
-    pub(crate) fn copy_piece(&mut self, depot: &Arc<Depot>) -> PyResult<Batch> {
-        self.copy(depot, (PIECE / self.bytes.width.max(1)).max(1))
+    /// Copies the next pieces, each once there is cache for it, and hands them over.
+    pub(crate) fn copy_pieces(
+        &mut self,
+        py: Python<'_>,
+        depot: &Arc<Depot>,
+        mut hand_over: impl FnMut(Batch) -> PyResult<()> + Send,
+    ) -> PyResult<()> {
+        let most = (PIECE / self.bytes.width.max(1)).max(1);
+        self.checked(py, depot, |rows| {
+            for _ in 0..PIECES {
+                hand_over(rows.copy(depot, most)?)?;
+                if rows.left == 0 {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `copy` after a check that the memory is where it was when the rows were handed over: they may have waited for room meanwhile.
+    ///
+    /// What is safe: the tensor's storage is kept while its rows are copied, so the tensor may get other memory (`tensor.data = ...`). Up to
+    /// one piece is copied with the GIL, so no Python code resizes the memory between the check and the end of the copy. What is not:
+    /// more rows are copied without the GIL, because all other threads would stand still. If another thread resizes the memory in that
+    /// moment (`storage.resize_`, `ndarray.resize(refcheck=False)`), freed memory is read. Neither library keeps the old memory for
+    /// a reader, so the second check can only turn wrong rows into an error. The same is true where Python has no GIL, and of C++ code that
+    /// resizes without it.
+    fn checked<R: Send>(
+        &mut self,
+        py: Python<'_>,
+        depot: &Arc<Depot>,
+        copy: impl FnOnce(&mut Self) -> PyResult<R> + Send,
+    ) -> PyResult<R> {
+        let bytes = self.left.saturating_mul(self.bytes.width);
+        if bytes > PIECE {
+            self.bytes.check(py)?;
+            let copied = py.detach(|| copy(self))?;
+            self.bytes.check_again(py)?;
+            return Ok(copied);
+        }
+        // Taking memory may wait, and nothing may wait between the check and the copy.
+        let patient = &mut self.patient;
+        self.loan = Some(py.detach(|| depot.take(bytes, patient))?);
+        self.bytes.check(py)?;
+        copy(self)
     }
 
     fn copy(&mut self, depot: &Arc<Depot>, most: usize) -> PyResult<Batch> {
         let rows = self.left.min(most);
-        let mut loan = depot.take(rows * self.bytes.width, &mut self.patient)?;
+        let mut loan = match self.loan.take() {
+            Some(loan) => loan,
+            None => depot.take(rows * self.bytes.width, &mut self.patient)?,
+        };
         self.fill(loan.bytes_mut());
         self.left -= rows;
         with_dtype!(self.dtype, T => Batch::from_owner(loan.elements::<T>(), self.features).or_raise())
@@ -123,8 +168,15 @@ pub(crate) struct RowBytes {
 enum Keeper {
     /// A buffer; and the numpy array whose memory it is, if that can be resized, with the address and the bytes that it had.
     Buffer { _buffer: PyUntypedBuffer, array: Option<(Py<PyAny>, usize, usize)> },
-    /// A tensor, whose storage can be resized.
-    Tensor(Py<PyAny>),
+    /// A tensor, whose storage can be resized; and the storage that was found at the last check.
+    Tensor(Py<PyAny>, Option<Py<PyAny>>),
+}
+
+fn resized(what: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "the {what} was resized after its rows were handed over and before they were all copied; \
+         hand over a copy (rows.clone() or rows.copy()), or resize it when the call has returned"
+    ))
 }
 
 /// The address and the bytes of a numpy array.
@@ -159,36 +211,42 @@ impl RowBytes {
     /// `rows` rows of `width` bytes from an address on, which the tensor `owner` keeps.
     pub(crate) fn at(owner: &Bound<'_, PyAny>, address: usize, rows: usize, width: usize, stride: isize) -> Self {
         let start = std::ptr::with_exposed_provenance(address);
-        RowBytes { start, rows, width, stride, keeper: Keeper::Tensor(owner.clone().unbind()) }
+        RowBytes { start, rows, width, stride, keeper: Keeper::Tensor(owner.clone().unbind(), None) }
     }
 
-    /// Raises if the memory was resized, which frees what was there. Python's threads cannot resize it while this has the GIL.
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
-        let (what, is_there) = match &self.keeper {
-            Keeper::Buffer { array: None, .. } => return Ok(()),
-            Keeper::Buffer { array: Some((array, address, bytes)), .. } => {
-                ("array", place(array.bind(py))? == (*address, *bytes))
+    /// Raises if the memory was resized, which frees what was there. Keeps the tensor's storage.
+    fn check(&mut self, py: Python<'_>) -> PyResult<()> {
+        if let Keeper::Tensor(tensor, kept) = &mut self.keeper {
+            let tensor = tensor.bind(py);
+            let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+            if address != self.start.addr() {
+                return Err(resized("tensor's storage"));
             }
-            Keeper::Tensor(tensor) => ("tensor's storage", self.is_in_storage(tensor.bind(py))?),
-        };
-        if is_there {
-            return Ok(());
+            *kept = Some(tensor.call_method0(intern!(py, "untyped_storage"))?.unbind());
         }
-        Err(PyValueError::new_err(format!(
-            "the {what} was resized after its rows were handed over and before they were copied; \
-             hand over a copy (rows.clone() or rows.copy()), or resize it when the call has returned"
-        )))
+        self.check_again(py)
     }
 
-    fn is_in_storage(&self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let py = tensor.py();
-        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
+    /// Raises if the memory was resized since the last check.
+    fn check_again(&self, py: Python<'_>) -> PyResult<()> {
+        match &self.keeper {
+            Keeper::Buffer { array: Some((array, address, bytes)), .. }
+                if place(array.bind(py))? != (*address, *bytes) =>
+            {
+                Err(resized("array"))
+            }
+            Keeper::Tensor(_, Some(storage)) if !self.is_in(storage.bind(py))? => Err(resized("tensor's storage")),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_in(&self, storage: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = storage.py();
         let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
         let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
         let last = self.rows.saturating_sub(1).saturating_mul(self.stride.unsigned_abs());
-        let end = address.saturating_add(last).saturating_add(self.width);
-        Ok(address == self.start.addr() && end <= start.saturating_add(bytes))
+        let end = self.start.addr().saturating_add(last).saturating_add(self.width);
+        Ok(start <= self.start.addr() && end <= start.saturating_add(bytes))
     }
 
     /// The address of the first row, and how many follow it without a gap; `None` where they lie apart.

@@ -8,26 +8,28 @@ use pyo3::prelude::*;
 /// How long a wait goes on before it looks for signals.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// When a wait ends. `None` in Python is no limit.
-pub(crate) struct Deadline(Option<Instant>);
+/// When a wait ends, or several waits of one call.
+pub(crate) struct Deadline {
+    /// The limit that Python gave. `None` is no limit.
+    pub(crate) seconds: Option<f64>,
+    end: Option<Instant>,
+}
 
 impl Deadline {
     pub(crate) fn new(timeout: Option<f64>) -> PyResult<Self> {
-        let Some(seconds) = timeout else {
-            return Ok(Deadline(None));
-        };
-        if seconds.is_nan() || seconds < 0.0 {
+        if let Some(seconds) = timeout.filter(|seconds| seconds.is_nan() || *seconds < 0.0) {
             return Err(PyValueError::new_err(format!("timeout is {seconds}; it must be at least 0 seconds, or None")));
         }
-        Ok(Deadline(Duration::try_from_secs_f64(seconds).ok().and_then(|limit| Instant::now().checked_add(limit))))
+        let limit = timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Ok(Deadline { seconds: timeout, end: limit.and_then(|limit| Instant::now().checked_add(limit)) })
     }
 
     fn slice(&self) -> Duration {
-        self.0.map_or(SLICE, |end| SLICE.min(end.saturating_duration_since(Instant::now())))
+        self.end.map_or(SLICE, |end| SLICE.min(end.saturating_duration_since(Instant::now())))
     }
 
     fn is_over(&self) -> bool {
-        self.0.is_some_and(|end| Instant::now() >= end)
+        self.end.is_some_and(|end| Instant::now() >= end)
     }
 }
 
@@ -57,7 +59,7 @@ pub(crate) fn wait_and_notice<R: Send>(
             return Ok(Some(result));
         }
         py.check_signals()?;
-        if let Some((seconds, notice)) = notice.as_ref().filter(|_| deadline.0.is_none())
+        if let Some((seconds, notice)) = notice.as_ref().filter(|_| deadline.end.is_none())
             && noticed.elapsed().as_secs_f64() >= *seconds
         {
             noticed = Instant::now();

@@ -306,7 +306,7 @@ def test_tasks(model):
 
 def test_progress_shows_passes_rows_and_who_waits(model, monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("activation_store._progress._INTERVAL", 0)
+    monkeypatch.setattr("activation_store._run.progress._INTERVAL", 0)
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     assert sum(map(len, activations(model, [numbered(8)] * 20, "first", progress=True, **SETTINGS))) == 160
     last = shown.getvalue().split("\r")[-1]

@@ -245,7 +245,7 @@ def test_progress_needs_tqdm(monkeypatch):
 
 
 def test_a_loop_that_begins_late_is_no_wait_that_nothing_ends(monkeypatch):
-    monkeypatch.setattr("activation_store._parties.AFTER", 0.05)
+    monkeypatch.setattr("activation_store._ring.parties.AFTER", 0.05)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *said: pytest.fail(str(said))

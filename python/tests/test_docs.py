@@ -42,7 +42,7 @@ def test_every_page_with_snippets_is_run():
 
 
 def modules():
-    return [importlib.import_module(f"activation_store.{module.name}") for module in pkgutil.iter_modules(activation_store.__path__)]
+    return [importlib.import_module(module.name) for module in pkgutil.walk_packages(activation_store.__path__, "activation_store.")]
 
 
 @pytest.mark.timeout(200)

@@ -182,6 +182,30 @@ def test_a_mask_by_position_or_left_out(model):
     assert store.current_activations_stored_per_component == [9, 9]
 
 
+@pytest.mark.parametrize("store", [store_of, lambda: TensorActivationStore(100, 6, 2)], ids=["ring", "tensor"])
+def test_a_mask_that_keeps_no_row_at_all_is_an_error_where_the_block_ends(model, store):
+    with pytest.raises(ValueError, match="ran 2 forward passes, and no row was kept: mask='attention_mask' is False"):  # noqa: SIM117, PT012
+        with capture(model, {"blocks.0": 0, "blocks.2": 1}, store(), mask="attention_mask") as captured:
+            for _ in range(2):
+                model(torch.rand(2, 3, 6), torch.zeros(2, 3).bool())
+            assert captured.error is None
+    with capture(model, {"blocks.0": 0, "blocks.2": 1}, store(), mask="attention_mask"):
+        model(torch.rand(2, 3, 6), torch.zeros(2, 3).bool())
+        model(torch.rand(2, 3, 6), torch.ones(2, 3).bool())
+    with pytest.raises(KeyError), capture(model, {"blocks.0": 0, "blocks.2": 1}, store(), mask="attention_mask"):
+        model(torch.rand(2, 3, 6), torch.zeros(2, 3).bool())
+        raise KeyError
+
+
+def test_a_mask_that_keeps_no_row_is_no_error_if_training_has_ended(model):
+    store = store_of()
+    with capture(model, PATHS, store, mask="attention_mask") as captured:
+        model(torch.rand(2, 3, 6), torch.zeros(2, 3).bool())
+        store.abort()
+        model(torch.rand(2, 3, 6), torch.zeros(2, 3).bool())
+        assert captured.stopped
+
+
 def test_a_pass_that_fails_leaves_nothing_behind(model):
     store = store_of()
     with capture(model, PATHS, store) as captured:
@@ -724,3 +748,10 @@ def test_a_mask_over_the_first_axes_goes_for_all_below(model):
     with capture(model, PATHS, store, mask=mask):
         model(torch.randn(1, 3, 4, 6))  # [batch, position, head, feature]
     assert len(served(store, "first")) == 8
+
+
+def test_the_former_name_of_the_module_works_and_warns():
+    with pytest.warns(DeprecationWarning, match="activation_store.hooks is now activation_store.capture") as said:
+        from activation_store.hooks import capture as former
+    assert former is capture
+    assert said[0].filename == __file__

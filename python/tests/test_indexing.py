@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from activation_store import TensorActivationStore
-from activation_store._components import Component
-from activation_store._indexing import get
+from activation_store._rows.components import Component
+from activation_store._rows.indexing import get
 
 try:
     import torch

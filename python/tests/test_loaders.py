@@ -10,7 +10,7 @@ from conftest import numbered, run
 
 import activation_store.recording as module
 from activation_store import Recorder, Recording, RingStore, TensorActivationStore, activations
-from activation_store._loaders import Worker
+from activation_store._ring.loaders import Worker
 
 torch = pytest.importorskip("torch")
 DataLoader = torch.utils.data.DataLoader

@@ -1,6 +1,7 @@
 """Rows whose values overflow, or are not finite, are kept, counted, and warned of once."""
 
 import asyncio
+import gc
 import warnings
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_a_recorder_warns_at_flush_and_close(tmp_path):
     with pytest.warns(RuntimeWarning, match="component 'a': 2 rows so far arrived with NaN") as caught:
         recorder.close()
     assert len(caught) == 1
+
+
+def test_a_recorder_that_is_dropped_warns(tmp_path):
+    recorder = Recorder(tmp_path, {"a": (4, "f16")})
+    recorder.extend_pass({"a": LARGE})
+    with pytest.warns(RuntimeWarning, match="component 'a': 3 rows so far have a value that is too large"):
+        del recorder
+        gc.collect()
 
 
 def test_a_store_of_fixed_size_warns():

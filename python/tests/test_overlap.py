@@ -5,13 +5,15 @@ import contextlib
 import copy
 import io
 import signal
+import sys
 import threading
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from activation_store import activations  # noqa: E402
+from activation_store import RingStore, activations  # noqa: E402
+from activation_store._run.positions import Position  # noqa: E402
 
 SETTINGS = {"batch_size": 8, "window": 32, "seed": 3}
 
@@ -238,7 +240,7 @@ def test_it_ends_with_its_last_reference_and_with_close(model):
 
 
 def test_another_thread_ends_it_in_the_middle_of_a_pass(model, monkeypatch):
-    monkeypatch.setattr("activation_store._run.BOUND", 0.05)
+    monkeypatch.setattr("activation_store._run.run.BOUND", 0.05)
     batches = activations(model, text(), "numbers", overlap=False, **SETTINGS)
     next(batches)
 
@@ -313,7 +315,7 @@ def test_it_goes_on_from_a_snapshot(model, tmp_path, form):
 
 def test_the_progress_line_says_that_they_take_turns(model, monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("activation_store._progress._INTERVAL", 0)
+    monkeypatch.setattr("activation_store._run.progress._INTERVAL", 0)
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     list(activations(model, text(), "numbers", overlap=False, progress=True, **SETTINGS))
     last = shown.getvalue().split("\r")[-1]
@@ -334,3 +336,18 @@ def test_a_resumed_run_tells_modules_by_their_names(model):
     assert all(torch.equal(one[name], other[name]) for one, other in zip(rest, again, strict=True) for name in ("numbers", "linear"))
     with pytest.raises(ValueError, match=r"the rows are of \['other'\], and the store, from a snapshot .* has \['linear', 'numbers'\]"):
         next(run({"linear": "other"}, resume=state))
+
+
+def test_a_timeout_names_the_lane_that_a_resumed_store_waits_for(model, monkeypatch):
+    store = RingStore({"numbers": 4}, queue_rows=1000, merge="round_robin", **SETTINGS)
+    for name in ("replica 0", "other"):
+        store.producer(name).extend(text(1, 100)[0])
+    next(store)
+    state = store.state_dict()
+    store.abort()
+    # A snapshot of a run has no other lanes, and that of another store is refused.
+    monkeypatch.setattr(sys.modules["activation_store.activations"], "resumed_positions", lambda *_: [Position(0, 0)])
+    batches = activations(model, text(), "numbers", overlap=False, merge="round_robin", resume=state, **SETTINGS)
+    with batches, pytest.raises(TimeoutError, match='within 0.1 s: the resumed store waits for lane "other"'):
+        while True:
+            batches.next(timeout=0.1)

@@ -65,6 +65,24 @@ def test_a_recorder_that_is_closed_unfinished_or_collected_does_not_finish_the_l
     assert recorded(tmp_path) == (20, False)
 
 
+def test_a_recorder_that_is_dropped_says_if_its_last_passes_could_not_be_written(tmp_path):
+    recorder = Recorder(tmp_path / "rows", {"a": 4})
+    (tmp_path / "rows").rmdir()
+    recorder.extend_pass({"a": numbered(1, 4)}).exception()
+    with pytest.warns(RuntimeWarning, match="a recorder was dropped, .* and its last passes could not be written: .*rows"):
+        del recorder
+        gc.collect()
+
+
+def test_a_tee_keeps_its_recorder(tmp_path):
+    store = RingStore({"a": 4}, batch_size=8, window=16)
+    tee = Tee(store, Recorder(tmp_path, {"a": 4}))
+    tee.extend_pass({"a": numbered(10, 4)})
+    del tee
+    gc.collect()
+    assert recorded(tmp_path) == (10, False)
+
+
 @pytest.mark.parametrize("kept_by", ["recorder.self = recorder", "threading.Thread(target=time.sleep, args=(600,), kwargs={}, daemon=True).start()", "pass"])
 def test_the_end_of_the_program_keeps_what_an_open_recorder_has(tmp_path, kept_by, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -312,3 +312,7 @@ def test_record_does_not_fail_because_of_another_lane(tmp_path):
     record(dict, passes, None, tmp_path, lane="one", shard_rows=50)
     (next(iter(sorted(tmp_path.glob("one.0*")))) / "shard.json").write_text("{}")
     assert record(dict, passes, None, tmp_path, lane="two", shard_rows=50).rows == 90
+    assert record(dict, passes * 2, None, tmp_path, lane="two", shard_rows=50, resume=True) == (6, 180)
+    assert record(dict, passes * 2, None, tmp_path, lane="three", shard_rows=50, resume=True) == (6, 180)
+    with pytest.raises(ValueError, match="one.000000.*shard.json is damaged"):
+        record(dict, passes, None, tmp_path, lane="one", shard_rows=50, resume=True)

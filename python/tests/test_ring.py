@@ -1,7 +1,9 @@
 """The pipeline: what goes in comes out, shuffled, once, without a copy on the way out."""
 
+import asyncio
 import gc
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -317,6 +319,28 @@ def test_drop_last():
     store.close()
     assert sum(len(batch) for batch in store) == 16
     assert store.stats().components["0"].dropped_by.last == store.stats().components["0"].dropped == 4
+
+
+@pytest.mark.parametrize("is_task", [False, True])
+def test_a_loop_that_has_nothing_because_drop_last_drops_all_rows_says_so_once(is_task):
+    async def drained(store):
+        return [batch async for batch in store]
+
+    store = RingStore(2, batch_size=8, window=32, drop_last=True, output="numpy")
+    store.extend(numbered(7, 2))
+    store.close()
+    with pytest.warns(RuntimeWarning, match="serves nothing: the store had 7 rows, fewer than a minibatch has, and drop_last=True drops them") as said:
+        for _ in range(2):
+            assert (asyncio.run(drained(store)) if is_task else list(store)) == []
+    assert len(said) == 1
+
+
+def test_a_loop_over_a_store_without_rows_says_nothing():
+    store = RingStore(2, batch_size=8, window=32, drop_last=True, output="numpy")
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(store) == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_run_that_begins_in_a_capture_is_not_captured_by_it(model):
 
 
 def test_a_second_run_does_not_wait_for_a_first_that_is_stuck(model, monkeypatch):
-    monkeypatch.setattr("activation_store._run.BOUND", 0.05)
+    monkeypatch.setattr("activation_store._run.run.BOUND", 0.05)
     go_on = threading.Event()
 
     def stuck():

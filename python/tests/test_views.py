@@ -14,7 +14,7 @@ from conftest import run
 torch = pytest.importorskip("torch")
 
 from activation_store import Recording, RingStore, activations, capture, record  # noqa: E402
-from activation_store._view import view_of  # noqa: E402
+from activation_store._hooks.view import view_of  # noqa: E402
 
 nn = torch.nn
 VOCABULARY = 60

@@ -7,12 +7,13 @@ import warnings
 import pytest
 from conftest import numbered
 
-from activation_store import RingStore, StoreClosedError, _parties
+from activation_store import RingStore, StoreClosedError
+from activation_store._ring import parties
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(_parties, "AFTER", 0.1)
+    monkeypatch.setattr(parties, "AFTER", 0.1)
 
 
 def small():
