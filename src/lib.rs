@@ -92,10 +92,7 @@ pub use crate::{
         values::ValueCounts,
     },
     store::{ActivationStore, ActivationStoreExt, TestData},
-    tensor_store::{
-        epoch::Epoch,
-        tensor_store::{TensorStore, TensorStoreBuilder},
-    },
+    tensor_store::{builder::TensorStoreBuilder, epoch::Epoch, tensor_store::TensorStore},
     waiting::handle::{WriteHandle, WriteReply, Written},
 };
 

@@ -1,9 +1,11 @@
 //! The lanes as the writer sees them: the passes that it has taken from the queue but not dealt yet, and the order in which it deals.
+//! A resumed store first deals in the order in which the saved store did.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ring_store::builder::Merge;
 use crate::ring_store::queue::{Answer, Queued};
+use crate::ring_store::snapshot::journal::Segment;
 use crate::rows::batch::Batch;
 
 /// The rows that are dealt from a lane before the next lane has its turn.
@@ -230,6 +232,39 @@ impl Lanes {
             lane.rows = 0;
             lane.passes.drain(..)
         })
+    }
+}
+
+/// What is to be dealt again, oldest first. Has at least one segment.
+pub(crate) struct DealAgain(VecDeque<Segment>);
+
+impl DealAgain {
+    /// `None` if nothing is to be dealt again.
+    pub(crate) fn new(segments: VecDeque<Segment>) -> Option<Self> {
+        (!segments.is_empty()).then_some(DealAgain(segments))
+    }
+
+    /// The lane to deal from, and the most rows to deal. `None` if these rows have not come yet.
+    pub(crate) fn next(&self, lanes: &Lanes) -> Option<(u64, usize)> {
+        let Segment { lane, rows, .. } = self.0.front()?;
+        lanes.limit(*lane, *rows as usize)
+    }
+
+    /// Counts rows of the next lane as dealt. Returns whether nothing more is to be dealt again.
+    pub(crate) fn dealt(&mut self, dealt: usize, lanes: &mut Lanes, finished: &mut Finished) -> bool {
+        let Some(next) = self.0.front_mut() else { return true };
+        lanes.dealt_of(next.lane, dealt, finished);
+        next.first_row += dealt as u64;
+        next.rows -= dealt as u64;
+        if next.rows == 0 {
+            self.0.pop_front();
+        }
+        self.0.is_empty()
+    }
+
+    /// The rows that must be dealt next, if their lane has ended without these rows.
+    pub(crate) fn lacks(&self, lanes: &Lanes) -> Option<Segment> {
+        self.0.front().filter(|next| lanes.is_spent(next.lane)).copied()
     }
 }
 

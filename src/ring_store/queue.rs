@@ -1,7 +1,8 @@
-//! The messages that go through the queue from the producers to the writer.
+//! What the writer gets and gives: the messages that come through the queue from the producers, and the report of what it has dealt.
 
 use crate::rows::batch::Batch;
 use crate::rows::pass::WholePass;
+use crate::rows::values::ValueCounts;
 use crate::waiting::handle::{WriteReply, Written};
 
 /// A message to the writer. The writer receives messages in order.
@@ -42,5 +43,42 @@ impl Queued {
     /// The rows that are to be dealt.
     pub(crate) fn left(&self) -> usize {
         self.pass.rows() - self.taken
+    }
+}
+
+/// What the writer has dealt.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) dealt: Vec<Dealt>,
+    /// The dealt rows of each component with values that are not finite or overflowed.
+    pub(crate) values: Vec<ValueCounts>,
+    /// Whether nothing more is to be dealt again.
+    pub(crate) has_dealt_again: bool,
+}
+
+/// The next rows of a lane, which were dealt.
+#[derive(Debug)]
+pub(crate) struct Dealt {
+    pub(crate) lane: u64,
+    pub(crate) rows: u64,
+    /// The component that made their passes whole, if the components came one by one.
+    pub(crate) joined_by: Option<usize>,
+    /// Whether the saved store had dealt them.
+    pub(crate) again: bool,
+}
+
+impl Report {
+    pub(crate) fn new(components: usize) -> Self {
+        Report { values: vec![ValueCounts::default(); components], ..Report::default() }
+    }
+
+    /// Adds rows that were dealt.
+    pub(crate) fn deal(&mut self, next: Dealt) {
+        let continues =
+            |last: &Dealt| (last.lane, last.joined_by, last.again) == (next.lane, next.joined_by, next.again);
+        match self.dealt.last_mut() {
+            Some(last) if continues(last) => last.rows += next.rows,
+            _ => self.dealt.push(next),
+        }
     }
 }

@@ -17,26 +17,19 @@ use crate::memory::frame::Frame;
 use crate::ring_store::afterwards::Afterwards;
 use crate::ring_store::builder::{Config, WhenFull};
 use crate::ring_store::core::{Requests, Shared, State, WaitsFor, Warning};
-use crate::ring_store::deal_again::DealAgain;
 use crate::ring_store::lanes::{Finished, Lanes};
-use crate::ring_store::queue::Message;
-use crate::ring_store::report::{Dealt, Report};
+use crate::ring_store::queue::{Message, Report};
 use crate::ring_store::snapshot::saving::Saving;
+use crate::ring_store::writer::dealing::Dealing;
 use crate::rows::error::WriteError;
 use crate::rows::values::{Said, ValueCounts};
 use crate::waiting::panics::Panics;
 use crate::waiting::thread::Work;
 use crate::waiting::wait::WORTH_LOGGING;
 
+pub(super) mod dealing;
 mod ending;
 mod requests;
-
-/// The fewest and the most rows of a plan: the rows that the writer deals before it looks at the state again.
-const PLAN_ROWS: std::ops::RangeInclusive<usize> = 4..=4096;
-
-/// If a plan takes longer, the next plan is smaller. Most plans take longer while the ring's memory is new: the first write to each
-/// page waits until the operating system provides the page.
-const PLAN_TIME: Duration = Duration::from_millis(4);
 
 /// How long the writer waits for a consumer to drop a minibatch before it asks the operating system for memory again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -75,18 +68,6 @@ pub(super) enum Phase {
     Serving(Box<Serving>),
     /// The writer has discarded everything.
     Discarded,
-}
-
-/// Rows come, and are dealt.
-pub(super) struct Dealing {
-    pub(super) frames: OpenFrames,
-    pub(super) lanes: Lanes,
-    /// What a resumed store deals before anything else.
-    pub(super) again: Option<DealAgain>,
-    /// The rows of the next plan.
-    plan: usize,
-    /// Whether the store is closed: no more rows come.
-    finishing: bool,
 }
 
 /// No more rows come. The writer serves the rows left in the open frames.
@@ -190,13 +171,8 @@ impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, queue: UnboundedReceiver<Message>, open: Vec<Frame>) -> Self {
         let config = shared.config.clone();
         let components = config.layout.n_components();
-        let dealing = Dealing {
-            frames: OpenFrames::new(config.layout.clone(), open, config.seed),
-            lanes: Lanes::new(config.merge),
-            again: None,
-            plan: *PLAN_ROWS.start(),
-            finishing: false,
-        };
+        let frames = OpenFrames::new(config.layout.clone(), open, config.seed);
+        let dealing = Dealing::new(frames, Lanes::new(config.merge));
         Writer {
             phase: Phase::Dealing(Box::new(dealing)),
             looked: false,
@@ -483,54 +459,5 @@ impl Writer {
         }
         serving.leftover.fill(&mut frame, rows);
         serving.filled = Some((frame, rows));
-    }
-}
-
-impl Dealing {
-    /// The lane to deal from, and the most rows to deal. `None` if no rows can be dealt.
-    fn next(&self) -> Option<(u64, usize)> {
-        match &self.again {
-            Some(again) => again.next(&self.lanes),
-            None => self.lanes.next(),
-        }
-    }
-
-    /// The lane and number of a row that must be dealt again next, if its lane has ended without it.
-    fn lacks(&self) -> Option<(u64, u64)> {
-        self.again.as_ref()?.lacks(&self.lanes).map(|missing| (missing.lane, missing.first_row))
-    }
-
-    /// Deals a plan of rows.
-    fn deal_plan(&mut self, report: &mut Report, finished: &mut Finished) {
-        let start = Instant::now();
-        let mut left = self.plan;
-        while left > 0 && !self.frames.is_full() {
-            self.lanes.pass_turn();
-            let Some((lane, rows)) = self.next() else { break };
-            let Some(queued) = self.lanes.front(lane) else { break };
-            let dealt = self.frames.deal(rows.min(left), |component| (queued.pass.batch(component), queued.taken));
-            let again = self.again.is_some();
-            report.deal(Dealt { lane, rows: dealt as u64, joined_by: queued.joined_by, again });
-            for (component, counts) in report.values.iter_mut().zip(self.frames.take_counts()) {
-                // The saved store has counted the rows that are dealt again.
-                *component += if again { ValueCounts::default() } else { counts };
-            }
-            match &mut self.again {
-                None => self.lanes.dealt(dealt, finished),
-                Some(again) => {
-                    if again.dealt(dealt, &mut self.lanes, finished) {
-                        report.has_dealt_again = true;
-                        self.again = None;
-                        self.lanes.start_order();
-                    }
-                }
-            }
-            left -= dealt;
-        }
-        if start.elapsed() > PLAN_TIME {
-            self.plan = (self.plan / 2).max(*PLAN_ROWS.start());
-        } else if left == 0 {
-            self.plan = (self.plan * 2).min(*PLAN_ROWS.end());
-        }
     }
 }

@@ -24,6 +24,7 @@ use crate::rows::layout::{Component, ComponentKey, Layout};
 use crate::rows::pass::{WholePass, check};
 use crate::rows::values::ValueCounts;
 use crate::store::ActivationStore;
+use crate::tensor_store::builder::TensorStoreBuilder;
 use crate::tensor_store::epoch::Epoch;
 use crate::tensor_store::rows::{Data, Tensor};
 use crate::tensor_store::writer::{Message, TensorWriter};
@@ -56,47 +57,7 @@ pub struct TensorStore {
     tensor: Arc<Tensor>,
 }
 
-/// Configures a [`TensorStore`]. Made by [`TensorStore::builder`].
-#[derive(Clone, Debug, Default)]
-#[must_use = "a builder does nothing until `build` is called"]
-pub struct TensorStoreBuilder {
-    components: Vec<(String, usize, Option<DType>)>,
-    dtype: DType,
-    max_items: usize,
-    seed: u64,
-}
-
 impl TensorStoreBuilder {
-    /// Adds a component with `features` values of the store's [`dtype`](Self::dtype) in each row. Components are numbered from 0.
-    pub fn component(mut self, name: impl Into<String>, features: usize) -> Self {
-        self.components.push((name.into(), features, None));
-        self
-    }
-
-    /// Adds a component with an element type of its own.
-    pub fn component_of(mut self, name: impl Into<String>, features: usize, dtype: DType) -> Self {
-        self.components.push((name.into(), features, Some(dtype)));
-        self
-    }
-
-    /// Sets the element type of components that have none of their own. Default: `f32`.
-    pub fn dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
-        self
-    }
-
-    /// Sets how many rows of each component the store can hold. There is no default.
-    pub fn max_items(mut self, rows: usize) -> Self {
-        self.max_items = rows;
-        self
-    }
-
-    /// Sets the seed of `shuffle` and of the order of epochs. Default: 0.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
     /// Builds the store. Returns at once, because the operating system provides the memory as rows come.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use crate::memory::frame::Frame;
 use crate::memory::pool::FrameHome;
+use crate::ring_store::afterwards::Afterwards;
 use crate::ring_store::core::{Shared, State, WaitsFor};
 use crate::ring_store::error::ReadError;
 use crate::ring_store::ready::Lent;
@@ -143,6 +144,29 @@ impl State {
         }
         self.waits.consumer_waits(&mut consumer.waiting, false);
         Some(self.waiting.remove(place?)?.1)
+    }
+
+    /// Wakes one consumer for each minibatch that is ready, unless a consumer has been woken for it. Wakes all if none will come.
+    pub(super) fn wake_consumers(&mut self, afterwards: &mut Afterwards) {
+        if self.ended || self.status.discards() {
+            self.wake_all_consumers(afterwards);
+            return;
+        }
+        let unclaimed = self.frames.ready_minibatches().saturating_sub(self.woken);
+        let woken = self.waiting.drain(..unclaimed.min(self.waiting.len()));
+        self.woken += woken.len();
+        afterwards.wakers.extend(woken.map(|(_, waker)| waker));
+    }
+
+    /// Wakes all consumers that wait. One may have stopped polling, without a word, after it was woken.
+    pub(crate) fn wake_all_consumers(&mut self, afterwards: &mut Afterwards) {
+        self.woken += self.waiting.len();
+        afterwards.wakers.extend(self.waiting.drain(..).map(|(_, waker)| waker));
+    }
+
+    /// Whether a minibatch waits for a consumer that was woken, while other consumers sleep.
+    pub(crate) fn has_unclaimed(&self) -> bool {
+        self.woken > 0 && !self.waiting.is_empty() && self.frames.ready() > 0
     }
 
     /// Notes that a consumer has come. If it waits and is not in line, it had been woken.

@@ -1,7 +1,7 @@
 //! Full snapshots: the writer copies the frames, and fills the ring of a resumed store with them.
 
 use crate::memory::frame::Frame;
-use crate::ring_store::deal_again::DealAgain;
+use crate::ring_store::lanes::DealAgain;
 use crate::ring_store::ready::ReadyFrame;
 use crate::ring_store::snapshot::body::{Body, SavedFrame};
 use crate::ring_store::snapshot::error::{ResumeError, SnapshotError};
