@@ -134,7 +134,10 @@ pub mod _documentation {
     /// [resume.md]: resume
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
+    /// [memory]: promises
+    /// [overlap]: python
     /// [resume.md]: resume
+    /// [waits]: performance
     #[doc = include_str!("../docs/jupyter.md")]
     pub mod jupyter {}
     /// [promises.md]: promises
