@@ -103,12 +103,23 @@ pub mod _documentation {
     /// [resume.md]: resume
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    /// [fork]: notes
     /// [recording.md]: recording
     /// [resume.md]: resume
     #[doc = include_str!("../docs/promises.md")]
     pub mod promises {}
     // These pages cannot link to a picture, but they can contain it. The picture comes last, and an empty one takes its old place.
     /// [chart]: data:image/svg+xml,%3Csvg%20xmlns='http://www.w3.org/2000/svg'%20width='0'%20height='0'/%3E
+    /// [conversion]: notes
+    /// [copying]: notes
+    /// [direct-io]: notes
+    /// [overlap]: notes
+    /// [prefetch]: notes
+    /// [reservoir]: notes
+    /// [sizes]: notes
+    /// [stripes]: notes
+    /// [writer-threads]: notes
+    /// [python.md]: python
     #[doc = include_str!("../docs/performance.md")]
     ///
     /// ## The chart
@@ -120,7 +131,10 @@ pub mod _documentation {
     /// [resume.md]: resume
     #[doc = include_str!("../docs/python.md")]
     pub mod python {}
+    /// [memory]: promises
+    /// [overlap]: python
     /// [resume.md]: resume
+    /// [waits]: performance
     #[doc = include_str!("../docs/jupyter.md")]
     pub mod jupyter {}
     /// [promises.md]: promises
@@ -129,6 +143,19 @@ pub mod _documentation {
     /// [performance.md]: performance
     #[doc = include_str!("../docs/recording.md")]
     pub mod recording {}
+    #[doc = include_str!("../docs/notes/2026-11-conversion.md")]
+    #[doc = include_str!("../docs/notes/2026-11-copying.md")]
+    #[doc = include_str!("../docs/notes/2026-11-deref.md")]
+    #[doc = include_str!("../docs/notes/2026-11-direct-io.md")]
+    #[doc = include_str!("../docs/notes/2026-11-fork.md")]
+    #[doc = include_str!("../docs/notes/2026-11-overlap.md")]
+    #[doc = include_str!("../docs/notes/2026-11-prefetch.md")]
+    #[doc = include_str!("../docs/notes/2026-11-reservoir.md")]
+    #[doc = include_str!("../docs/notes/2026-11-sizes.md")]
+    #[doc = include_str!("../docs/notes/2026-11-stripes.md")]
+    #[doc = include_str!("../docs/notes/2026-11-writer-threads.md")]
+    #[doc = include_str!("../docs/notes/2026-11-writer.md")]
+    pub mod notes {}
     #[doc = include_str!("../CHANGELOG.md")]
     pub mod changelog {}
     /// ```no_run
