@@ -17,13 +17,14 @@ use crate::recording::shard_writer::ShardWriter;
 use crate::rows::batch::Batch;
 use crate::rows::error::WriteError;
 use crate::rows::layout::Component;
+use crate::rows::pass::WholePass;
 use crate::rows::values::{Said, ValueCounts};
 use crate::waiting::handle::{WriteReply, Written};
 use crate::waiting::panics::{Panic, Panics};
 
 pub(crate) enum Message {
-    /// A pass: the batches of all components, in the order of the components. Its place is free when the thread takes the pass.
-    Pass(Vec<Batch>, Vec<WriteReply>, Place),
+    /// A pass, and its callers. Its place is free when the thread takes the pass.
+    Pass(WholePass, Vec<WriteReply>, Place),
     Flush(Sender<Result<Safe, WriteError>>),
     Finish(Sender<Result<Safe, WriteError>>),
     /// Discards the shard that is being written.
@@ -55,9 +56,9 @@ impl LaneWriter {
     pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
         for message in queue {
             match message {
-                Message::Pass(batches, replies, place) => {
+                Message::Pass(pass, replies, place) => {
                     drop(place);
-                    self.take(batches, replies);
+                    self.take(pass, replies);
                 }
                 Message::Flush(reply) => self.end_shard_then(Sealed::Flush(reply)),
                 Message::Finish(reply) => self.end_shard_then(Sealed::Finish(reply)),
@@ -77,7 +78,8 @@ impl LaneWriter {
     }
 
     /// Writes a pass, drops its batches, and answers its callers. Foreign code may panic: the owner of a batch, or a waker.
-    fn take(&mut self, batches: Vec<Batch>, replies: Vec<WriteReply>) {
+    fn take(&mut self, pass: WholePass, replies: Vec<WriteReply>) {
+        let batches = pass.into_batches();
         let mut outcome = self.catch(|writer| writer.pass(&batches));
         let mut panics = Panics::default();
         batches.into_iter().for_each(|batch| panics.catch(|| drop(batch)));

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::recording::entrance::check_pass;
 use crate::recording::recorder::Recorder;
 use crate::recording::room::Place;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::ComponentKey;
+use crate::rows::pass::WholePass;
 use crate::waiting::handle::WriteHandle;
 
 /// Room for one pass of a recorder. Made by [`Recorder::reserve_pass`]. Dropping it gives the room back.
@@ -38,7 +38,7 @@ impl RecorderPermit<'_> {
         self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.recorder.layout, pass)?;
+        let pass = WholePass::new(&self.recorder.layout, pass)?;
         self.recorder.record(pass, self.place)
     }
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::recording::entrance::{Entrance, check_pass, refused};
+use crate::recording::entrance::Entrance;
 use crate::recording::error::RecordingError;
 use crate::recording::lane_writer::Message;
 use crate::recording::room::{Place, Places};
@@ -18,6 +18,7 @@ use crate::rows::build_error::BuildError;
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::rows::pass::{WholePass, check};
 use crate::rows::values::ValueCounts;
 use crate::waiting::handle::WriteHandle;
 use crate::waiting::wait::lock;
@@ -76,7 +77,7 @@ impl Recorder {
         disk: Arc<dyn Disk>,
         (dir, lane): (PathBuf, String),
     ) -> Self {
-        let entrance = Mutex::new(Entrance::new(sender, layout.n_components()));
+        let entrance = Mutex::new(Entrance::new(sender, &layout));
         Recorder { layout, disk, dir, lane, entrance, places, thread: Some(thread), resumed, progress }
     }
 
@@ -136,17 +137,17 @@ impl Recorder {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.layout, pass)?;
+        let pass = WholePass::new(&self.layout, pass)?;
         let place = self.places.take();
         self.record(pass, place)
     }
 
     /// Records a pass that was checked and has its place.
-    pub(crate) fn record(&self, pass: Vec<(usize, Batch)>, place: Place) -> Result<WriteHandle, RefusedPass> {
+    pub(crate) fn record(&self, pass: WholePass, place: Place) -> Result<WriteHandle, RefusedPass> {
         let entrance = self.enter();
         match entrance.check(&self.layout, &self.progress) {
             Ok(()) => entrance.hand_over(pass, place),
-            Err(error) => Err(refused(error, pass)),
+            Err(error) => Err(pass.refused(error)),
         }
     }
 
@@ -165,13 +166,7 @@ impl Recorder {
     /// # Blocking
     /// Blocks while two passes wait for the disk.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        let batch = batch.into();
-        let found = self.layout.find(component).map_err(WriteError::from);
-        let checked = found.and_then(|component| self.layout.check(&batch, component).map(|()| component));
-        let component = match checked {
-            Ok(component) => component,
-            Err(error) => return Err(Refused { error, batch }),
-        };
+        let (component, batch) = check(&self.layout, component, batch.into())?;
         let place = self.places.take();
         let mut entrance = self.enter();
         match entrance.check_open(&self.progress) {
@@ -253,12 +248,10 @@ impl Recorder {
             return Err(WriteError::from(ClosedBy::Recorder).into());
         }
         let _ = entrance.send(message(reply));
-        let forgotten = if ends {
+        let forgotten = ends.then(|| {
             entrance.sender = None;
             entrance.forget()
-        } else {
-            Vec::new()
-        };
+        });
         drop(entrance);
         drop(forgotten);
         answer.recv().map_err(|_| ended())?.map_err(failed)

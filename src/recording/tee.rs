@@ -1,6 +1,5 @@
 //! Gives one capture to the training and to a recording.
 
-use crate::recording::entrance::{check_pass, refused};
 use crate::recording::error::RecordingError;
 use crate::recording::permit::RecorderPermit;
 use crate::recording::recorder::Recorder;
@@ -8,6 +7,7 @@ use crate::recording::sealer::Safe;
 use crate::ring_store::producer::Producer;
 use crate::rows::batch::{Batch, RefusedPass};
 use crate::rows::layout::{Component, ComponentKey};
+use crate::rows::pass::WholePass;
 use crate::waiting::handle::WriteHandle;
 
 impl RecorderPermit<'_> {
@@ -25,26 +25,22 @@ impl RecorderPermit<'_> {
         pass: impl IntoIterator<Item = (K, B)>,
         ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.recorder.layout, pass)?;
+        let pass = WholePass::new(&self.recorder.layout, pass)?;
         self.hand_to_both(pass, ring)
     }
 
     fn hand_to_both(
         self,
-        pass: Vec<(usize, Batch)>,
+        pass: WholePass,
         ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
     ) -> Result<WriteHandle, RefusedPass> {
         // Held until both have the pass. So passes have the same order in both.
         let entrance = self.recorder.enter();
         if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
-            return Err(refused(error, pass));
+            return Err(pass.refused(error));
         }
-        let share = |(component, batch): (usize, Batch)| {
-            let (ring, recorder) = batch.share();
-            ((component, ring), (component, recorder))
-        };
-        let (for_ring, for_recorder): (Vec<_>, Vec<_>) = pass.into_iter().map(share).unzip();
-        let trained = ring(for_ring)?;
+        let (for_ring, for_recorder) = pass.share();
+        let trained = ring(for_ring.into_given())?;
         // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
         let recorded = entrance
             .hand_over(for_recorder, self.place)
@@ -130,7 +126,7 @@ impl Tee {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.recorder.layout, pass)?;
+        let pass = WholePass::new(&self.recorder.layout, pass)?;
         let permit = RecorderPermit { recorder: &self.recorder, place: self.recorder.places.take() };
         permit.hand_to_both(pass, |pass| self.ring.extend_pass(pass))
     }
