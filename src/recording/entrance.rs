@@ -5,7 +5,7 @@ use crossbeam_channel::Sender;
 use crate::recording::lane_writer::Message;
 use crate::recording::room::Place;
 use crate::recording::sealer::Progress;
-use crate::rows::batch::{Batch, Refused, RefusedPass};
+use crate::rows::batch::{Batch, Refused};
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
 use crate::rows::layout::Layout;
@@ -13,6 +13,9 @@ use crate::rows::pass::{Gathered, WholePass};
 use crate::waiting::handle::{WriteHandle, WriteReply};
 
 /// Takes passes in.
+///
+/// It is behind a mutex. While the mutex is held, nothing is dropped that runs foreign code: a batch (its owner), a reply or a place (a
+/// waker). What does not go in is returned, and is dropped once the mutex is free.
 pub(crate) struct Entrance {
     pub(crate) sender: Option<Sender<Message>>,
     /// The pass that comes component by component, and the callers that wait for its end.
@@ -37,23 +40,26 @@ impl Entrance {
         if self.sender.is_some() { Ok(()) } else { Err(ClosedBy::Recorder.into()) }
     }
 
-    /// Adds a batch to the pass that comes component by component. Hands the pass over in its place when it is whole.
+    /// Adds a batch to the pass that comes component by component. Once the pass is whole, [`take_whole`](Self::take_whole) has it.
     pub(crate) fn gather(
         &mut self,
         layout: &Layout,
+        progress: &Progress,
         batch: Batch,
         component: usize,
-        place: Place,
     ) -> Result<WriteHandle, Refused> {
+        if let Err(error) = self.check_open(progress) {
+            return Err(Refused { error, batch });
+        }
         self.gathered.put(layout, component, batch)?;
         let (reply, handle) = WriteHandle::pending();
         self.replies.push(reply);
-        if let Some(pass) = self.gathered.take_whole() {
-            let replies = std::mem::take(&mut self.replies);
-            // If the message comes back, its replies are dropped and their handles resolve as closed.
-            let _ = self.send(Message::Pass(pass, replies, place));
-        }
         Ok(handle)
+    }
+
+    /// Takes out the pass that came component by component, and its callers, if it is whole.
+    pub(crate) fn take_whole(&mut self) -> Option<(WholePass, Vec<WriteReply>)> {
+        self.gathered.take_whole().map(|pass| (pass, std::mem::take(&mut self.replies)))
     }
 
     /// Forgets the pass that is not whole. Returns it, to drop it once the entrance is free: that runs code of its batches' owners.
@@ -61,15 +67,13 @@ impl Entrance {
         (self.gathered.take_back(), std::mem::take(&mut self.replies))
     }
 
-    /// Hands over a pass. Refuses it only if the recorder's thread has ended.
-    pub(crate) fn hand_over(&self, pass: WholePass, place: Place) -> Result<WriteHandle, RefusedPass> {
+    /// Hands over a pass. Fails only if the recorder's thread has ended.
+    pub(crate) fn hand_over(&self, pass: WholePass, place: Place) -> Result<WriteHandle, Message> {
         let (reply, handle) = WriteHandle::pending();
-        match self.send(Message::Pass(pass, vec![reply], place)) {
-            Err(Message::Pass(pass, ..)) => Err(pass.refused(ClosedBy::Recorder.into())),
-            _ => Ok(handle),
-        }
+        self.send(Message::Pass(pass, vec![reply], place)).map(|()| handle)
     }
 
+    /// Sends a message to the recorder's thread. Returns it if the thread has ended.
     pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
         match &self.sender {
             Some(sender) => sender.send(message).map_err(|unsent| unsent.into_inner()),

@@ -145,10 +145,16 @@ impl Recorder {
     /// Records a pass that was checked and has its place.
     pub(crate) fn record(&self, pass: WholePass, place: Place) -> Result<WriteHandle, RefusedPass> {
         let entrance = self.enter();
-        match entrance.check(&self.layout, &self.progress) {
-            Ok(()) => entrance.hand_over(pass, place),
-            Err(error) => Err(pass.refused(error)),
+        if let Err(error) = entrance.check(&self.layout, &self.progress) {
+            drop(entrance);
+            return Err(pass.refused(error));
         }
+        let handed_over = entrance.hand_over(pass, place);
+        drop(entrance);
+        handed_over.map_err(|unsent| match unsent {
+            Message::Pass(pass, ..) => pass.refused(ClosedBy::Recorder.into()),
+            _ => RefusedPass { error: ClosedBy::Recorder.into(), batches: Vec::new() },
+        })
     }
 
     /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.
@@ -169,10 +175,13 @@ impl Recorder {
         let (component, batch) = check(&self.layout, component, batch.into())?;
         let place = self.places.take();
         let mut entrance = self.enter();
-        match entrance.check_open(&self.progress) {
-            Ok(()) => entrance.gather(&self.layout, batch, component, place),
-            Err(error) => Err(Refused { error, batch }),
-        }
+        let gathered = entrance.gather(&self.layout, &self.progress, batch, component);
+        let whole = entrance.take_whole();
+        let sent = whole.map(|(pass, replies)| entrance.send(Message::Pass(pass, replies, place)));
+        drop(entrance);
+        // If the thread has ended, the replies are dropped here, and their handles resolve as closed.
+        drop(sent);
+        gathered
     }
 
     /// Records one row of one component. See [`extend`](Self::extend).

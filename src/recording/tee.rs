@@ -6,6 +6,7 @@ use crate::recording::recorder::Recorder;
 use crate::recording::sealer::Safe;
 use crate::ring_store::producer::Producer;
 use crate::rows::batch::{Batch, RefusedPass};
+use crate::rows::closed::ClosedBy;
 use crate::rows::layout::{Component, ComponentKey};
 use crate::rows::pass::WholePass;
 use crate::waiting::handle::WriteHandle;
@@ -34,17 +35,20 @@ impl RecorderPermit<'_> {
         pass: WholePass,
         ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
     ) -> Result<WriteHandle, RefusedPass> {
+        let RecorderPermit { recorder, place } = self;
+        // Dropped after the entrance is free, also if `ring` panics: that may run code of the batches' owners.
+        let (for_ring, for_recorder);
         // Held until both have the pass. So passes have the same order in both.
-        let entrance = self.recorder.enter();
-        if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
+        let entrance = recorder.enter();
+        if let Err(error) = entrance.check(&recorder.layout, &recorder.progress) {
             return Err(pass.refused(error));
         }
-        let (for_ring, for_recorder) = pass.share();
+        (for_ring, for_recorder) = pass.share();
         let trained = ring(for_ring.into_given())?;
-        // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
-        let recorded = entrance
-            .hand_over(for_recorder, self.place)
-            .unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error)));
+        let recorded = entrance.hand_over(for_recorder, place);
+        drop(entrance);
+        // If the recorder's thread has just ended, the ring has the pass already. So the handle gets the error.
+        let recorded = recorded.unwrap_or_else(|_| WriteHandle::ready(Err(ClosedBy::Recorder.into())));
         Ok(WriteHandle::all([trained, recorded]))
     }
 }
