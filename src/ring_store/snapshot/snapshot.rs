@@ -125,6 +125,8 @@ impl Snapshot {
         version("dealing version", versions.dealing_version, DEALING_VERSION)?;
         let mut body: Body = serde_json::from_str(first).map_err(|error| damaged(error.to_string()))?;
         body.upgrade();
+        // Every store that is resumed from this snapshot belongs to the run that took it, so its name must not be a random one.
+        body.run.get_or_insert_with(|| checksum(first.as_bytes()));
         match body.contradiction() {
             Some(contradiction) => Err(damaged(contradiction.to_owned())),
             None => Ok(Snapshot::new(body)),
