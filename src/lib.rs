@@ -49,13 +49,15 @@ pub use crate::{
     disk::error::DiskError,
     recording::{
         error::RecordingError,
-        permit::RecorderPermit,
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
+        recorder_pass::RecorderPass,
         recording::{RecordedLane, Recording},
         replay::{Position, Replay, ReplayedRows, Replaying},
+        reserve::{RecorderPermit, RecorderReserve},
         sealer::{Safe, SyncPolicy},
         tee::Tee,
+        tee_pass::{TeePass, TeePermit, TeeReserve},
     },
     ring_store::{
         builder::{Merge, RingStoreBuilder, WhenFull},

@@ -139,7 +139,7 @@ fn the_owner_of_rows_that_a_ring_drops_or_panics_with_may_call_the_recorder() {
     thread::spawn(move || {
         let recorder = Arc::new(Recorder::builder().component("a", 1).create(dir.path()).unwrap());
         let rows = || Batch::from_owner::<f32, _>(CallsBack(vec![0.0], Arc::downgrade(&recorder)), 1).unwrap();
-        let permit = || recorder.reserve_pass(Duration::ZERO).unwrap();
+        let permit = || recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap();
         let refused = permit().extend_pass_with([("a", rows())], |pass| {
             drop(pass);
             Err(RefusedPass::new(ClosedBy::Lane.into(), Vec::new()))
@@ -161,8 +161,11 @@ fn the_owner_of_rows_that_a_ring_drops_or_panics_with_may_call_the_recorder() {
 fn a_recorder_that_is_closed_while_a_pass_waits_for_it_takes_the_pass_or_gives_it_back() {
     let dir = TempDir::new().unwrap();
     let recorder = recorder(&dir);
-    let permits = [recorder.reserve_pass(Duration::ZERO).unwrap(), recorder.reserve_pass(Duration::ZERO).unwrap()];
-    assert!(recorder.reserve_pass(Duration::ZERO).is_none());
+    let permits = [
+        recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap(),
+        recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap(),
+    ];
+    assert!(recorder.reserve_pass().wait_timeout(Duration::ZERO).is_none());
     let store = RingStore::builder().component("a", 2).batch_size(3).window(6).build().unwrap();
     let mut ring_was_asked = false;
     let [first, second] = permits;
@@ -175,8 +178,9 @@ fn a_recorder_that_is_closed_while_a_pass_waits_for_it_takes_the_pass_or_gives_i
     let refused = refused.unwrap_err();
     assert!(matches!(refused.error, WriteError::Closed(_)), "{refused}");
     assert_eq!((refused.batches.len(), ring_was_asked), (1, false));
-    // The room is free again.
-    assert!(recorder.reserve_pass(Duration::ZERO).is_some());
+    // A recorder that is closed makes no caller wait.
+    let closed = recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap_err();
+    assert_eq!(closed.closed_by(), Some(ClosedBy::Recorder));
     assert_eq!(found(&dir), (3, false));
 
     let tee = Tee::new(store.producer().unwrap(), recorder).unwrap();

@@ -3,7 +3,7 @@
 use crossbeam_channel::Sender;
 
 use crate::recording::lane_writer::Message;
-use crate::recording::room::Place;
+use crate::recording::room::PassRoom;
 use crate::recording::sealer::Progress;
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::closed::ClosedBy;
@@ -14,7 +14,7 @@ use crate::waiting::handle::{WriteHandle, WriteReply};
 
 /// Takes passes in.
 ///
-/// It is behind a mutex. While the mutex is held, nothing is dropped that runs foreign code: a batch (its owner), a reply or a place (a
+/// It is behind a mutex. While the mutex is held, nothing is dropped that runs foreign code: a batch (its owner), a reply or room (a
 /// waker). What does not go in is returned, and is dropped once the mutex is free.
 pub(crate) struct Entrance {
     pub(crate) sender: Option<Sender<Message>>,
@@ -68,9 +68,9 @@ impl Entrance {
     }
 
     /// Hands over a pass. Fails only if the recorder's thread has ended.
-    pub(crate) fn hand_over(&self, pass: WholePass, place: Place) -> Result<WriteHandle, Message> {
+    pub(crate) fn hand_over(&self, pass: WholePass, room: PassRoom) -> Result<WriteHandle, Message> {
         let (reply, handle) = WriteHandle::pending();
-        self.send(Message::Pass(pass, vec![reply], place)).map(|()| handle)
+        self.send(Message::Pass(pass, vec![reply], room)).map(|()| handle)
     }
 
     /// Sends a message to the recorder's thread. Returns it if the thread has ended.

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
 use crate::memory::convert::RowReader;
-use crate::recording::room::Place;
+use crate::recording::room::PassRoom;
 use crate::recording::sealer::{Progress, Safe, Sealed};
 use crate::recording::shard::ShardInfo;
 use crate::recording::shard_writer::ShardWriter;
@@ -23,8 +23,8 @@ use crate::waiting::handle::{WriteReply, Written};
 use crate::waiting::panics::{Panic, Panics};
 
 pub(crate) enum Message {
-    /// A pass, and its callers. Its place is free when the thread takes the pass.
-    Pass(WholePass, Vec<WriteReply>, Place),
+    /// A pass, and its callers. Its room is free when the thread takes the pass.
+    Pass(WholePass, Vec<WriteReply>, PassRoom),
     Flush(Sender<Result<Safe, WriteError>>),
     Finish(Sender<Result<Safe, WriteError>>),
     /// Discards the shard that is being written.
@@ -56,8 +56,9 @@ impl LaneWriter {
     pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
         for message in queue {
             match message {
-                Message::Pass(pass, replies, place) => {
-                    drop(place);
+                Message::Pass(pass, replies, room) => {
+                    // This wakes a caller that waits for room, and its waker may panic.
+                    self.catch_all(|_| drop(room));
                     self.take(pass, replies);
                 }
                 Message::Flush(reply) => self.end_shard_then(Sealed::Flush(reply)),

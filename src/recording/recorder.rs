@@ -11,12 +11,13 @@ use crate::disk::disk::Disk;
 use crate::recording::entrance::Entrance;
 use crate::recording::error::RecordingError;
 use crate::recording::lane_writer::Message;
-use crate::recording::room::{Place, Places};
+use crate::recording::room::{PassRoom, Room};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::build_error::BuildError;
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
+use crate::rows::full::StoreFullError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
 use crate::rows::pass::{WholePass, check};
 use crate::rows::values::ValueCounts;
@@ -29,8 +30,15 @@ use crate::waiting::wait::lock;
 /// Each one needs a lane of its own. A shard gets its name only when it is whole, checksummed and synced. A
 /// [`Recording`](crate::Recording) does not read it before.
 ///
-/// You write whole passes ([`extend_pass`](Self::extend_pass)), or one component after the other ([`extend`](Self::extend)) as hooks
-/// fire.
+/// Ways to write, with the names that a lane of a ring has:
+///
+/// | method | what you give | if two passes wait for the disk |
+/// |---|---|---|
+/// | [`extend_pass`](Self::extend_pass) | a whole pass | blocks |
+/// | [`try_extend_pass`](Self::try_extend_pass) | a whole pass | gives the pass back |
+/// | [`reserve_pass`](Self::reserve_pass) | a whole pass, later | a future waits, or a thread with a time limit |
+/// | [`begin_pass`](Self::begin_pass) | one component after the other, and then `commit` | `commit` blocks, `try_commit` gives the pass back |
+/// | [`extend`](Self::extend) | one component after the other; the pass ends by itself | blocks |
 ///
 /// # Memory
 /// A recorder needs 1 MiB for each component, and holds the batches of at most four passes. The size of a shard does not matter.
@@ -61,7 +69,7 @@ pub struct Recorder {
     pub(crate) lane: String,
     /// Brings the passes of several threads into one order.
     entrance: Mutex<Entrance>,
-    pub(crate) places: Places,
+    pub(crate) room: Room,
     thread: Option<JoinHandle<()>>,
     resumed: Safe,
     pub(crate) progress: Arc<Progress>,
@@ -70,7 +78,7 @@ pub struct Recorder {
 impl Recorder {
     pub(crate) fn new(
         layout: Layout,
-        (places, sender): (Places, Sender<Message>),
+        (room, sender): (Room, Sender<Message>),
         thread: JoinHandle<()>,
         resumed: Safe,
         progress: Arc<Progress>,
@@ -78,7 +86,7 @@ impl Recorder {
         (dir, lane): (PathBuf, String),
     ) -> Self {
         let entrance = Mutex::new(Entrance::new(sender, &layout));
-        Recorder { layout, disk, dir, lane, entrance, places, thread: Some(thread), resumed, progress }
+        Recorder { layout, disk, dir, lane, entrance, room, thread: Some(thread), resumed, progress }
     }
 
     /// Returns what was safe when this recorder began. Skip as many passes. Zero for a new lane.
@@ -137,24 +145,80 @@ impl Recorder {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = WholePass::new(&self.layout, pass)?;
-        let place = self.places.take();
-        self.record(pass, place)
+        self.commit(WholePass::new(&self.layout, pass)?)
     }
 
-    /// Records a pass that was checked and has its place.
-    pub(crate) fn record(&self, pass: WholePass, place: Place) -> Result<WriteHandle, RefusedPass> {
+    /// Records a pass as [`extend_pass`](Self::extend_pass) does if there is room. Returns at once.
+    ///
+    /// # Errors
+    /// Same as [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if two passes wait for the disk, or other callers wait for room.
+    pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        self.try_commit(WholePass::new(&self.layout, pass)?)
+    }
+
+    /// Waits for room, and records a pass that was checked.
+    pub(crate) fn commit(&self, pass: WholePass) -> Result<WriteHandle, RefusedPass> {
+        let room = self.room.take();
+        self.record(pass, room)
+    }
+
+    /// Records a pass that was checked if there is room.
+    pub(crate) fn try_commit(&self, pass: WholePass) -> Result<WriteHandle, RefusedPass> {
+        match self.try_take_room() {
+            Ok(room) => self.record(pass, room),
+            Err(error) => Err(pass.refused(error)),
+        }
+    }
+
+    /// Takes room for a pass if there is some.
+    pub(crate) fn try_take_room(&self) -> Result<PassRoom, WriteError> {
+        self.check_open()?;
+        let full = "The recorder has no room: two passes wait for the disk; wait with extend_pass or reserve_pass";
+        self.room.try_take().ok_or_else(|| StoreFullError::new(full).into())
+    }
+
+    /// Checks that the recorder takes passes. The first error of the disk comes before the end.
+    pub(crate) fn check_open(&self) -> Result<(), WriteError> {
+        self.enter().check_open(&self.progress)
+    }
+
+    /// Records a pass that was checked and has its room.
+    pub(crate) fn record(&self, pass: WholePass, room: PassRoom) -> Result<WriteHandle, RefusedPass> {
         let entrance = self.enter();
         if let Err(error) = entrance.check(&self.layout, &self.progress) {
             drop(entrance);
             return Err(pass.refused(error));
         }
-        let handed_over = entrance.hand_over(pass, place);
+        let handed_over = entrance.hand_over(pass, room);
         drop(entrance);
         handed_over.map_err(|unsent| match unsent {
             Message::Pass(pass, ..) => pass.refused(ClosedBy::Recorder.into()),
             _ => RefusedPass { error: ClosedBy::Recorder.into(), batches: Vec::new() },
         })
+    }
+
+    /// Hands a pass to a ring, and records it. The ring and the recorder have the passes of all threads in the same order.
+    pub(crate) fn record_with(
+        &self,
+        pass: WholePass,
+        room: PassRoom,
+        ring: impl FnOnce() -> Result<WriteHandle, RefusedPass>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        // Held until both have the pass. `pass` outlives it, also if `ring` panics, because to drop the batches may run foreign code.
+        let entrance = self.enter();
+        if let Err(error) = entrance.check(&self.layout, &self.progress) {
+            drop(entrance);
+            return Err(pass.refused(error));
+        }
+        let trained = ring()?;
+        let recorded = entrance.hand_over(pass, room);
+        drop(entrance);
+        // If the recorder's thread has just ended, the ring has the pass already. So the handle gets the error.
+        let recorded = recorded.unwrap_or_else(|_| WriteHandle::ready(Err(ClosedBy::Recorder.into())));
+        Ok(WriteHandle::all([trained, recorded]))
     }
 
     /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.
@@ -173,11 +237,11 @@ impl Recorder {
     /// Blocks while two passes wait for the disk.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         let (component, batch) = check(&self.layout, component, batch.into())?;
-        let place = self.places.take();
+        let room = self.room.take();
         let mut entrance = self.enter();
         let gathered = entrance.gather(&self.layout, &self.progress, batch, component);
         let whole = entrance.take_whole();
-        let sent = whole.map(|(pass, replies)| entrance.send(Message::Pass(pass, replies, place)));
+        let sent = whole.map(|(pass, replies)| entrance.send(Message::Pass(pass, replies, room)));
         drop(entrance);
         // If the thread has ended, the replies are dropped here, and their handles resolve as closed.
         drop(sent);

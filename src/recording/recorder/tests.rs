@@ -304,7 +304,7 @@ fn the_owner_of_rows_that_no_thread_takes_may_call_the_recorder() {
         let rows = || Batch::from_owner::<f32, _>(CallsBack(vec![0.0], Arc::downgrade(&recorder)), 1).unwrap();
         drop(recorder.extend_pass([(0, rows())]).unwrap_err());
         let alone = recorder.extend(rows(), 0).unwrap().wait();
-        let permit = recorder.reserve_pass(std::time::Duration::ZERO).unwrap();
+        let permit = recorder.reserve_pass().wait().unwrap();
         let both = permit.extend_pass_with([(0, rows())], |pass| {
             drop(pass);
             Ok(WriteHandle::ready(Ok(Written { rows: 1, first_row: 0 })))
