@@ -48,6 +48,7 @@ pub use crate::{
     dealing::dealer::DEALING_VERSION,
     disk::error::DiskError,
     recording::{
+        catch_up::{CatchUp, Lacks},
         error::RecordingError,
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
@@ -129,6 +130,7 @@ pub mod _documentation {
     #[doc = include_str!("../docs/jupyter.md")]
     pub mod jupyter {}
     /// [promises.md]: promises
+    /// [recording.md]: recording
     #[doc = include_str!("../docs/resume.md")]
     pub mod resume {}
     /// [performance.md]: performance

@@ -5,6 +5,7 @@
 //! a seeded order.
 
 pub(crate) mod buffers;
+pub(crate) mod catch_up;
 pub(crate) mod entrance;
 pub(crate) mod error;
 pub(crate) mod feed;

@@ -70,13 +70,13 @@ impl Tee {
         Ok(Tee { ring, recorder })
     }
 
-    /// Returns the lane of the ring, for passes that only the ring lacks, for example after a resume.
+    /// Returns the lane of the ring. After a resume, [`catch_up`](Self::catch_up) gives it the passes that it alone lacks.
     #[must_use]
     pub fn ring(&self) -> &Producer {
         &self.ring
     }
 
-    /// Returns the recorder, to flush it, or for passes that only the recording lacks.
+    /// Returns the recorder, for example to flush it.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         &self.recorder

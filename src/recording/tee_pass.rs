@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use crate::recording::catch_up::Lacks;
 use crate::recording::reserve::{RecorderPermit, RecorderReserve};
 use crate::recording::tee::Tee;
 use crate::ring_store::builder::WhenFull;
@@ -15,7 +16,7 @@ use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
 use crate::rows::layout::ComponentKey;
 use crate::rows::pass::{Gathered, WholePass, check};
-use crate::waiting::handle::WriteHandle;
+use crate::waiting::handle::{WriteHandle, Written};
 use crate::waiting::wait::wait_for;
 
 impl Tee {
@@ -64,6 +65,24 @@ impl Tee {
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<(), RefusedPass> {
         TeePass::of(self, pass)?.commit_blocking()
+    }
+
+    /// Hands a pass to the ring, to the recorder, or to both: to the ones that lack it. See
+    /// [`CatchUp`](crate::CatchUp).
+    ///
+    /// If both lack the pass, this is [`extend_pass`](Self::extend_pass). If neither does, the pass is dropped, and the handle has no rows.
+    ///
+    /// # Errors
+    /// As [`extend_pass`](Self::extend_pass). A pass that is refused comes back, and neither has it.
+    ///
+    /// # Blocking
+    /// Blocks while two passes wait for the disk, if the recording lacks the pass. To bound the memory of the ring's passes, await the handle.
+    pub fn catch_up<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        lacks: Lacks,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        TeePass::of(self, pass)?.commit_to(lacks)
     }
 
     /// Begins a pass whose components come one by one.
@@ -192,6 +211,27 @@ impl<'a> TeePass<'a> {
         match tee.reserve_pass(pass.rows()).wait() {
             Ok(permit) => permit.hand_over(ring, pass).map(drop),
             Err(error) => Err(pass.refused(error)),
+        }
+    }
+
+    /// Hands the pass to the ones that lack it, as [`Tee::catch_up`] does.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    ///
+    /// # Blocking
+    /// Blocks while two passes wait for the disk, if the recording lacks the pass.
+    pub fn commit_to(self, lacks: Lacks) -> Result<WriteHandle, RefusedPass> {
+        if lacks.ring && lacks.recording {
+            return self.commit();
+        }
+        let (tee, ring, pass) = self.whole()?;
+        if lacks.ring {
+            ring.commit()
+        } else if lacks.recording {
+            tee.recorder().commit(pass)
+        } else {
+            Ok(WriteHandle::ready(Ok(Written { rows: 0, first_row: 0 })))
         }
     }
 
