@@ -9,7 +9,8 @@ use crate::disk::endian::to_file;
 use crate::disk::error::DiskError;
 use crate::disk::folder::UnfinishedFolder;
 use crate::disk::safetensors::header;
-use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, name, seal};
+use crate::disk::sealed::seal;
+use crate::recording::shard::{ComponentFile, INFO, KEY, ShardInfo, VERSION, WRITTEN_BY, name};
 use crate::rows::layout::Component;
 
 /// How many bytes a component gathers before it writes them. Each write has this size.
@@ -142,7 +143,7 @@ impl WrittenShard {
         }
         // Some systems cannot rename a folder that has open files.
         self.files.clear();
-        self.folder.write(INFO, &seal(self.info.clone()))?;
+        self.folder.write(INFO, &seal(KEY, &self.info))?;
         self.folder.finish_new()?;
         Ok(self.info)
     }
