@@ -2,7 +2,7 @@
 
 use crossbeam_channel::Sender;
 
-use crate::recording::lane_writer::Message;
+use crate::recording::lane_writer::LaneMessage;
 use crate::recording::room::PassRoom;
 use crate::recording::sealer::Progress;
 use crate::rows::batch::{Batch, Refused};
@@ -17,14 +17,14 @@ use crate::waiting::handle::{WriteHandle, WriteReply};
 /// It is behind a mutex. While the mutex is held, nothing is dropped that runs foreign code: a batch (its owner), a reply or room (a
 /// waker). What does not go in is returned, and is dropped once the mutex is free.
 pub(crate) struct Entrance {
-    pub(crate) sender: Option<Sender<Message>>,
+    pub(crate) sender: Option<Sender<LaneMessage>>,
     /// The pass that comes component by component, and the callers that wait for its end.
     gathered: Gathered,
     replies: Vec<WriteReply>,
 }
 
 impl Entrance {
-    pub(crate) fn new(sender: Sender<Message>, layout: &Layout) -> Self {
+    pub(crate) fn new(sender: Sender<LaneMessage>, layout: &Layout) -> Self {
         Entrance { sender: Some(sender), gathered: Gathered::new(layout), replies: Vec::new() }
     }
 
@@ -68,13 +68,13 @@ impl Entrance {
     }
 
     /// Hands over a pass. Fails only if the recorder's thread has ended.
-    pub(crate) fn hand_over(&self, pass: WholePass, room: PassRoom) -> Result<WriteHandle, Message> {
+    pub(crate) fn hand_over(&self, pass: WholePass, room: PassRoom) -> Result<WriteHandle, LaneMessage> {
         let (reply, handle) = WriteHandle::pending();
-        self.send(Message::Pass(pass, vec![reply], room)).map(|()| handle)
+        self.send(LaneMessage::Pass(pass, vec![reply], room)).map(|()| handle)
     }
 
     /// Sends a message to the recorder's thread. Returns it if the thread has ended.
-    pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
+    pub(crate) fn send(&self, message: LaneMessage) -> Result<(), LaneMessage> {
         match &self.sender {
             Some(sender) => sender.send(message).map_err(|unsent| unsent.into_inner()),
             None => Err(message),

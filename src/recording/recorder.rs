@@ -10,7 +10,7 @@ use crossbeam_channel::{Sender, bounded};
 use crate::disk::disk::Disk;
 use crate::recording::entrance::Entrance;
 use crate::recording::error::RecordingError;
-use crate::recording::lane_writer::Message;
+use crate::recording::lane_writer::LaneMessage;
 use crate::recording::room::{PassRoom, Room};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
@@ -78,7 +78,7 @@ pub struct Recorder {
 impl Recorder {
     pub(crate) fn new(
         layout: Layout,
-        (room, sender): (Room, Sender<Message>),
+        (room, sender): (Room, Sender<LaneMessage>),
         thread: JoinHandle<()>,
         resumed: Safe,
         progress: Arc<Progress>,
@@ -195,7 +195,7 @@ impl Recorder {
         let handed_over = entrance.hand_over(pass, room);
         drop(entrance);
         handed_over.map_err(|unsent| match unsent {
-            Message::Pass(pass, ..) => pass.refused(ClosedBy::Recorder.into()),
+            LaneMessage::Pass(pass, ..) => pass.refused(ClosedBy::Recorder.into()),
             _ => RefusedPass { error: ClosedBy::Recorder.into(), batches: Vec::new() },
         })
     }
@@ -241,7 +241,7 @@ impl Recorder {
         let mut entrance = self.enter();
         let gathered = entrance.gather(&self.layout, &self.progress, batch, component);
         let whole = entrance.take_whole();
-        let sent = whole.map(|(pass, replies)| entrance.send(Message::Pass(pass, replies, room)));
+        let sent = whole.map(|(pass, replies)| entrance.send(LaneMessage::Pass(pass, replies, room)));
         drop(entrance);
         // If the thread has ended, the replies are dropped here, and their handles resolve as closed.
         drop(sent);
@@ -273,7 +273,7 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the passes are on disk.
     pub fn flush(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Flush, false)
+        self.ask(LaneMessage::Flush, false)
     }
 
     /// Flushes, writes a file that says that the lane is finished, and ends the recorder: it takes no more passes.
@@ -287,7 +287,7 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the passes and the file are on disk.
     pub fn finish(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Finish, true)
+        self.ask(LaneMessage::Finish, true)
     }
 
     /// Flushes and ends the recorder without a word about the lane's end: for a capture that broke off. Resume the lane to go on.
@@ -299,7 +299,7 @@ impl Recorder {
     /// # Blocking
     /// Same as [`flush`](Self::flush).
     pub fn close(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Flush, true)
+        self.ask(LaneMessage::Flush, true)
     }
 
     /// Returns whether [`finish`](Self::finish) or [`close`](Self::close) was called. A recorder whose disk has failed is not closed:
@@ -311,7 +311,7 @@ impl Recorder {
 
     fn ask(
         &self,
-        message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> Message,
+        message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> LaneMessage,
         ends: bool,
     ) -> Result<Safe, RecordingError> {
         let (reply, answer) = bounded(1);
@@ -340,7 +340,7 @@ impl Recorder {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();
         let forgotten = entrance.forget();
-        let _ = entrance.send(Message::Empty(reply));
+        let _ = entrance.send(LaneMessage::Empty(reply));
         drop(entrance);
         drop(forgotten);
         let _ = emptied.recv();

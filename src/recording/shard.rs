@@ -26,7 +26,7 @@ pub(crate) const VERSION: u32 = 1;
 /// The most rows or passes of a lane.
 const MOST: u64 = 1 << 48;
 /// How many bytes are read at once: a multiple of the size of every element.
-const PIECE: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 1 << 20;
 /// The program that writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -212,7 +212,7 @@ pub(crate) fn read_rows(
     buffer.bytes_mut(0..start).copy_from_slice(&head);
     let mut sum = Checksum::default();
     // Each piece goes into the checksum while it is in the cache.
-    for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
+    for piece in buffer.bytes_mut(start..end).chunks_mut(BYTES_AT_ONCE) {
         file.read_exact(piece).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         sum.update(piece);
         from_file(piece, dtype.size());
