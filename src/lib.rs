@@ -48,14 +48,17 @@ pub use crate::{
     dealing::dealer::DEALING_VERSION,
     disk::error::DiskError,
     recording::{
+        catch_up::{CatchUp, Lacks},
         error::RecordingError,
-        permit::RecorderPermit,
         recorder::Recorder,
         recorder_builder::RecorderBuilder,
+        recorder_pass::RecorderPass,
         recording::{RecordedLane, Recording},
         replay::{Position, Replay, ReplayedRows, Replaying},
+        reserve::{RecorderPermit, RecorderReserve},
         sealer::{Safe, SyncPolicy},
         tee::Tee,
+        tee_pass::{TeePass, TeePermit, TeeReserve},
     },
     ring_store::{
         builder::{Merge, RingStoreBuilder, WhenFull},
@@ -138,6 +141,7 @@ pub mod _documentation {
     #[doc = include_str!("../docs/jupyter.md")]
     pub mod jupyter {}
     /// [promises.md]: promises
+    /// [recording.md]: recording
     #[doc = include_str!("../docs/resume.md")]
     pub mod resume {}
     /// [performance.md]: performance

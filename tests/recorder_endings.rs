@@ -1,11 +1,12 @@
 //! How a recorder ends: what is recorded is kept, and only a recorder that is finished says that its lane is.
 #![allow(clippy::unwrap_used)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use activation_store::{Batch, ClosedBy, Recorder, Recording, RecordingError, RingStore, Tee, WriteError};
+use activation_store::{Batch, ClosedBy, Recorder, Recording, RecordingError, RefusedPass, RingStore, Tee, WriteError};
 use ndarray::Array2;
 use tempfile::TempDir;
 
@@ -130,12 +131,41 @@ fn the_owner_of_rows_that_a_recorder_forgets_may_call_the_recorder() {
     }
 }
 
+/// The ring of `extend_pass_with` may be code of yours: it may drop the batches, and it may panic.
+#[test]
+fn the_owner_of_rows_that_a_ring_drops_or_panics_with_may_call_the_recorder() {
+    let dir = TempDir::new().unwrap();
+    let (done, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let recorder = Arc::new(Recorder::builder().component("a", 1).create(dir.path()).unwrap());
+        let rows = || Batch::from_owner::<f32, _>(CallsBack(vec![0.0], Arc::downgrade(&recorder)), 1).unwrap();
+        let permit = || recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap();
+        let refused = permit().extend_pass_with([("a", rows())], |pass| {
+            drop(pass);
+            Err(RefusedPass::new(ClosedBy::Lane.into(), Vec::new()))
+        });
+        assert_eq!(refused.unwrap_err().error.closed_by(), Some(ClosedBy::Lane));
+        let panicking = AssertUnwindSafe(|| {
+            permit().extend_pass_with([("a", rows())], |pass| {
+                drop(pass);
+                panic!("in the ring")
+            })
+        });
+        assert!(catch_unwind(panicking).is_err());
+        done.send(recorder.finish().unwrap().rows).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(Duration::from_secs(30)).unwrap(), 0);
+}
+
 #[test]
 fn a_recorder_that_is_closed_while_a_pass_waits_for_it_takes_the_pass_or_gives_it_back() {
     let dir = TempDir::new().unwrap();
     let recorder = recorder(&dir);
-    let permits = [recorder.reserve_pass(Duration::ZERO).unwrap(), recorder.reserve_pass(Duration::ZERO).unwrap()];
-    assert!(recorder.reserve_pass(Duration::ZERO).is_none());
+    let permits = [
+        recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap(),
+        recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap(),
+    ];
+    assert!(recorder.reserve_pass().wait_timeout(Duration::ZERO).is_none());
     let store = RingStore::builder().component("a", 2).batch_size(3).window(6).build().unwrap();
     let mut ring_was_asked = false;
     let [first, second] = permits;
@@ -148,8 +178,9 @@ fn a_recorder_that_is_closed_while_a_pass_waits_for_it_takes_the_pass_or_gives_i
     let refused = refused.unwrap_err();
     assert!(matches!(refused.error, WriteError::Closed(_)), "{refused}");
     assert_eq!((refused.batches.len(), ring_was_asked), (1, false));
-    // The room is free again.
-    assert!(recorder.reserve_pass(Duration::ZERO).is_some());
+    // A recorder that is closed makes no caller wait.
+    let closed = recorder.reserve_pass().wait_timeout(Duration::ZERO).unwrap().unwrap_err();
+    assert_eq!(closed.closed_by(), Some(ClosedBy::Recorder));
     assert_eq!(found(&dir), (3, false));
 
     let tee = Tee::new(store.producer().unwrap(), recorder).unwrap();

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use activation_store::{Form, Minibatches, Position, Recorder, Recording, Replay, RingStore, Snapshot, WhenFull};
 use ndarray::Array2;
@@ -317,10 +318,55 @@ fn a_ring_refuses_what_a_replay_cannot_keep() {
     for form in [Form::Light, Form::Full] {
         let _ = minibatches.snapshot(&snapshots, form).unwrap().wait().unwrap();
         let refused = recording.replay().epochs(3).resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
-        assert!(refused.contains("epochs is 3"), "{refused}");
+        assert!(refused.contains("epochs is 3; it must be 1"), "{refused}");
         let resumed = recording.replay().resume(RingStore::builder(), &snapshots).unwrap();
         assert_eq!(resumed.minibatches().blocking().map(|m| m.unwrap().rows()).sum::<usize>(), 81 - 8);
     }
+}
+
+#[test]
+fn a_snapshot_of_a_store_that_was_closed_before_its_replay_ended_is_refused_with_that_reason() {
+    let folder = folder("closed_early");
+    let recording = record(&folder, [50, 31], 8);
+    let snapshots = folder.0.join("snapshots");
+    let store = recording.replay().epochs(2).into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
+    let mut minibatches = store.minibatches();
+    let _ = minibatches.blocking().next().unwrap().unwrap();
+    let _ = minibatches.snapshot(&snapshots, Form::Light).unwrap().wait().unwrap();
+    // The ring is full, so the replay waits in the middle of an epoch.
+    store.close();
+    let mut flush = store.flush();
+    while flush.wait_timeout(Duration::from_millis(1)).is_none() {
+        drop(minibatches.blocking().next());
+    }
+    for form in [Form::Light, Form::Full] {
+        let _ = minibatches.snapshot(&snapshots, form).unwrap().wait().unwrap();
+        for epochs in [2, 5] {
+            let replay = recording.replay().epochs(epochs);
+            let refused = replay.resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
+            assert!(refused.contains("the snapshot is of a store that was closed after"), "{form:?}: {refused}");
+            assert!(refused.contains("before the end of epoch 0") && refused.contains("earlier snapshot"), "{refused}");
+        }
+    }
+    // The earlier snapshot works.
+    let resumed = recording.replay().epochs(2).resume(RingStore::builder(), snapshots.join("snapshot-1")).unwrap();
+    assert_eq!(resumed.minibatches().blocking().map(|m| m.unwrap().rows()).sum::<usize>(), 2 * 81 - 4);
+}
+
+#[test]
+fn a_replay_of_fewer_epochs_than_were_sent_is_refused_with_their_number() {
+    let folder = folder("fewer_epochs");
+    let recording = record(&folder, [50, 31], 8);
+    let snapshots = folder.0.join("snapshots");
+    let store = recording.replay().epochs(4).into_ring(RingStore::builder().batch_size(4).window(16)).unwrap();
+    let mut minibatches = store.minibatches();
+    for _ in 0..2 * 81_usize.div_ceil(4) {
+        let _ = minibatches.blocking().next().unwrap().unwrap();
+    }
+    let _ = minibatches.snapshot(&snapshots, Form::Light).unwrap().wait().unwrap();
+    let refused = recording.replay().epochs(2).resume(RingStore::builder(), &snapshots).unwrap_err().to_string();
+    assert!(refused.contains("epochs is 2; it must be as many as when the snapshot was taken"), "{refused}");
+    assert!(refused.contains("and these epochs have 162"), "{refused}");
 }
 
 #[test]

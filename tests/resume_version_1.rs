@@ -5,9 +5,10 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use activation_store::{Producer, RingStore, Snapshot, WriteError};
+use activation_store::{Form, Producer, RingStore, Snapshot, Snapshots, WriteError};
 use common::watchdog;
 use ndarray::Array2;
+use tempfile::TempDir;
 
 /// Seven lanes: the store's own; "a", ended; one without a name, ended; "a" again, ended, some of its rows needed; one without a name;
 /// "b"; one without a name and without rows.
@@ -59,5 +60,34 @@ fn every_lane_is_known_and_every_row_is_served_once() {
         assert_eq!((served.len(), distinct.len()), (88 - 56, 88 - 56));
         let not_dealt = [66..68, 68..73, 73..76, 76..88].into_iter().flatten();
         assert!(not_dealt.into_iter().all(|row| distinct.contains(&row)), "{distinct:?}");
+    });
+}
+
+/// A snapshot of that version says nothing about its run. All stores that are resumed from it belong to one run.
+#[test]
+fn two_stores_that_are_resumed_from_it_belong_to_one_run() {
+    watchdog(|| {
+        let dir = TempDir::new().unwrap();
+        for k in [8, 9] {
+            let store = RingStore::builder().resume_from(&Snapshot::from_bytes(SNAPSHOT.as_bytes()).unwrap()).unwrap();
+            let mut minibatches = store.minibatches();
+            let [again, _a] = [0, 1].map(|_| store.producer_named("a").unwrap());
+            let [_ended, open, _last] = [0, 1, 2].map(|_| store.producer().unwrap());
+            let b = store.producer_named("b").unwrap();
+            write(&again, 32..42).unwrap();
+            write(&again, 42..52).unwrap();
+            for first in [52, 64, 76] {
+                let own = Array2::from_shape_fn((4, 1), |(row, _)| f32::from(first + row as u16));
+                drop(store.extend_pass([(0, own)]).unwrap());
+                write(&open, first + 4..first + 9).unwrap();
+                write(&b, first + 9..first + 12).unwrap();
+            }
+            while store.stats().minibatches_served < k {
+                let _ = minibatches.blocking().next().unwrap().unwrap();
+            }
+            let _ = minibatches.snapshot(dir.path(), Form::Light).unwrap().wait().unwrap();
+        }
+        let listed = Snapshots::new(dir.path()).list().unwrap();
+        assert_eq!(listed.iter().map(|(k, _)| *k).collect::<Vec<_>>(), [8, 9]);
     });
 }

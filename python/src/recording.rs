@@ -172,8 +172,9 @@ impl Recorder {
     /// Waits for room for a pass, while two others wait for the disk.
     fn room(&self, py: Python<'_>, rows: usize, deadline: &Deadline) -> PyResult<RecorderPermit<'_>> {
         let recorder = self.recorder.get()?;
+        let mut reserve = recorder.reserve_pass();
         let room = wait(py, deadline, |slice| match self.check_open() {
-            Ok(()) => recorder.reserve_pass(slice).map(Ok),
+            Ok(()) => reserve.wait_timeout(slice).map(OrRaise::or_raise),
             Err(error) => Some(Err(error)),
         })?;
         room.ok_or_else(|| no_room(rows, deadline, "the recorder's disk lags"))?

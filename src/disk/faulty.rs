@@ -1,6 +1,7 @@
 //! A disk in memory that fails where a test says, and forgets the bytes that were not synced.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,16 @@ pub(crate) enum Fault {
 #[derive(Debug, Default)]
 pub(crate) struct Faulty {
     state: Mutex<Inner>,
+    meanwhile: Mutex<Option<(usize, Act)>>,
+}
+
+/// What another process does.
+struct Act(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Act")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +58,12 @@ impl Faulty {
     pub(crate) fn fail_at(&self, n: usize, fault: Fault) {
         let mut inner = self.inner();
         inner.fault = Some((inner.operations + n, fault));
+    }
+
+    /// Runs `act` before the `n`-th operation from now, counted from 0, as another process would.
+    pub(crate) fn meanwhile(&self, n: usize, act: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap_or_else(|poison| poison.into_inner()) =
+            Some((self.operations() + n, Act(Box::new(act))));
     }
 
     /// The number of operations so far.
@@ -87,6 +104,12 @@ impl Faulty {
 
     /// Counts an operation. `Ok(false)` if the process dies in the middle of it.
     fn count(&self) -> io::Result<bool> {
+        let operations = self.operations();
+        let act =
+            self.meanwhile.lock().unwrap_or_else(|poison| poison.into_inner()).take_if(|(at, _)| operations >= *at);
+        if let Some((_, Act(act))) = act {
+            act();
+        }
         let mut inner = self.inner();
         let dead = || io::Error::other("killed");
         if inner.dead {
@@ -243,8 +266,10 @@ impl Disk for FaultyDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.whole()?;
-        self.0.inner().entries.retain(|other, _| !other.starts_with(path));
-        Ok(())
+        let mut inner = self.0.inner();
+        let before = inner.entries.len();
+        inner.entries.retain(|other, _| !other.starts_with(path));
+        if inner.entries.len() == before { Err(not_found()) } else { Ok(()) }
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {

@@ -12,3 +12,4 @@ pub(crate) mod error;
 pub(crate) mod faulty;
 pub(crate) mod folder;
 pub(crate) mod safetensors;
+pub(crate) mod sealed;

@@ -1,4 +1,4 @@
-//! Memory for the files of shards. Later files use it again, because to get new memory takes longer than to read into it.
+//! BufferMemory for the files of shards. Later files use it again, because to get new memory takes longer than to read into it.
 
 use std::io;
 use std::mem;
@@ -14,7 +14,7 @@ const MAPPED: usize = 1 << 20;
 
 /// Keeps the buffers that are not in use. There are never more buffers than were in use at once.
 #[derive(Clone, Default)]
-pub(crate) struct Buffers(Arc<Mutex<Vec<Memory>>>);
+pub(crate) struct Buffers(Arc<Mutex<Vec<BufferMemory>>>);
 
 impl Buffers {
     /// Takes a buffer of at least `bytes` bytes. It still holds the bytes of its last use.
@@ -30,13 +30,13 @@ impl Buffers {
             spare.pop();
         }
         drop(spare);
-        let memory = found.map_or_else(|| Memory::new(bytes), Ok)?;
+        let memory = found.map_or_else(|| BufferMemory::new(bytes), Ok)?;
         Ok(Buffer { memory, home: self.clone() })
     }
 }
 
 /// Bytes that start at a multiple of eight.
-enum Memory {
+enum BufferMemory {
     /// Fewer than [`MAPPED`] bytes. A mapping would waste memory.
     Few(Vec<u64>),
     Pages {
@@ -45,33 +45,33 @@ enum Memory {
     },
 }
 
-impl Memory {
-    fn new(bytes: usize) -> io::Result<Memory> {
+impl BufferMemory {
+    fn new(bytes: usize) -> io::Result<BufferMemory> {
         if bytes < MAPPED {
-            return Ok(Memory::Few(vec![0; bytes.div_ceil(8)]));
+            return Ok(BufferMemory::Few(vec![0; bytes.div_ceil(8)]));
         }
         let (map, start) = map(bytes).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Memory::Pages { map, start })
+        Ok(BufferMemory::Pages { map, start })
     }
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Memory::Few(words) => bytemuck::cast_slice(words),
-            Memory::Pages { map, start } => &map[*start..],
+            BufferMemory::Few(words) => bytemuck::cast_slice(words),
+            BufferMemory::Pages { map, start } => &map[*start..],
         }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Memory::Few(words) => bytemuck::cast_slice_mut(words),
-            Memory::Pages { map, start } => &mut map[*start..],
+            BufferMemory::Few(words) => bytemuck::cast_slice_mut(words),
+            BufferMemory::Pages { map, start } => &mut map[*start..],
         }
     }
 }
 
 /// A buffer in use. Dropping it gives it back.
 pub(crate) struct Buffer {
-    memory: Memory,
+    memory: BufferMemory,
     home: Buffers,
 }
 
@@ -87,7 +87,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let memory = mem::replace(&mut self.memory, Memory::Few(Vec::new()));
+        let memory = mem::replace(&mut self.memory, BufferMemory::Few(Vec::new()));
         self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 }

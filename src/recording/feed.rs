@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::disk::disk::Doing;
 use crate::recording::error::RecordingError;
-use crate::recording::replay::{ORDER_VERSION, Replay};
+use crate::recording::replay::{ORDER_VERSION, Position, Replay};
 use crate::ring_store::builder::{RingStoreBuilder, WhenFull};
 use crate::ring_store::group::SpawnError;
 use crate::ring_store::producer::Producer;
@@ -161,8 +161,7 @@ impl Replay {
         let accepted = store.stats().components.first().map_or(0, |component| component.accepted);
         let (sent, has_ended) = going.first().copied().unwrap_or((accepted, true));
         if sent > all || has_ended && sent != all {
-            let expected = "as many as when the snapshot was taken: by then the last row had been sent";
-            return Err(setting("epochs", self.epochs_in_all().to_string(), expected));
+            return Err(self.other_end(sent, has_ended));
         }
         match seed {
             Some(seed) if seed ^ self.stream() != store.shared().config.seed => Err(setting(
@@ -172,6 +171,29 @@ impl Replay {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The error for a snapshot that this replay cannot go on from: `sent` rows had been dealt, and after them the lane had ended or not.
+    fn other_end(&self, sent: u64, has_ended: bool) -> RecordingError {
+        let epochs = self.epochs_in_all().to_string();
+        let Position { epoch, row } = self.position(sent);
+        if !has_ended {
+            let all = self.rows_in_all_epochs();
+            let expected = format!(
+                "as many as when the snapshot was taken: by then {sent} rows had been served or were in the ring, and these epochs have {all}"
+            );
+            return setting("epochs", epochs, &expected);
+        }
+        if row == 0 {
+            let expected = format!(
+                "{}, as when the snapshot was taken: by then the last row had been sent, and the store had ended",
+                epoch - self.position(0).epoch
+            );
+            return setting("epochs", epochs, &expected);
+        }
+        let value = format!("of a store that was closed after {sent} rows, before the end of epoch {epoch}");
+        let expected = "of a store that was open or had ended: resume an earlier snapshot, or start the replay anew";
+        setting("the snapshot", value, expected)
     }
 
     /// Checks that this replay filled the store of the snapshot.

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::checksum::checksum;
 use crate::disk::disk::{Disk, Doing, damage, read_all};
 use crate::disk::error::DiskError;
 use crate::disk::folder::unfinished;
+use crate::disk::sealed;
 use crate::recording::error::RecordingError;
-use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, Written, newer, prefix};
+use crate::recording::shard::{ShardInfo, VERSION, WRITTEN_BY, prefix, unusable};
 
 const SUFFIX: &str = "end.json";
+
+/// The name of the value in the file.
+const KEY: &str = "end";
 
 /// Says how much a finished lane holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,18 +26,6 @@ pub(crate) struct LaneEnd {
     rows: u64,
     passes: u64,
     written_by: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Sealed {
-    end: LaneEnd,
-    checksum: String,
-}
-
-/// What every version of an end has.
-#[derive(Deserialize)]
-struct Versioned {
-    end: Written,
 }
 
 impl LaneEnd {
@@ -51,8 +42,7 @@ fn path(dir: &Path, lane: &str) -> PathBuf {
 pub(crate) fn write(disk: &dyn Disk, dir: &Path, end: LaneEnd) -> Result<(), DiskError> {
     let path = path(dir, &end.lane);
     let temporary = dir.join(unfinished(&format!("{}{SUFFIX}", prefix(&end.lane))));
-    let body = serde_json::to_vec(&end).unwrap_or_default();
-    let bytes = serde_json::to_vec(&Sealed { checksum: checksum(&body), end }).unwrap_or_default();
+    let bytes = sealed::seal(KEY, &end);
     let written = disk.create(&temporary).and_then(|mut file| {
         file.write_all(&bytes)?;
         file.sync()
@@ -97,28 +87,17 @@ fn lane_of(path: &Path) -> Option<&str> {
 pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Option<LaneEnd>, RecordingError> {
     let bytes = match read_all(disk, path) {
         Err(error) if error.error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(damage(&error.error).map_or_else(|| error.into(), |reason| unusable(path, reason))),
+        Err(error) => return Err(damage(&error.error).map_or_else(|| error.into(), |reason| damaged_end(path, reason))),
         Ok(bytes) => bytes,
     };
-    let Sealed { end, checksum: sealed } = serde_json::from_slice(&bytes).map_err(|error| {
-        // Another version may have other fields.
-        let versioned = serde_json::from_slice::<Versioned>(&bytes).ok();
-        let newer = versioned.and_then(|Versioned { end }| newer(path, end.version, &end.written_by));
-        newer.unwrap_or_else(|| unusable(path, error.to_string()))
-    })?;
-    if checksum(&serde_json::to_vec(&end).unwrap_or_default()) != sealed {
-        return Err(unusable(path, "its checksum does not match".to_owned()));
-    }
-    if let Some(newer) = newer(path, end.version, &end.written_by) {
-        return Err(newer);
-    }
-    if end.version != VERSION || Some(&*end.lane) != lane_of(path) {
-        return Err(unusable(path, format!("it says version {} and lane {:?}", end.version, end.lane)));
+    let end: LaneEnd = sealed::open(KEY, VERSION, &bytes).map_err(|error| unusable(path, error, damaged_end))?;
+    if Some(&*end.lane) != lane_of(path) {
+        return Err(damaged_end(path, format!("it is the end of lane {:?}", end.lane)));
     }
     Ok(Some(end))
 }
 
-fn unusable(path: &Path, reason: String) -> RecordingError {
+fn damaged_end(path: &Path, reason: String) -> RecordingError {
     RecordingError::DamagedEnd { path: path.to_owned(), reason }
 }
 
@@ -147,7 +126,7 @@ pub(crate) fn check(
                 "it says {} rows of {} passes, and the shards hold {rows} rows of {passes} passes",
                 end.rows, end.passes
             );
-            return Err(unusable(path, reason));
+            return Err(damaged_end(path, reason));
         }
     }
     Ok(())

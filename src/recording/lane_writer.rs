@@ -10,20 +10,21 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::disk::disk::Disk;
 use crate::memory::convert::RowReader;
-use crate::recording::room::Place;
-use crate::recording::sealer::{Progress, Safe, Sealed};
+use crate::recording::room::PassRoom;
+use crate::recording::sealer::{Progress, Safe, SealerMessage};
 use crate::recording::shard::ShardInfo;
 use crate::recording::shard_writer::ShardWriter;
 use crate::rows::batch::Batch;
 use crate::rows::error::WriteError;
 use crate::rows::layout::Component;
+use crate::rows::pass::WholePass;
 use crate::rows::values::{Said, ValueCounts};
 use crate::waiting::handle::{WriteReply, Written};
 use crate::waiting::panics::{Panic, Panics};
 
-pub(crate) enum Message {
-    /// A pass: the batches of all components, in the order of the components. Its place is free when the thread takes the pass.
-    Pass(Vec<Batch>, Vec<WriteReply>, Place),
+pub(crate) enum LaneMessage {
+    /// A pass, and its callers. Its room is free when the thread takes the pass.
+    Pass(WholePass, Vec<WriteReply>, PassRoom),
     Flush(Sender<Result<Safe, WriteError>>),
     Finish(Sender<Result<Safe, WriteError>>),
     /// Discards the shard that is being written.
@@ -47,21 +48,22 @@ pub(crate) struct LaneWriter {
     /// The shard that is being written.
     pub(crate) shard: Option<ShardWriter>,
     pub(crate) progress: Arc<Progress>,
-    pub(crate) sealer: Sender<Sealed>,
+    pub(crate) sealer: Sender<SealerMessage>,
 }
 
 impl LaneWriter {
     /// Runs until the recorder is dropped, then waits for the thread that seals shards.
-    pub(crate) fn run(mut self, queue: &Receiver<Message>, sealing: thread::JoinHandle<()>) {
+    pub(crate) fn run(mut self, queue: &Receiver<LaneMessage>, sealing: thread::JoinHandle<()>) {
         for message in queue {
             match message {
-                Message::Pass(batches, replies, place) => {
-                    drop(place);
-                    self.take(batches, replies);
+                LaneMessage::Pass(pass, replies, room) => {
+                    // This wakes a caller that waits for room, and its waker may panic.
+                    self.catch_all(|_| drop(room));
+                    self.take(pass, replies);
                 }
-                Message::Flush(reply) => self.end_shard_then(Sealed::Flush(reply)),
-                Message::Finish(reply) => self.end_shard_then(Sealed::Finish(reply)),
-                Message::Empty(reply) => {
+                LaneMessage::Flush(reply) => self.end_shard_then(SealerMessage::Flush(reply)),
+                LaneMessage::Finish(reply) => self.end_shard_then(SealerMessage::Finish(reply)),
+                LaneMessage::Empty(reply) => {
                     self.catch_all(LaneWriter::empty);
                     let _ = reply.send(());
                 }
@@ -77,7 +79,8 @@ impl LaneWriter {
     }
 
     /// Writes a pass, drops its batches, and answers its callers. Foreign code may panic: the owner of a batch, or a waker.
-    fn take(&mut self, batches: Vec<Batch>, replies: Vec<WriteReply>) {
+    fn take(&mut self, pass: WholePass, replies: Vec<WriteReply>) {
+        let batches = pass.into_batches();
         let mut outcome = self.catch(|writer| writer.pass(&batches));
         let mut panics = Panics::default();
         batches.into_iter().for_each(|batch| panics.catch(|| drop(batch)));
@@ -171,18 +174,18 @@ impl LaneWriter {
         match shard.end() {
             Ok(shard) => {
                 self.number += 1;
-                self.send(Sealed::Shard(Box::new(shard)));
+                self.send(SealerMessage::Shard(Box::new(shard)));
             }
             Err(error) => self.fail(&error.into()),
         }
     }
 
-    fn end_shard_then(&mut self, message: Sealed) {
+    fn end_shard_then(&mut self, message: SealerMessage) {
         self.catch_all(LaneWriter::end_shard);
         self.send(message);
     }
 
-    fn send(&self, message: Sealed) {
+    fn send(&self, message: SealerMessage) {
         // The sealer does not end before this thread.
         let _ = self.sealer.send(message);
     }

@@ -11,13 +11,13 @@ use crate::rows::batch::Batch;
 use crate::rows::element::{DType, Element};
 
 /// Some rows of a shard.
-struct Lent<T> {
+struct LentRows<T> {
     shard: Arc<ShardRows>,
     bytes: Range<usize>,
     elements: PhantomData<fn() -> T>,
 }
 
-impl<T: Element> AsRef<[T]> for Lent<T> {
+impl<T: Element> AsRef<[T]> for LentRows<T> {
     fn as_ref(&self) -> &[T] {
         bytemuck::cast_slice(&self.shard.bytes()[self.bytes.clone()])
     }
@@ -39,7 +39,7 @@ fn lend_as<T: Element>(shard: &Arc<ShardRows>, rows: Range<usize>, features: usi
     let bytes = rows.start * length..rows.end * length;
     let values = &shard.bytes()[bytes.clone()];
     if bytemuck::try_cast_slice::<u8, T>(values).is_ok() {
-        let lent = Lent::<T> { shard: shard.clone(), bytes, elements: PhantomData };
+        let lent = LentRows::<T> { shard: shard.clone(), bytes, elements: PhantomData };
         return Batch::lent::<T, _>(lent, rows.len(), features);
     }
     // The header of another program may end anywhere. Then the rows are not aligned.

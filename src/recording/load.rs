@@ -5,7 +5,7 @@ use crate::recording::recording::Recording;
 use crate::tensor_store::tensor_store::TensorStore;
 
 /// How many rows are read at once.
-const PIECE: u64 = 1 << 14;
+const ROWS_AT_ONCE: u64 = 1 << 14;
 
 impl Recording {
     /// Reads all rows into a store in memory, which you can shuffle and index. Row n of the store is row n of the recording.
@@ -38,8 +38,8 @@ impl Recording {
             builder.component_of(&*component.name, component.features, component.dtype)
         });
         let store = builder.max_items(rows).seed(seed).build()?;
-        for first in (0..self.rows()).step_by(PIECE as usize) {
-            let piece: Vec<u64> = (first..self.rows().min(first + PIECE)).collect();
+        for first in (0..self.rows()).step_by(ROWS_AT_ONCE as usize) {
+            let piece: Vec<u64> = (first..self.rows().min(first + ROWS_AT_ONCE)).collect();
             let read = |component| Ok((component, self.get(component, &piece)?));
             let pass: Vec<_> = (0..self.components().len()).map(read).collect::<Result<_, RecordingError>>()?;
             store.extend_pass(pass).map_err(|refused| refused.error)?.wait()?;

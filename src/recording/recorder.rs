@@ -8,16 +8,18 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::disk::disk::Disk;
-use crate::recording::entrance::{Entrance, check_pass, refused};
+use crate::recording::entrance::Entrance;
 use crate::recording::error::RecordingError;
-use crate::recording::lane_writer::Message;
-use crate::recording::room::{Place, Places};
+use crate::recording::lane_writer::LaneMessage;
+use crate::recording::room::{PassRoom, Room};
 use crate::recording::sealer::{Progress, Safe};
 use crate::rows::batch::{Batch, Refused, RefusedPass, one_row};
 use crate::rows::build_error::BuildError;
 use crate::rows::closed::ClosedBy;
 use crate::rows::error::WriteError;
+use crate::rows::full::StoreFullError;
 use crate::rows::layout::{Component, ComponentKey, Layout};
+use crate::rows::pass::{WholePass, check};
 use crate::rows::values::ValueCounts;
 use crate::waiting::handle::WriteHandle;
 use crate::waiting::wait::lock;
@@ -28,8 +30,15 @@ use crate::waiting::wait::lock;
 /// Each one needs a lane of its own. A shard gets its name only when it is whole, checksummed and synced. A
 /// [`Recording`](crate::Recording) does not read it before.
 ///
-/// You write whole passes ([`extend_pass`](Self::extend_pass)), or one component after the other ([`extend`](Self::extend)) as hooks
-/// fire.
+/// Ways to write, with the names that a lane of a ring has:
+///
+/// | method | what you give | if two passes wait for the disk |
+/// |---|---|---|
+/// | [`extend_pass`](Self::extend_pass) | a whole pass | blocks |
+/// | [`try_extend_pass`](Self::try_extend_pass) | a whole pass | gives the pass back |
+/// | [`reserve_pass`](Self::reserve_pass) | a whole pass, later | a future waits, or a thread with a time limit |
+/// | [`begin_pass`](Self::begin_pass) | one component after the other, and then `commit` | `commit` blocks, `try_commit` gives the pass back |
+/// | [`extend`](Self::extend) | one component after the other; the pass ends by itself | blocks |
 ///
 /// # Memory
 /// A recorder needs 1 MiB for each component, and holds the batches of at most four passes. The size of a shard does not matter.
@@ -60,7 +69,7 @@ pub struct Recorder {
     pub(crate) lane: String,
     /// Brings the passes of several threads into one order.
     entrance: Mutex<Entrance>,
-    pub(crate) places: Places,
+    pub(crate) room: Room,
     thread: Option<JoinHandle<()>>,
     resumed: Safe,
     pub(crate) progress: Arc<Progress>,
@@ -69,15 +78,15 @@ pub struct Recorder {
 impl Recorder {
     pub(crate) fn new(
         layout: Layout,
-        (places, sender): (Places, Sender<Message>),
+        (room, sender): (Room, Sender<LaneMessage>),
         thread: JoinHandle<()>,
         resumed: Safe,
         progress: Arc<Progress>,
         disk: Arc<dyn Disk>,
         (dir, lane): (PathBuf, String),
     ) -> Self {
-        let entrance = Mutex::new(Entrance::new(sender, layout.n_components()));
-        Recorder { layout, disk, dir, lane, entrance, places, thread: Some(thread), resumed, progress }
+        let entrance = Mutex::new(Entrance::new(sender, &layout));
+        Recorder { layout, disk, dir, lane, entrance, room, thread: Some(thread), resumed, progress }
     }
 
     /// Returns what was safe when this recorder began. Skip as many passes. Zero for a new lane.
@@ -136,18 +145,80 @@ impl Recorder {
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
     ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.layout, pass)?;
-        let place = self.places.take();
-        self.record(pass, place)
+        self.commit(WholePass::new(&self.layout, pass)?)
     }
 
-    /// Records a pass that was checked and has its place.
-    pub(crate) fn record(&self, pass: Vec<(usize, Batch)>, place: Place) -> Result<WriteHandle, RefusedPass> {
-        let entrance = self.enter();
-        match entrance.check(&self.layout, &self.progress) {
-            Ok(()) => entrance.hand_over(pass, place),
-            Err(error) => Err(refused(error, pass)),
+    /// Records a pass as [`extend_pass`](Self::extend_pass) does if there is room. Returns at once.
+    ///
+    /// # Errors
+    /// Same as [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if two passes wait for the disk, or other callers wait for room.
+    pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
+        &self,
+        pass: impl IntoIterator<Item = (K, B)>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        self.try_commit(WholePass::new(&self.layout, pass)?)
+    }
+
+    /// Waits for room, and records a pass that was checked.
+    pub(crate) fn commit(&self, pass: WholePass) -> Result<WriteHandle, RefusedPass> {
+        let room = self.room.take();
+        self.record(pass, room)
+    }
+
+    /// Records a pass that was checked if there is room.
+    pub(crate) fn try_commit(&self, pass: WholePass) -> Result<WriteHandle, RefusedPass> {
+        match self.try_take_room() {
+            Ok(room) => self.record(pass, room),
+            Err(error) => Err(pass.refused(error)),
         }
+    }
+
+    /// Takes room for a pass if there is some.
+    pub(crate) fn try_take_room(&self) -> Result<PassRoom, WriteError> {
+        self.check_open()?;
+        let full = "The recorder has no room: two passes wait for the disk; wait with extend_pass or reserve_pass";
+        self.room.try_take().ok_or_else(|| StoreFullError::new(full).into())
+    }
+
+    /// Checks that the recorder takes passes. The first error of the disk comes before the end.
+    pub(crate) fn check_open(&self) -> Result<(), WriteError> {
+        self.enter().check_open(&self.progress)
+    }
+
+    /// Records a pass that was checked and has its room.
+    pub(crate) fn record(&self, pass: WholePass, room: PassRoom) -> Result<WriteHandle, RefusedPass> {
+        let entrance = self.enter();
+        if let Err(error) = entrance.check(&self.layout, &self.progress) {
+            drop(entrance);
+            return Err(pass.refused(error));
+        }
+        let handed_over = entrance.hand_over(pass, room);
+        drop(entrance);
+        handed_over.map_err(|unsent| match unsent {
+            LaneMessage::Pass(pass, ..) => pass.refused(ClosedBy::Recorder.into()),
+            _ => RefusedPass { error: ClosedBy::Recorder.into(), batches: Vec::new() },
+        })
+    }
+
+    /// Hands a pass to a ring, and records it. The ring and the recorder have the passes of all threads in the same order.
+    pub(crate) fn record_with(
+        &self,
+        pass: WholePass,
+        room: PassRoom,
+        ring: impl FnOnce() -> Result<WriteHandle, RefusedPass>,
+    ) -> Result<WriteHandle, RefusedPass> {
+        // Held until both have the pass. `pass` outlives it, also if `ring` panics, because to drop the batches may run foreign code.
+        let entrance = self.enter();
+        if let Err(error) = entrance.check(&self.layout, &self.progress) {
+            drop(entrance);
+            return Err(pass.refused(error));
+        }
+        let trained = ring()?;
+        let recorded = entrance.hand_over(pass, room);
+        drop(entrance);
+        // If the recorder's thread has just ended, the ring has the pass already. So the handle gets the error.
+        let recorded = recorded.unwrap_or_else(|_| WriteHandle::ready(Err(ClosedBy::Recorder.into())));
+        Ok(WriteHandle::all([trained, recorded]))
     }
 
     /// Records a batch, `[rows, features]`, of one component. The pass is whole when every component has come once.
@@ -165,19 +236,16 @@ impl Recorder {
     /// # Blocking
     /// Blocks while two passes wait for the disk.
     pub fn extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
-        let batch = batch.into();
-        let found = self.layout.find(component).map_err(WriteError::from);
-        let checked = found.and_then(|component| self.layout.check(&batch, component).map(|()| component));
-        let component = match checked {
-            Ok(component) => component,
-            Err(error) => return Err(Refused { error, batch }),
-        };
-        let place = self.places.take();
+        let (component, batch) = check(&self.layout, component, batch.into())?;
+        let room = self.room.take();
         let mut entrance = self.enter();
-        match entrance.check_open(&self.progress) {
-            Ok(()) => entrance.gather(&self.layout, batch, component, place),
-            Err(error) => Err(Refused { error, batch }),
-        }
+        let gathered = entrance.gather(&self.layout, &self.progress, batch, component);
+        let whole = entrance.take_whole();
+        let sent = whole.map(|(pass, replies)| entrance.send(LaneMessage::Pass(pass, replies, room)));
+        drop(entrance);
+        // If the thread has ended, the replies are dropped here, and their handles resolve as closed.
+        drop(sent);
+        gathered
     }
 
     /// Records one row of one component. See [`extend`](Self::extend).
@@ -205,7 +273,7 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the passes are on disk.
     pub fn flush(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Flush, false)
+        self.ask(LaneMessage::Flush, false)
     }
 
     /// Flushes, writes a file that says that the lane is finished, and ends the recorder: it takes no more passes.
@@ -219,7 +287,7 @@ impl Recorder {
     /// # Blocking
     /// Blocks until the passes and the file are on disk.
     pub fn finish(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Finish, true)
+        self.ask(LaneMessage::Finish, true)
     }
 
     /// Flushes and ends the recorder without a word about the lane's end: for a capture that broke off. Resume the lane to go on.
@@ -231,7 +299,7 @@ impl Recorder {
     /// # Blocking
     /// Same as [`flush`](Self::flush).
     pub fn close(&self) -> Result<Safe, RecordingError> {
-        self.ask(Message::Flush, true)
+        self.ask(LaneMessage::Flush, true)
     }
 
     /// Returns whether [`finish`](Self::finish) or [`close`](Self::close) was called. A recorder whose disk has failed is not closed:
@@ -243,7 +311,7 @@ impl Recorder {
 
     fn ask(
         &self,
-        message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> Message,
+        message: impl FnOnce(Sender<Result<Safe, WriteError>>) -> LaneMessage,
         ends: bool,
     ) -> Result<Safe, RecordingError> {
         let (reply, answer) = bounded(1);
@@ -253,12 +321,10 @@ impl Recorder {
             return Err(WriteError::from(ClosedBy::Recorder).into());
         }
         let _ = entrance.send(message(reply));
-        let forgotten = if ends {
+        let forgotten = ends.then(|| {
             entrance.sender = None;
             entrance.forget()
-        } else {
-            Vec::new()
-        };
+        });
         drop(entrance);
         drop(forgotten);
         answer.recv().map_err(|_| ended())?.map_err(failed)
@@ -274,7 +340,7 @@ impl Recorder {
         let (reply, emptied) = bounded(1);
         let mut entrance = self.enter();
         let forgotten = entrance.forget();
-        let _ = entrance.send(Message::Empty(reply));
+        let _ = entrance.send(LaneMessage::Empty(reply));
         drop(entrance);
         drop(forgotten);
         let _ = emptied.recv();

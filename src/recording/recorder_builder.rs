@@ -14,7 +14,7 @@ use crate::recording::error::RecordingError;
 use crate::recording::lane_end;
 use crate::recording::lane_writer::LaneWriter;
 use crate::recording::recorder::Recorder;
-use crate::recording::room::Places;
+use crate::recording::room::Room;
 use crate::recording::sealer::{Progress, Safe, Sealer, SyncPolicy};
 use crate::recording::shard::{self, LONGEST_LANE, check_components, check_length, is_lane, lane_of, read_info};
 use crate::ring_store::builder::{components, not_zero};
@@ -149,7 +149,7 @@ impl RecorderBuilder {
             waiting: Vec::new(),
             gap: false,
         };
-        // The places bound the passes in the queue.
+        // The room bounds the passes in the queue.
         let (sender, queue) = unbounded();
         let writer = LaneWriter {
             readers: layout.components().iter().map(|component| RowReader::new(component.dtype)).collect(),
@@ -171,7 +171,7 @@ impl RecorderBuilder {
         let sealing = sealing.doing("start a recorder's thread for", dir)?;
         let writing = named("recorder").spawn(move || writer.run(&queue, sealing));
         let writing = writing.doing("start a recorder's thread for", dir)?;
-        let entrance = (Places::new(QUEUED), sender);
+        let entrance = (Room::new(QUEUED), sender);
         Ok(Recorder::new(layout, entrance, writing, safe, progress, disk, (dir.to_owned(), self.lane)))
     }
 }

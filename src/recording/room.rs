@@ -1,41 +1,48 @@
 //! Room for the passes that wait for a recorder's thread.
 
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::unconstrained;
 
-/// The places for passes that wait. A pass takes its place before it enters, so that no thread holds the entrance while it waits.
-pub(crate) struct Places {
-    free: Receiver<()>,
-    back: Sender<()>,
+use crate::waiting::wait::wait_for;
+
+/// Room for some passes. Callers get it in the order in which they came. A pass has its room before it enters, so that no thread holds the
+/// entrance while it waits.
+#[derive(Debug)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+/// Room for one pass. Dropping it gives the room back, and may wake a caller that waits: that runs foreign code.
+#[derive(Debug)]
+pub(crate) struct PassRoom {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A place for one pass. It is free again when this is dropped.
-pub(crate) struct Place(Sender<()>);
+/// The future of a caller that waits for room.
+pub(crate) type WaitingForRoom = Pin<Box<dyn Future<Output = PassRoom> + Send + Sync>>;
 
-impl Places {
-    pub(crate) fn new(places: usize) -> Self {
-        let (back, free) = bounded(places);
-        for _ in 0..places {
-            let _ = back.try_send(());
-        }
-        Places { free, back }
+impl Room {
+    pub(crate) fn new(passes: usize) -> Self {
+        Room(Arc::new(Semaphore::new(passes)))
     }
 
-    /// Waits for a place.
-    pub(crate) fn take(&self) -> Place {
-        // This cannot fail, because `back` is here.
-        let _ = self.free.recv();
-        Place(self.back.clone())
+    /// Takes room if there is some and no caller waits.
+    pub(crate) fn try_take(&self) -> Option<PassRoom> {
+        self.0.clone().try_acquire_owned().ok().map(|permit| PassRoom { _permit: Some(permit) })
     }
 
-    pub(crate) fn take_timeout(&self, timeout: Duration) -> Option<Place> {
-        self.free.recv_timeout(timeout).ok().map(|()| Place(self.back.clone()))
+    /// Blocks this thread until there is room.
+    pub(crate) fn take(&self) -> PassRoom {
+        let taken = self.try_take().or_else(|| wait_for(&mut self.wait(), None));
+        // The wait has no time limit, so it has given room.
+        taken.unwrap_or(PassRoom { _permit: None })
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = self.0.try_send(());
+    /// Makes the future of a caller. The caller is in line from the first poll on.
+    pub(crate) fn wait(&self) -> WaitingForRoom {
+        let semaphore = self.0.clone();
+        // Outside `tokio`'s budget of polls per turn, as in `waiting/handle`. The semaphore is never closed, so this never fails.
+        Box::pin(async move { PassRoom { _permit: unconstrained(pin!(semaphore.acquire_owned())).await.ok() } })
     }
 }

@@ -85,7 +85,7 @@ impl Progress {
     }
 }
 
-pub(crate) enum Sealed {
+pub(crate) enum SealerMessage {
     Shard(Box<WrittenShard>),
     /// Makes all shards before it safe, and replies.
     Flush(Sender<Result<Safe, WriteError>>),
@@ -109,21 +109,21 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    pub(crate) fn run(mut self, queue: &Receiver<Sealed>) {
+    pub(crate) fn run(mut self, queue: &Receiver<SealerMessage>) {
         for message in queue {
             match message {
-                Sealed::Shard(shard) => {
+                SealerMessage::Shard(shard) => {
                     self.waiting.push(*shard);
                     let open: usize = self.waiting.iter().map(WrittenShard::open_files).sum();
                     if self.policy == SyncPolicy::EachShard || open >= OPEN_FILES {
                         self.catch(Sealer::settle);
                     }
                 }
-                Sealed::Flush(reply) => {
+                SealerMessage::Flush(reply) => {
                     self.catch(Sealer::settle);
                     let _ = reply.send(self.progress.outcome());
                 }
-                Sealed::Finish(reply) => {
+                SealerMessage::Finish(reply) => {
                     self.catch(Sealer::settle);
                     self.catch(|sealer| sealer.finish().unwrap_or_else(|error| sealer.progress.fail(error)));
                     let _ = reply.send(self.progress.outcome());

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::checksum::{Checksum, checksum};
+use crate::disk::checksum::Checksum;
 use crate::disk::disk::{Disk, Doing, Readable, damage, read_all};
 use crate::disk::endian::from_file;
 use crate::disk::error::DiskError;
 use crate::disk::safetensors::read_header;
+use crate::disk::sealed::{self, Unusable, WrittenBy};
 use crate::recording::buffers::{Buffer, Buffers};
 use crate::recording::error::RecordingError;
 use crate::rows::element::DType;
@@ -25,7 +26,7 @@ pub(crate) const VERSION: u32 = 1;
 /// The most rows or passes of a lane.
 const MOST: u64 = 1 << 48;
 /// How many bytes are read at once: a multiple of the size of every element.
-const PIECE: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 1 << 20;
 /// The program that writes shards.
 pub(crate) const WRITTEN_BY: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
@@ -56,33 +57,18 @@ pub(crate) struct ComponentFile {
     pub(crate) checksum: String,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Sealed {
-    shard: ShardInfo,
-    checksum: String,
-}
-
-/// What every version of a description has.
-#[derive(Deserialize)]
-struct Versioned {
-    shard: Written,
-}
-
-#[derive(Deserialize)]
-pub(crate) struct Written {
-    pub(crate) version: u32,
-    #[serde(default)]
-    pub(crate) written_by: String,
-}
-
-/// The error for a file of a later version, if it is one.
-pub(crate) fn newer(path: &Path, version: u32, written_by: &str) -> Option<RecordingError> {
-    (version > VERSION).then(|| RecordingError::Newer {
-        path: path.to_owned(),
-        found: version,
-        known: VERSION,
-        written_by: written_by.to_owned(),
-    })
+/// The error for a file whose sealed JSON cannot be used. `damaged` makes the error for a file that is damaged.
+pub(crate) fn unusable(
+    path: &Path,
+    unusable: Unusable,
+    damaged: impl FnOnce(&Path, String) -> RecordingError,
+) -> RecordingError {
+    match unusable {
+        Unusable::Damaged(reason) => damaged(path, reason),
+        Unusable::Newer(WrittenBy { version, written_by }) => {
+            RecordingError::Newer { path: path.to_owned(), found: version, known: VERSION, written_by }
+        }
+    }
 }
 
 impl ComponentFile {
@@ -102,35 +88,16 @@ pub(crate) fn name(lane: &str, number: u64) -> String {
     format!("{}{number:06}", prefix(lane))
 }
 
-/// Returns the contents of the file that describes a shard. `checksum` covers `shard` as compact JSON.
-pub(crate) fn seal(shard: ShardInfo) -> Vec<u8> {
-    // This cannot fail: there are only strings and numbers.
-    let body = serde_json::to_vec(&shard).unwrap_or_default();
-    serde_json::to_vec(&Sealed { checksum: checksum(&body), shard }).unwrap_or_default()
-}
+/// The name of the value in the file that describes a shard.
+pub(crate) const KEY: &str = "shard";
 
 /// Reads the description of a shard.
 pub(crate) fn read_info(disk: &dyn Disk, folder: &Path) -> Result<ShardInfo, RecordingError> {
     let path = folder.join(INFO);
     let bytes = read_all(disk, &path).map_err(unreadable)?;
-    let sealed: Sealed = serde_json::from_slice(&bytes).map_err(|error| {
-        // Another version may have other fields.
-        let versioned = serde_json::from_slice::<Versioned>(&bytes).ok();
-        let newer = versioned.and_then(|Versioned { shard }| newer(&path, shard.version, &shard.written_by));
-        newer.unwrap_or_else(|| damaged(&path, error.to_string()))
-    })?;
-    let body = serde_json::to_vec(&sealed.shard).unwrap_or_default();
-    if checksum(&body) != sealed.checksum {
-        return Err(damaged(&path, "its checksum does not match".to_owned()));
-    }
-    if let Some(newer) = newer(&path, sealed.shard.version, &sealed.shard.written_by) {
-        return Err(newer);
-    }
-    if sealed.shard.version != VERSION {
-        return Err(damaged(&path, format!("its format is version {}, not {VERSION}", sealed.shard.version)));
-    }
-    check_info(folder, &sealed.shard).map_err(|reason| damaged(&path, reason))?;
-    Ok(sealed.shard)
+    let info = sealed::open(KEY, VERSION, &bytes).map_err(|error| unusable(&path, error, damaged))?;
+    check_info(folder, &info).map_err(|reason| damaged(&path, reason))?;
+    Ok(info)
 }
 
 /// Checks what a person may have changed: the folder's name, counts that could not be added up, and a file in another folder.
@@ -245,7 +212,7 @@ pub(crate) fn read_rows(
     buffer.bytes_mut(0..start).copy_from_slice(&head);
     let mut sum = Checksum::default();
     // Each piece goes into the checksum while it is in the cache.
-    for piece in buffer.bytes_mut(start..end).chunks_mut(PIECE) {
+    for piece in buffer.bytes_mut(start..end).chunks_mut(BYTES_AT_ONCE) {
         file.read_exact(piece).map_err(|error| unreadable(DiskError::reading(&path, error)))?;
         sum.update(piece);
         from_file(piece, dtype.size());

@@ -9,7 +9,8 @@ use crate::disk::endian::to_file;
 use crate::disk::error::DiskError;
 use crate::disk::folder::UnfinishedFolder;
 use crate::disk::safetensors::header;
-use crate::recording::shard::{ComponentFile, INFO, ShardInfo, VERSION, WRITTEN_BY, name, seal};
+use crate::disk::sealed::seal;
+use crate::recording::shard::{ComponentFile, INFO, KEY, ShardInfo, VERSION, WRITTEN_BY, name};
 use crate::rows::layout::Component;
 
 /// How many bytes a component gathers before it writes them. Each write has this size.
@@ -19,7 +20,7 @@ const WRITE: usize = 1 << 20;
 pub(crate) struct ShardWriter {
     folder: UnfinishedFolder,
     info: ShardInfo,
-    files: Vec<RowsFile>,
+    files: Vec<ShardFile>,
 }
 
 /// A shard whose rows are all written, but may not be safe yet.
@@ -29,7 +30,7 @@ pub(crate) struct WrittenShard {
     files: Vec<(PathBuf, Box<dyn DiskFile>)>,
 }
 
-struct RowsFile {
+struct ShardFile {
     component: Component,
     path: PathBuf,
     file: Box<dyn DiskFile>,
@@ -38,13 +39,13 @@ struct RowsFile {
     checksum: Checksum,
 }
 
-impl RowsFile {
+impl ShardFile {
     fn begin(disk: &dyn Disk, path: PathBuf, component: &Component) -> Result<Self, DiskError> {
         let mut file = disk.create(&path).doing("create", &path)?;
         // The number of rows is not known yet. Every header has the length of one page.
         let head = header(component.dtype.stored(), 0, component.features).len();
         file.write_all(&vec![0; head]).doing("write", &path)?;
-        Ok(RowsFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
+        Ok(ShardFile { component: component.clone(), path, file, gathered: Vec::new(), checksum: Checksum::default() })
     }
 
     /// Writes whole elements.
@@ -87,7 +88,7 @@ impl ShardWriter {
     ) -> Result<Self, DiskError> {
         let folder = UnfinishedFolder::begin(disk.clone(), dir, &name(&info.lane, info.number))?;
         let file = |(number, component)| {
-            RowsFile::begin(&**disk, folder.path().join(format!("{number}.safetensors")), component)
+            ShardFile::begin(&**disk, folder.path().join(format!("{number}.safetensors")), component)
         };
         let files = components.iter().enumerate().map(file).collect::<Result<_, DiskError>>()?;
         Ok(ShardWriter { folder, info, files })
@@ -142,7 +143,7 @@ impl WrittenShard {
         }
         // Some systems cannot rename a folder that has open files.
         self.files.clear();
-        self.folder.write(INFO, &seal(self.info.clone()))?;
+        self.folder.write(INFO, &seal(KEY, &self.info))?;
         self.folder.finish_new()?;
         Ok(self.info)
     }

@@ -1,57 +1,10 @@
 //! Gives one capture to the training and to a recording.
 
-use crate::recording::entrance::{check_pass, refused};
 use crate::recording::error::RecordingError;
-use crate::recording::permit::RecorderPermit;
 use crate::recording::recorder::Recorder;
 use crate::recording::sealer::Safe;
 use crate::ring_store::producer::Producer;
-use crate::rows::batch::{Batch, RefusedPass};
-use crate::rows::layout::{Component, ComponentKey};
-use crate::waiting::handle::WriteHandle;
-
-impl RecorderPermit<'_> {
-    /// Hands a pass to a ring, through `ring`, and records it in the room of this permit. Both share the memory of the batches. This is
-    /// what [`Tee::extend_pass`] does, for a lane and a recorder that have other users, too. Does not wait, unless `ring` does.
-    ///
-    /// `ring` gets the batches in the order of `pass`, and the handle is as from [`Tee::extend_pass`]. No other pass comes to the recorder
-    /// before `ring` returns, so do not wait in it.
-    ///
-    /// # Errors
-    /// [`RefusedPass`] gives all batches back: if the recorder cannot take the pass, before `ring` is called; or the refusal of `ring`. Then
-    /// the recorder does not have the pass.
-    pub fn extend_pass_with<K: ComponentKey, B: Into<Batch>>(
-        self,
-        pass: impl IntoIterator<Item = (K, B)>,
-        ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
-    ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.recorder.layout, pass)?;
-        self.hand_to_both(pass, ring)
-    }
-
-    fn hand_to_both(
-        self,
-        pass: Vec<(usize, Batch)>,
-        ring: impl FnOnce(Vec<(usize, Batch)>) -> Result<WriteHandle, RefusedPass>,
-    ) -> Result<WriteHandle, RefusedPass> {
-        // Held until both have the pass. So passes have the same order in both.
-        let entrance = self.recorder.enter();
-        if let Err(error) = entrance.check(&self.recorder.layout, &self.recorder.progress) {
-            return Err(refused(error, pass));
-        }
-        let share = |(component, batch): (usize, Batch)| {
-            let (ring, recorder) = batch.share();
-            ((component, ring), (component, recorder))
-        };
-        let (for_ring, for_recorder): (Vec<_>, Vec<_>) = pass.into_iter().map(share).unzip();
-        let trained = ring(for_ring)?;
-        // The recorder's thread may have just panicked. The ring has the pass already, so the handle gets the error.
-        let recorded = entrance
-            .hand_over(for_recorder, self.place)
-            .unwrap_or_else(|refused| WriteHandle::ready(Err(refused.error)));
-        Ok(WriteHandle::all([trained, recorded]))
-    }
-}
+use crate::rows::layout::Component;
 
 /// Hands each pass to a ring store and to a recorder. Both share the memory of the batches.
 ///
@@ -60,6 +13,10 @@ impl RecorderPermit<'_> {
 /// | the pass is wrong, the ring rejects it or is closed, or the recorder has failed | neither has the pass; you get it back |
 /// | the disk fails after the pass was taken | the ring has the pass; the handle of this pass or of a later pass has the error |
 /// | the ring drops rows later (`DropOldest`, `empty`, `abort`) | the recorder has the pass; the handle says what the ring did |
+///
+/// Of the ways to write, [`extend_pass`](Self::extend_pass) waits for the disk and not for the ring,
+/// [`extend_pass_blocking`](Self::extend_pass_blocking) waits for both, [`try_extend_pass`](Self::try_extend_pass) for neither, and
+/// [`reserve_pass`](Self::reserve_pass) waits as a future. [`begin_pass`](Self::begin_pass) gathers a pass from hooks that fire one by one.
 ///
 /// If the recorder fails, you can go on with the ring alone. If the training has ended, you can go on with the recorder alone. See
 /// [`into_parts`](Self::into_parts).
@@ -113,35 +70,13 @@ impl Tee {
         Ok(Tee { ring, recorder })
     }
 
-    /// Hands the rows of all components that one forward pass produced to the ring and to the recorder.
-    ///
-    /// `pass` has every component exactly once, in any order. All batches, `[rows, features]`, have the same number of rows. The handle
-    /// resolves when the ring and the recorder have both released the batches. It gives the first error, or else the outcome of the ring.
-    /// Passes of several threads have the same order in the ring and in the recording.
-    ///
-    /// # Errors
-    /// [`RefusedPass`] gives all batches back. Then neither the ring nor the recorder has a row of the pass. See
-    /// [`RingStore::extend_pass`](crate::RingStore::extend_pass) and [`Recorder::extend_pass`] for the cases.
-    ///
-    /// # Blocking
-    /// Blocks while two passes wait for the disk. While the ring is full, the pass waits in line. Memory is bounded only if you await the
-    /// handle.
-    pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
-        &self,
-        pass: impl IntoIterator<Item = (K, B)>,
-    ) -> Result<WriteHandle, RefusedPass> {
-        let pass = check_pass(&self.recorder.layout, pass)?;
-        let permit = RecorderPermit { recorder: &self.recorder, place: self.recorder.places.take() };
-        permit.hand_to_both(pass, |pass| self.ring.extend_pass(pass))
-    }
-
-    /// Returns the lane of the ring, for passes that only the ring lacks, for example after a resume.
+    /// Returns the lane of the ring. After a resume, [`catch_up`](Self::catch_up) gives it the passes that it alone lacks.
     #[must_use]
     pub fn ring(&self) -> &Producer {
         &self.ring
     }
 
-    /// Returns the recorder, to flush it, or for passes that only the recording lacks.
+    /// Returns the recorder, for example to flush it.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         &self.recorder

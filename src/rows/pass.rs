@@ -84,15 +84,26 @@ impl Gathered {
 
     /// Checks that every component has come.
     pub(crate) fn whole(mut self, layout: &Layout) -> Result<WholePass, RefusedPass> {
-        if let Some(missing) = self.batches.iter().position(Option::is_none) {
-            let error = WriteError::PassLacks { missing: layout.name(missing) };
-            return Err(RefusedPass { error, batches: self.take_back() });
+        self.take_whole().ok_or_else(|| RefusedPass { error: self.lacks(layout), batches: self.take_back() })
+    }
+
+    /// The error for a pass of which a component has not come.
+    pub(crate) fn lacks(&self, layout: &Layout) -> WriteError {
+        let missing = self.batches.iter().position(Option::is_none).unwrap_or(0);
+        WriteError::PassLacks { missing: layout.name(missing) }
+    }
+
+    /// Takes the pass out if every component has come.
+    pub(crate) fn take_whole(&mut self) -> Option<WholePass> {
+        if self.batches.iter().any(Option::is_none) {
+            return None;
         }
-        Ok(WholePass { batches: self.batches.into_iter().flatten().collect(), came: self.came })
+        let came = std::mem::take(&mut self.came);
+        Some(WholePass { batches: self.batches.iter_mut().filter_map(Option::take).collect(), came })
     }
 
     /// Takes out the batches, in the order in which they came.
-    fn take_back(&mut self) -> Vec<Batch> {
+    pub(crate) fn take_back(&mut self) -> Vec<Batch> {
         self.came.drain(..).filter_map(|component| self.batches[component].take()).collect()
     }
 }
@@ -138,9 +149,20 @@ impl WholePass {
         self.batches
     }
 
+    /// Makes two passes that share the memory of the batches.
+    pub(crate) fn share(self) -> (Self, Self) {
+        let (first, second) = self.batches.into_iter().map(Batch::share).unzip();
+        (WholePass { batches: first, came: self.came.clone() }, WholePass { batches: second, came: self.came })
+    }
+
+    /// The batches with the numbers of their components, in the order in which the caller gave them.
+    pub(crate) fn into_given(self) -> Vec<(usize, Batch)> {
+        let mut batches: Vec<Option<Batch>> = self.batches.into_iter().map(Some).collect();
+        self.came.iter().filter_map(|&component| Some((component, batches[component].take()?))).collect()
+    }
+
     /// Returns the batches to the caller, in the order in which the caller gave them.
     pub(crate) fn refused(self, error: WriteError) -> RefusedPass {
-        let mut batches: Vec<Option<Batch>> = self.batches.into_iter().map(Some).collect();
-        RefusedPass { error, batches: self.came.iter().filter_map(|&component| batches[component].take()).collect() }
+        RefusedPass { error, batches: self.into_given().into_iter().map(|(_, batch)| batch).collect() }
     }
 }

@@ -227,9 +227,8 @@ fn feed_and_train(args: &Args, source: &Source, layers: &[Layer], components: &m
     let watcher = runtime.spawn(watch(monitor.clone(), start, progress.clone(), stopped));
     runtime.spawn(stop_at_ctrl_c(store.clone()));
 
-    source.run(&store, resumed.is_some(), |minibatches| {
-        runtime.block_on(train(minibatches, components, start, &progress, checkpoints))
-    })?;
+    source
+        .run(&store, |minibatches| runtime.block_on(train(minibatches, components, start, &progress, checkpoints)))?;
     let elapsed = start.elapsed();
     drop(stop);
     let fill = runtime.block_on(watcher)?;

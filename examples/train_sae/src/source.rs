@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use activation_store::{
-    Batch, Minibatches, Producer, Recorder, RecorderBuilder, Recording, Replay, RingStore, RingStoreBuilder, Tee,
+    Batch, CatchUp, Minibatches, Producer, Recorder, RecorderBuilder, Recording, Replay, ResumePoint, RingStore,
+    RingStoreBuilder, Tee,
 };
 use anyhow::{Context as _, Result};
 use ndarray::Array2;
@@ -89,22 +90,15 @@ impl Capture {
     }
 
     /// Runs the capture threads while `train` takes minibatches.
-    fn run(&self, store: &RingStore, resumed: bool, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
+    fn run(&self, store: &RingStore, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
         let shares = &self.dataset.shares;
         let cores = thread::available_parallelism().map_or(1, usize::from).div_ceil(shares.len());
-        let resume_at = store.resume_at();
         store.scope(
             |producers| {
                 for index in 0..shares.len() {
                     let name = format!("capture {index}");
-                    let at = resume_at.iter().find(|at| at.lane.name.as_deref() == Some(&*name));
-                    let in_ring = match at {
-                        Some(at) => at.passes as usize,
-                        // The lane has ended: all of its passes are safe.
-                        None if resumed => usize::MAX,
-                        None => 0,
-                    };
-                    producers.spawn(name, move |lane| self.share(index, in_ring, cores, lane))?;
+                    let point = store.resume_point(Some(&name));
+                    producers.spawn(name, move |lane| self.share(index, point, cores, lane))?;
                 }
                 Ok(())
             },
@@ -112,25 +106,34 @@ impl Capture {
         )
     }
 
-    /// One capture thread: writes each forward pass as a whole, and waits while the store is full. The ring has the first `in_ring` passes.
-    fn share(&self, index: usize, in_ring: usize, cores: usize, lane: Producer) -> Result<()> {
+    /// One capture thread: writes each forward pass as a whole, and waits while the store is full. `point` says where its lane goes on.
+    fn share(&self, index: usize, point: ResumePoint<'_>, cores: usize, lane: Producer) -> Result<()> {
         let (hooked, shares) = (&self.hooked, &self.dataset.shares);
         // If the rows do not divide evenly, the first threads get one row more.
         let rows = self.rows / shares.len() + usize::from(index < self.rows % shares.len());
         let width = hooked.model.width();
         let sink = match &self.record {
-            None => Sink::Ring { lane, passes: in_ring },
+            None => {
+                let passes = match point {
+                    ResumePoint::New => 0,
+                    ResumePoint::GoesOn(at) => at.passes,
+                    // The lane has ended: all of its passes are safe.
+                    ResumePoint::Ended => u64::MAX,
+                };
+                Sink::Ring { lane, passes }
+            }
             Some(record) => {
                 let recorder = record.recorder(&self.names(), width).lane(format!("capture-{index}"));
                 let recorder = recorder.resume(record.dir.join(TRAINING))?;
-                let recorded = recorder.resumed().passes as usize;
-                Sink::Both { tee: Box::new(Tee::new(lane, recorder)?), in_ring, recorded }
+                let catch_up = CatchUp::new(point, recorder.resumed());
+                Sink::Both { tee: Box::new(Tee::new(lane, recorder)?), catch_up }
             }
         };
         // Candle computes in the pool from which it is called, so each thread has a pool of its own.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(cores).build()?;
         let captured = pool.install(|| {
-            for (number, inputs) in hooked.inputs(&shares[index], rows).enumerate().skip(sink.passes()) {
+            let first = usize::try_from(sink.first_pass()).unwrap_or(usize::MAX);
+            for (number, inputs) in (0..).zip(hooked.inputs(&shares[index], rows)).skip(first) {
                 let mut pass = Vec::with_capacity(hooked.layers.len());
                 hooked.forward(&inputs?, &mut |component, rows| {
                     pass.push((component, Batch::from_vec(rows, width)?));
@@ -153,31 +156,27 @@ impl RecordTo {
     }
 }
 
-/// Where a capture thread's passes go, and how many of them each has from an earlier run.
+/// Where a capture thread's passes go, and what is there from an earlier run.
 enum Sink {
-    Ring { lane: Producer, passes: usize },
-    Both { tee: Box<Tee>, in_ring: usize, recorded: usize },
+    Ring { lane: Producer, passes: u64 },
+    Both { tee: Box<Tee>, catch_up: CatchUp },
 }
 
 impl Sink {
-    /// The passes that need no forward pass again.
-    fn passes(&self) -> usize {
-        match *self {
-            Self::Ring { passes, .. } => passes,
-            Self::Both { in_ring, recorded, .. } => in_ring.min(recorded),
+    /// The first pass that needs a forward pass.
+    fn first_pass(&self) -> u64 {
+        match self {
+            Self::Ring { passes, .. } => *passes,
+            Self::Both { catch_up, .. } => catch_up.first_pass(),
         }
     }
 
     /// Writes a pass, by its number, to what lacks it. Blocks while the store is full or the disk is behind.
-    fn write(&self, number: usize, pass: Vec<(usize, Batch)>) -> Result<()> {
+    fn write(&self, number: u64, pass: Vec<(usize, Batch)>) -> Result<()> {
         match self {
             Self::Ring { lane, .. } => lane.extend_pass_blocking(pass)?,
-            Self::Both { tee, in_ring, .. } if number < *in_ring => {
-                tee.recorder().extend_pass(pass)?.wait()?;
-            }
-            Self::Both { tee, recorded, .. } if number < *recorded => tee.ring().extend_pass_blocking(pass)?,
-            Self::Both { tee, .. } => {
-                tee.extend_pass(pass)?.wait()?;
+            Self::Both { tee, catch_up } => {
+                tee.catch_up(catch_up.lacks(number), pass)?.wait()?;
             }
         }
         Ok(())
@@ -250,14 +249,9 @@ impl Source {
     }
 
     /// Fills `store` while `train` takes minibatches.
-    pub(crate) fn run(
-        &self,
-        store: &RingStore,
-        resumed: bool,
-        train: impl FnOnce(Minibatches) -> Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn run(&self, store: &RingStore, train: impl FnOnce(Minibatches) -> Result<()>) -> Result<()> {
         match self {
-            Self::Model(capture) => capture.run(store, resumed, train),
+            Self::Model(capture) => capture.run(store, train),
             // A thread fills this store already.
             Self::Recording { .. } => train(store.minibatches()),
         }

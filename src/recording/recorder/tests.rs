@@ -11,6 +11,7 @@ use crate::recording::recorder_builder::RecorderBuilder;
 use crate::recording::recording::Recording;
 use crate::recording::sealer::SyncPolicy;
 use crate::rows::element::DType;
+use crate::waiting::handle::Written;
 
 const DIR: &str = "/recording";
 const PASSES: u64 = 9;
@@ -271,4 +272,46 @@ fn a_panic_of_a_thread_that_reads_ends_a_replay_with_an_error() {
     let store = replay.into_ring(crate::RingStore::builder().batch_size(2).window(8)).unwrap();
     let error = store.minibatches().blocking().find_map(Result::err).unwrap();
     assert!(error.to_string().contains("the disk panicked"), "{error}");
+}
+
+/// Calls the recorder when it is dropped.
+struct CallsBack(Vec<f32>, std::sync::Weak<Recorder>);
+
+impl AsRef<[f32]> for CallsBack {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Drop for CallsBack {
+    fn drop(&mut self) {
+        if let Some(recorder) = self.1.upgrade() {
+            let _ = recorder.is_closed();
+        }
+    }
+}
+
+/// The recorder's thread has ended, so what is handed over is dropped. That runs the owner's code, outside the mutex.
+#[test]
+fn the_owner_of_rows_that_no_thread_takes_may_call_the_recorder() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let disk = Arc::new(FaultyDisk::default());
+        let recorder = Recorder::builder().component("a", 1).start(disk, Path::new(DIR), true).unwrap();
+        let (to_no_thread, _) = crossbeam_channel::unbounded();
+        recorder.enter().sender = Some(to_no_thread);
+        let recorder = Arc::new(recorder);
+        let rows = || Batch::from_owner::<f32, _>(CallsBack(vec![0.0], Arc::downgrade(&recorder)), 1).unwrap();
+        drop(recorder.extend_pass([(0, rows())]).unwrap_err());
+        let alone = recorder.extend(rows(), 0).unwrap().wait();
+        let permit = recorder.reserve_pass().wait().unwrap();
+        let both = permit.extend_pass_with([(0, rows())], |pass| {
+            drop(pass);
+            Ok(WriteHandle::ready(Ok(Written { rows: 1, first_row: 0 })))
+        });
+        done.send([alone, both.unwrap().wait()]).unwrap();
+    });
+    for lost in ended.recv_timeout(std::time::Duration::from_secs(30)).unwrap() {
+        assert!(matches!(lost, Err(WriteError::Closed(_))), "{lost:?}");
+    }
 }

@@ -59,7 +59,9 @@ pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listed, DiskError> {
     for (k, path) in named(disk, dir)? {
         match look(disk, &path, k)? {
             Ok(_) => listed.whole.push((k, path)),
-            Err(reason) => listed.others.push((path, reason)),
+            // Another process may have removed it since it was listed.
+            Err(reason) if disk.list(dir).doing("list", dir)?.contains(&path) => listed.others.push((path, reason)),
+            Err(_) => {}
         }
     }
     // Of two with one k, the second was being replaced by the first.
@@ -323,11 +325,14 @@ impl<'a> RowsReader<'a> {
 pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>, DiskError> {
     let mut all = list_whole(disk, dir)?;
     all.truncate(all.len().saturating_sub(keep));
-    for (_, path) in &all {
+    let mut removed = Vec::new();
+    for (k, path) in all {
         // Takes the name away first, so that no reader takes a partly removed snapshot for a whole one.
         let gone = path.with_file_name(unfinished(&format!("{PREFIX}gone")));
-        disk.rename(path, &gone).doing("rename", path)?;
-        disk.remove(&gone).doing("remove", &gone)?;
+        if unless_gone(disk.rename(&path, &gone)).doing("rename", &path)? {
+            unless_gone(disk.remove(&gone)).doing("remove", &gone)?;
+            removed.push(k);
+        }
     }
     let left = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -337,7 +342,15 @@ pub(crate) fn prune(disk: &dyn Disk, dir: &Path, keep: usize) -> Result<Vec<u64>
         // The caller asked for something else, and it is done.
         let _ = disk.remove(path);
     }
-    Ok(all.into_iter().map(|(k, _)| k).collect())
+    Ok(removed)
+}
+
+/// Whether an operation on a folder was done. `false` if another process has removed the folder.
+fn unless_gone(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::dealing::dealer::DEALING_VERSION;
 use crate::disk::checksum::checksum;
+use crate::disk::sealed::{open_line, seal_line};
 use crate::ring_store::error::LaneId;
 use crate::ring_store::snapshot::body::{Body, FORMAT, FORMAT_VERSION, LaneBody, OLDEST_VERSION, SavedFile, Versions};
 use crate::ring_store::snapshot::error::{RefusedSnapshot, ResumeError};
@@ -92,10 +93,7 @@ impl Snapshot {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         // JSON can express strings, numbers and lists, so this never fails.
-        let mut text = serde_json::to_string(&*self.body).unwrap_or_default();
-        let checksum = checksum(text.as_bytes());
-        text.push_str(&format!("\n{{\"xxh3\":\"{checksum}\"}}\n"));
-        text.into_bytes()
+        seal_line(serde_json::to_string(&*self.body).unwrap_or_default())
     }
 
     /// Reads the bytes that [`to_bytes`](Self::to_bytes) has written.
@@ -125,6 +123,8 @@ impl Snapshot {
         version("dealing version", versions.dealing_version, DEALING_VERSION)?;
         let mut body: Body = serde_json::from_str(first).map_err(|error| damaged(error.to_string()))?;
         body.upgrade();
+        // Every store that is resumed from this snapshot belongs to the run that took it, so its name must not be a random one.
+        body.run.get_or_insert_with(|| checksum(first.as_bytes()));
         match body.contradiction() {
             Some(contradiction) => Err(damaged(contradiction.to_owned())),
             None => Ok(Snapshot::new(body)),
@@ -135,22 +135,11 @@ impl Snapshot {
 /// Returns the line with the state, if it is as it was written.
 fn sealed(bytes: &[u8]) -> Result<&str, RefusedSnapshot> {
     let foreign = |reason: String| RefusedSnapshot::Foreign { reason };
-    let damaged = |reason: String| RefusedSnapshot::Damaged { reason };
     let text = std::str::from_utf8(bytes).map_err(|error| foreign(format!("it is no text: {error}")))?;
-    let mut lines = text.lines();
-    let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    if !first.contains(FORMAT) {
+    if !text.lines().next().unwrap_or_default().contains(FORMAT) {
         return Err(foreign(format!("its first line does not say {FORMAT:?}")));
     }
-    #[derive(Deserialize)]
-    struct Checksum {
-        xxh3: String,
-    }
-    match serde_json::from_str::<Checksum>(second) {
-        Ok(Checksum { xxh3 }) if xxh3 == checksum(first.as_bytes()) => Ok(first),
-        Ok(_) => Err(damaged("its checksum does not match".to_owned())),
-        Err(error) => Err(damaged(format!("its second line is no checksum: {error}"))),
-    }
+    open_line(text).map_err(|reason| RefusedSnapshot::Damaged { reason })
 }
 
 /// What a list of snapshots reads of each. Other versions have it, too.

@@ -63,8 +63,8 @@ impl Snapshots {
         Ok(read(&*files(), &self.dir)?.0)
     }
 
-    /// Removes all but the newest `keep` whole snapshots. Returns the k of each removed snapshot. A folder `snapshot-K` that holds no whole
-    /// snapshot is not counted, and stays.
+    /// Removes all but the newest `keep` whole snapshots. Returns the k of each snapshot that this call has removed. A folder `snapshot-K`
+    /// that holds no whole snapshot is not counted, and stays. If several processes prune at once, each snapshot is removed by one of them.
     ///
     /// Also removes snapshots that another process has not finished: it was killed. So only one process may save into a folder at a time.
     ///

@@ -126,6 +126,53 @@ fn a_snapshot_that_takes_the_place_of_another_is_there_or_the_other_is() {
     }
 }
 
+/// Two processes prune at once: the second runs at every operation of the first, and takes away what the first has not finished, too.
+#[test]
+#[cfg_attr(miri, ignore = "runs many stores")]
+fn what_another_process_has_pruned_meanwhile_is_no_error() {
+    let dir = Path::new("/checkpoints");
+    let four_snapshots = || {
+        let disk = FaultyDisk::default();
+        let (_store, mut minibatches) = filled();
+        for k in 0..4 {
+            let saving = minibatches.snapshot_on(std::sync::Arc::new(disk.clone()), dir, Form::Light);
+            saving.and_then(|saving| saving.wait()).unwrap();
+            if k < 3 {
+                let _ = minibatches.blocking().next().unwrap().unwrap();
+            }
+        }
+        disk
+    };
+    for n in 0.. {
+        let disk = four_snapshots();
+        let (before, (sender, by_the_other)) = (disk.0.operations(), std::sync::mpsc::channel());
+        let other = disk.clone();
+        disk.0.meanwhile(n, move || {
+            let pruned = prune(&other, dir, 1).unwrap();
+            let all = other.list(dir).unwrap();
+            let left = all.iter().filter(|path| path.to_string_lossy().contains(UNFINISHED));
+            left.for_each(|path| other.remove(path).unwrap());
+            sender.send(pruned).unwrap();
+        });
+        let pruned = prune(&disk, dir, 1).unwrap_or_else(|error| panic!("operation {n}: {error}"));
+        let reached = disk.0.operations() - before > n;
+        let mut all = [pruned, by_the_other.try_recv().unwrap_or_default()].concat();
+        all.sort();
+        assert_eq!(all, [0, 1, 2], "operation {n}: each is removed once");
+        assert_eq!(list_whole(&disk, dir).unwrap(), [(3, dir.join("snapshot-3"))]);
+
+        let disk = four_snapshots();
+        let other = disk.clone();
+        disk.0.meanwhile(n, move || drop(prune(&other, dir, 1).unwrap()));
+        let Listed { whole, others } = list(&disk, dir).unwrap();
+        assert!(others.is_empty(), "operation {n}: {others:?}");
+        assert_eq!(whole.last().unwrap().0, 3);
+        if !reached {
+            break;
+        }
+    }
+}
+
 #[test]
 #[cfg_attr(miri, ignore = "lists folders on the disk")]
 fn pruning_removes_what_other_processes_left_unfinished() {
