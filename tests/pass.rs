@@ -620,3 +620,22 @@ fn lent_memory_of_a_pass_is_back_when_an_abort_fails_its_handle() {
         assert!(minibatches.next_timeout(LIMIT).unwrap().is_none());
     });
 }
+
+#[test]
+fn a_permit_takes_no_pass_that_was_begun_on_another_lane() {
+    watchdog(|| {
+        let (store, wider) = (builder().build().unwrap(), builder().component("d", 9).build().unwrap());
+        let lane = store.producer().unwrap();
+        let begun: [Pass; 2] = [gathered(&lane, pass(0..4)), wider.begin_pass()];
+        for (components, mut begun) in [3, 4].into_iter().zip(begun) {
+            if components == 4 {
+                pass(0..4).into_iter().for_each(|(name, batch)| begun.put(name, batch).unwrap());
+                begun.put("d", rows(0..4, 9)).unwrap();
+            }
+            let refused = store.reserve_pass(4).wait().unwrap().commit(begun).unwrap_err();
+            assert!(matches!(refused.error, WriteError::Permit { .. }), "{refused}");
+            assert_eq!(refused.batches.len(), components);
+        }
+        assert_eq!((store.len(), store.stats().components[0].queued), (0, 0));
+    });
+}

@@ -154,6 +154,59 @@ fn a_lane_that_ends_without_the_rows_that_are_needed_fails_the_stream() {
     });
 }
 
+/// What such a store holds is not what the saved store held, so no store could go on from it.
+#[test]
+fn a_store_that_could_not_go_on_is_not_saved() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let mut minibatches = store.minibatches();
+        let lane = store.producer_named("replica 0").unwrap();
+        for pass in 0..8 {
+            drop(lane.extend_pass([("a", rows(pass * 6..pass * 6 + 6, 3))]).unwrap());
+        }
+        store.flush().wait().unwrap();
+        let _ = minibatches.blocking().next().unwrap().unwrap();
+        let resumed = RingStore::builder().resume_from(&minibatches.state().unwrap()).unwrap();
+        let mut minibatches = resumed.minibatches();
+        resumed.producer_named("replica 0").unwrap().close();
+        assert!(matches!(minibatches.blocking().next(), Some(Err(ReadError::Failed(_)))));
+        let dir = tempfile::tempdir().unwrap();
+        for refused in [minibatches.state().map(drop), minibatches.snapshot(&dir, Form::Full).map(drop)] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, SnapshotError::RowsMissing(_)), "{error}");
+        }
+    });
+}
+
+/// The lane had ended, so it takes its rows and no more. A caller that waits for room is told.
+#[test]
+fn a_caller_that_waits_is_told_that_a_resumed_lane_is_complete() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let minibatches = store.minibatches();
+        let lane = store.producer_named("replica 0").unwrap();
+        drop(lane.extend_pass([("a", rows(0..24, 3))]).unwrap());
+        lane.close();
+        store.flush().wait().unwrap();
+        let snapshot = minibatches.state().unwrap();
+        for _ in 0..20 {
+            let resumed = RingStore::builder().queue_rows(12).resume_from(&snapshot).unwrap();
+            let _minibatches = resumed.minibatches();
+            let lane = resumed.producer_named("replica 0").unwrap();
+            drop(lane.extend_pass([("a", rows(0..12, 3))]).unwrap());
+            let mut permit = lane.reserve_pass(12);
+            let early = permit.wait_timeout(Duration::ZERO);
+            let waiting = early.is_none().then(|| std::thread::spawn(move || permit.wait_timeout(LIMIT).unwrap()));
+            drop(early);
+            drop(lane.extend_pass([("a", rows(12..24, 3))]).unwrap());
+            // There may be room before the last rows come. The caller must not wait for ever.
+            if let Some(Err(error)) = waiting.map(|waiting| waiting.join().unwrap()) {
+                assert_eq!(error.closed_by(), Some(ClosedBy::Lane));
+            }
+        }
+    });
+}
+
 #[test]
 fn names_of_open_lanes_are_unique() {
     let store = builder().build().unwrap();

@@ -344,3 +344,64 @@ fn drain_to_the_end(minibatches: &mut Minibatches) {
         }
     }
 }
+
+/// Calls a store when it is dropped.
+struct Calls {
+    values: Vec<f32>,
+    store: RingStore,
+    called: Arc<AtomicUsize>,
+}
+
+impl AsRef<[f32]> for Calls {
+    fn as_ref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        let _ = self.store.stats();
+        self.called.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A mask may leave no row.
+#[test]
+fn the_owner_of_a_batch_without_rows_may_call_the_store() {
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let called = Arc::new(AtomicUsize::new(0));
+        let empty = || {
+            let owner = Calls { values: Vec::new(), store: store.clone(), called: called.clone() };
+            Batch::from_owner(owner, 2).unwrap()
+        };
+        let _ = store.extend(empty(), "a").unwrap().wait().unwrap();
+        let _ = store.extend_pass([("a", empty()), ("b", rows(0..0, 1).into())]).unwrap().wait().unwrap();
+        assert_eq!(called.load(Ordering::SeqCst), 2);
+    });
+}
+
+/// Gives its memory back through a bounded channel of tokio, which must not be done in a runtime.
+#[test]
+fn the_owner_of_a_batch_may_block_as_on_any_thread() {
+    struct Returns(Vec<f32>, tokio::sync::mpsc::Sender<()>);
+    impl AsRef<[f32]> for Returns {
+        fn as_ref(&self) -> &[f32] {
+            &self.0
+        }
+    }
+    impl Drop for Returns {
+        fn drop(&mut self) {
+            assert!(tokio::runtime::Handle::try_current().is_err(), "the writer's own runtime is not for others");
+            self.1.blocking_send(()).unwrap();
+        }
+    }
+    watchdog(|| {
+        let store = builder().build().unwrap();
+        let (back, mut returned) = tokio::sync::mpsc::channel(4);
+        let lend = |features| Batch::from_owner(Returns(vec![0.0; 3 * features], back.clone()), features).unwrap();
+        let _ = store.extend_pass([("a", lend(2)), ("b", lend(1))]).unwrap().wait().unwrap();
+        returned.blocking_recv().unwrap();
+        returned.blocking_recv().unwrap();
+    });
+}

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use activation_store::{Merge, Minibatches, RingStore, RingStoreBuilder};
+use activation_store::{Merge, Minibatches, RingStore, RingStoreBuilder, WhenFull};
 use common::{LIMIT, Random, rows, watchdog};
 
 fn builder() -> RingStoreBuilder {
@@ -230,4 +230,58 @@ fn callers_are_woken_although_the_writer_waits() {
             assert!(blocked.join().unwrap().unwrap_err().error.is_closed());
         });
     }
+}
+
+fn two() -> RingStoreBuilder {
+    RingStore::builder().component("a", 1).component("b", 1).batch_size(4).window(16).queue_rows(8)
+}
+
+/// The rows of a permit wait for another component, so they take no room in the queue.
+#[test]
+fn a_caller_is_woken_once_the_rows_before_it_wait_for_another_component() {
+    watchdog(|| {
+        let store = two().build().unwrap();
+        let (first, second) = (store.producer().unwrap(), store.producer().unwrap());
+        let mut permit = first.reserve("a", 8).unwrap().wait().unwrap();
+        let mut next = second.reserve("a", 8).unwrap();
+        assert!(next.wait_timeout(Duration::ZERO).is_none());
+        let waiting = thread::spawn(move || next.wait_timeout(LIMIT).unwrap().unwrap().rows());
+        let _ = permit.extend(rows(0..8, 1)).unwrap().wait().unwrap();
+        assert_eq!(waiting.join().unwrap(), 8);
+    });
+}
+
+/// The rows of different components complete each other, so they do not take each other's room.
+#[test]
+fn permits_for_the_components_of_a_pass_do_not_wait_for_each_other() {
+    watchdog(|| {
+        let store = two().build().unwrap();
+        let mut a = store.reserve("a", 6).unwrap().wait().unwrap();
+        let mut b = store.reserve("b", 6).unwrap().wait().unwrap();
+        store.reserve_pass(6).wait_timeout(Duration::ZERO).ok_or(()).unwrap_err();
+        let _ = a.extend(rows(0..6, 1)).unwrap().wait().unwrap();
+        let _ = b.extend(rows(0..6, 1)).unwrap().wait().unwrap();
+        assert_eq!(store.len(), 6);
+    });
+}
+
+/// One consumer never comes again, and the producer never pauses.
+#[test]
+fn a_consumer_that_stops_polling_holds_up_no_other_while_rows_keep_coming() {
+    watchdog(|| {
+        let store = builder().when_full(WhenFull::DropOldest).build().unwrap();
+        let mut forgetful = store.minibatches();
+        let mut asked = forgetful.next();
+        assert!(Pin::new(&mut asked).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let mut minibatches = store.minibatches();
+        let producer = thread::spawn({
+            let store = store.clone();
+            move || while store.extend_blocking(rows(0..1, 1), 0).is_ok() {}
+        });
+        for _ in 0..3 {
+            assert_eq!(minibatches.blocking().next().unwrap().unwrap().rows(), 10);
+        }
+        store.close();
+        producer.join().unwrap();
+    });
 }

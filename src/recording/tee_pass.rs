@@ -375,8 +375,9 @@ impl TeePermit<'_> {
 
     /// Hands over the shares of the ring and of the recorder.
     fn hand_over(self, ring: Pass, pass: WholePass) -> Result<WriteHandle, RefusedPass> {
-        let TeePermit { recorder, ring: permit, .. } = self;
-        recorder.record_with(pass, || permit.commit(ring))
+        // The room that is left wakes other callers, so it is given back once the recorder's entrance is free.
+        let TeePermit { recorder, ring: mut permit, .. } = self;
+        recorder.record_with(pass, || permit.commit_some(ring))
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) type Unsettled = Vec<(u64, Option<u64>)>;
 impl Books {
     /// For a new store. The store's own lane is open.
     pub(crate) fn new(config: Arc<Config>) -> Self {
-        let room = (config.merge == Merge::Arrival).then(|| Room::new(config.queue_rows));
+        let room = (config.merge == Merge::Arrival).then(|| Room::new(config.queue_rows, config.layout.n_components()));
         let mut books = Books {
             config,
             lanes: BTreeMap::new(),
@@ -148,7 +148,7 @@ impl Books {
     }
 
     fn room_of_lane(&self) -> Option<Room> {
-        self.room.is_none().then(|| Room::new(self.config.queue_rows))
+        self.room.is_none().then(|| Room::new(self.config.queue_rows, self.config.layout.n_components()))
     }
 
     /// Notes that a lane of a resumed store is sent again from its first row on.
@@ -247,7 +247,7 @@ impl Books {
         }
         let Some(room) = self.room_of(lane) else { return Ok(()) };
         let behind_others = no_room == NoRoomThen::RefuseBehindOthers && room.has_line();
-        let Some(held) = room.full_for(rows).or(behind_others.then(|| room.queued())) else { return Ok(()) };
+        let Some(held) = room.full_for(component, rows).or(behind_others.then(|| room.queued())) else { return Ok(()) };
         let component = self.config.layout.name(component.unwrap_or(0));
         Err(StoreFullError::queue(NoRoom { component, rows, held, bound: room.bound() }).into())
     }
@@ -379,9 +379,10 @@ impl Books {
         self.check(lane, component, rows)?;
         let has_counterparts = self.has_counterparts(lane, component, rows);
         let Some(room) = self.room_of_mut(lane) else { return Err(ClosedBy::Lane.into()) };
-        let free = has_counterparts && room.can_reserve(rows) || room.is_next(ticket) && room.full_for(rows).is_none();
+        let free = has_counterparts && room.can_reserve(component, rows)
+            || room.is_next(ticket) && room.full_for(component, rows).is_none();
         if free {
-            room.reserve(rows);
+            room.reserve(component, rows);
         }
         Ok(free)
     }
@@ -408,17 +409,32 @@ impl Books {
     }
 
     /// Gives back reserved room, and wakes the next caller.
-    pub(crate) fn release(&mut self, lane: u64, rows: usize, wakers: &mut Vec<Waker>) {
+    pub(crate) fn release(&mut self, lane: u64, component: Option<usize>, rows: usize, wakers: &mut Vec<Waker>) {
         if let Some(room) = self.room_of_mut(lane) {
-            room.release(rows);
+            room.release(component, rows);
             wakers.extend(room.take_next());
         }
     }
 
-    /// Gives back reserved room, because rows use it now.
-    pub(crate) fn use_reserved(&mut self, lane: u64, rows: usize) {
+    /// Gives back reserved room, because rows use it now. If they are not all queued, there may be room for the next caller:
+    /// [`wake_next_of`](Self::wake_next_of).
+    pub(crate) fn use_reserved(&mut self, lane: u64, component: Option<usize>, rows: usize) {
         if let Some(room) = self.room_of_mut(lane) {
-            room.release(rows);
+            room.release(component, rows);
+        }
+    }
+
+    /// Wakes the first caller that waits for the room of a lane, if there is room for it now.
+    pub(crate) fn wake_next_of(&mut self, lane: u64, wakers: &mut Vec<Waker>) {
+        if let Some(room) = self.room_of_mut(lane).filter(|room| room.has_line()) {
+            wakers.extend(room.take_next());
+        }
+    }
+
+    /// Wakes all callers that wait for the room of one lane only.
+    pub(crate) fn wake_line_of(&mut self, lane: u64, wakers: &mut Vec<Waker>) {
+        if let Some(room) = self.lanes.get_mut(&lane).and_then(|lane| lane.room.as_mut()) {
+            wakers.extend(room.take_line());
         }
     }
 

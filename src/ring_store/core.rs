@@ -90,7 +90,9 @@ pub(crate) struct State {
     /// [`UNMATCHED`], because a program may never flush.
     pub(crate) unmatched: VecDeque<WriteError>,
     /// What the writer is to say, without the mutex.
-    pub(crate) warning: Option<Warning>,
+    pub(crate) warnings: Vec<Warning>,
+    /// The row that a resumed store lacks, so that it could not go on.
+    pub(crate) lacks: Option<RowsMissing>,
     /// Whether rows whose counterparts never came have been warned of. It is done once.
     warned: bool,
     /// Whether more rows with odd values were counted since the last look.
@@ -167,7 +169,8 @@ impl Shared {
             saving: Weak::new(),
             flushes: Vec::new(),
             unmatched: VecDeque::new(),
-            warning: None,
+            warnings: Vec::new(),
+            lacks: None,
             warned: false,
             has_new_values: false,
             look_sent: false,
@@ -278,7 +281,7 @@ impl State {
     /// Keeps a report for a later flush, if there is room. Warns of the first.
     pub(crate) fn note_unmatched(&mut self, report: WriteError) {
         if !mem::replace(&mut self.warned, true) {
-            self.warning.get_or_insert_with(|| Warning::Unmatched(report.clone()));
+            self.warnings.push(Warning::Unmatched(report.clone()));
         }
         if self.unmatched.len() < UNMATCHED {
             self.unmatched.push_back(report);
@@ -286,8 +289,8 @@ impl State {
     }
 
     /// Takes out what the writer is to say.
-    pub(crate) fn take_warning(&mut self) -> Option<Warning> {
-        self.warning.take()
+    pub(crate) fn take_warnings(&mut self) -> Vec<Warning> {
+        mem::take(&mut self.warnings)
     }
 
     /// The counts of odd values of each component, if they have changed since the last call.

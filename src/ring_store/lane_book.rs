@@ -117,6 +117,11 @@ impl LaneBook {
         self.entrance.even()
     }
 
+    /// The number of the next row of a component.
+    pub(crate) fn came(&self, component: usize) -> u64 {
+        self.entrance.came(component)
+    }
+
     /// The rows before this one are dealt or discarded.
     pub(crate) fn settled(&self) -> u64 {
         self.record.end - self.again

@@ -112,6 +112,9 @@ impl Pass {
     }
 }
 
+const OTHER_LANE: WriteError =
+    WriteError::Permit { holds: "a pass of its own lane", call: "begin_pass on the lane that the permit is of" };
+
 impl Permit {
     /// Hands over a gathered pass. Returns at once.
     ///
@@ -119,7 +122,16 @@ impl Permit {
     /// As [`Pass::commit`]. Also [`WriteError::Full`] if the pass has more rows than are left, and [`WriteError::Permit`] if the
     /// permit is for one component.
     pub fn commit(mut self, pass: Pass) -> Result<WriteHandle, RefusedPass> {
-        pass.hand_over(|_, pass, value| self.pass(pass, value))
+        self.commit_some(pass)
+    }
+
+    /// As [`commit`](Self::commit), but keeps the room that the pass does not need.
+    pub(crate) fn commit_some(&mut self, pass: Pass) -> Result<WriteHandle, RefusedPass> {
+        pass.hand_over(
+            |lane, pass, value| {
+                if lane.is(&self.lane) { self.pass(pass, value) } else { Err((OTHER_LANE, pass)) }
+            },
+        )
     }
 
     /// Hands over the pass that the permit is for. Returns at once.

@@ -74,6 +74,11 @@ impl LaneHandle {
         }
     }
 
+    /// Whether this is the same lane of the same store.
+    pub(crate) fn is(&self, other: &LaneHandle) -> bool {
+        self.id == other.id && Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     fn waits(&self) -> bool {
         self.shared.config.when_full != WhenFull::Reject
     }
@@ -162,7 +167,9 @@ impl Future for Reserve {
             let mut state = lane.shared.lock();
             let open = state.status.check();
             let outcome = open.and_then(|()| state.books.try_reserve(lane.id, *component, *rows, *ticket));
-            if let (Ok(false), Some(waiting)) = (&outcome, waker.take()) {
+            if matches!(outcome, Ok(false))
+                && let Some(waiting) = waker.take()
+            {
                 (*ticket, waker) = state.books.queue_up(lane.id, *ticket, (*component, *rows), waiting);
             }
             outcome
@@ -238,7 +245,7 @@ impl Permit {
         let LaneHandle { shared, id } = &self.lane;
         let handle = shared.hand_over_component(*id, component, batch, |books, rows| {
             books.check(*id, Some(component), rows)?;
-            books.use_reserved(*id, rows);
+            books.use_reserved(*id, Some(component), rows);
             Ok(())
         })?;
         self.left -= rows;
@@ -258,7 +265,7 @@ impl Permit {
         let LaneHandle { shared, id } = &self.lane;
         let handle = shared.hand_over(*id, pass, value, |books, rows| {
             books.check(*id, None, rows)?;
-            books.use_reserved(*id, rows);
+            books.use_reserved(*id, None, rows);
             Ok(())
         })?;
         self.left -= rows;
@@ -285,7 +292,7 @@ impl Drop for Permit {
             return;
         }
         let LaneHandle { shared, id } = &self.lane;
-        shared.change(|state, afterwards| state.books.release(*id, self.left, &mut afterwards.wakers));
+        shared.change(|state, afterwards| state.books.release(*id, self.component, self.left, &mut afterwards.wakers));
     }
 }
 

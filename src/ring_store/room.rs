@@ -23,8 +23,10 @@ pub(crate) struct Room {
     bound: usize,
     /// The rows that were handed over, and neither dealt nor discarded yet.
     queued: usize,
-    /// The rows that room is reserved for.
+    /// The rows of passes that room is reserved for.
     reserved: usize,
+    /// The rows of each component that room is reserved for. The rows of different components complete each other.
+    reserved_for: Vec<usize>,
     /// The callers that wait for room, in the order in which they came.
     line: VecDeque<Waiting>,
     next_ticket: u64,
@@ -43,10 +45,11 @@ struct Waiting {
 }
 
 impl Room {
-    pub(crate) fn new(bound: usize) -> Self {
+    pub(crate) fn new(bound: usize, components: usize) -> Self {
         // No memory holds more rows, and the sum of two such numbers does not overflow.
         let bound = bound.min(isize::MAX as usize);
-        Room { bound, queued: 0, reserved: 0, line: VecDeque::new(), next_ticket: 0 }
+        let reserved_for = vec![0; components];
+        Room { bound, queued: 0, reserved: 0, reserved_for, line: VecDeque::new(), next_ticket: 0 }
     }
 
     pub(crate) fn bound(&self) -> usize {
@@ -57,10 +60,14 @@ impl Room {
         self.queued
     }
 
-    /// The rows that are queued or have room reserved, if there is no room for `rows` more. A pass that is larger than the bound has
-    /// room if nothing else is queued or reserved.
-    pub(crate) fn full_for(&self, rows: usize) -> Option<usize> {
-        let held = self.queued.saturating_add(self.reserved);
+    /// The rows that are queued or have room reserved, if there is no room for `rows` more, of one component or of a pass. Rows that are
+    /// more than the bound have room if nothing else is queued or reserved.
+    pub(crate) fn full_for(&self, component: Option<usize>, rows: usize) -> Option<usize> {
+        let reserved = match component {
+            Some(component) => self.reserved_for[component],
+            None => self.reserved_for.iter().copied().max().unwrap_or(0),
+        };
+        let held = self.queued.saturating_add(self.reserved).saturating_add(reserved);
         (held > 0 && held.saturating_add(rows) > self.bound).then_some(held)
     }
 
@@ -75,18 +82,26 @@ impl Room {
     }
 
     /// Whether the number of reserved rows stays a number. It may not if a caller has reserved room for more rows than memory holds.
-    pub(crate) fn can_reserve(&self, rows: usize) -> bool {
-        self.reserved.checked_add(rows).is_some()
+    pub(crate) fn can_reserve(&self, component: Option<usize>, rows: usize) -> bool {
+        let reserved = component.map_or(self.reserved, |component| self.reserved_for[component]);
+        reserved.checked_add(rows).is_some()
     }
 
-    /// Reserves room for rows.
-    pub(crate) fn reserve(&mut self, rows: usize) {
-        self.reserved += rows;
+    /// Reserves room for rows, of one component or of a pass.
+    pub(crate) fn reserve(&mut self, component: Option<usize>, rows: usize) {
+        *self.reserved_mut(component) += rows;
     }
 
     /// Gives back reserved room, because rows use it or because it is not needed.
-    pub(crate) fn release(&mut self, rows: usize) {
-        self.reserved -= rows;
+    pub(crate) fn release(&mut self, component: Option<usize>, rows: usize) {
+        *self.reserved_mut(component) -= rows;
+    }
+
+    fn reserved_mut(&mut self, component: Option<usize>) -> &mut usize {
+        match component {
+            Some(component) => &mut self.reserved_for[component],
+            None => &mut self.reserved,
+        }
     }
 
     /// Whether callers wait in line.
@@ -127,8 +142,8 @@ impl Room {
 
     /// Takes the waker of the first caller in line, if there is room for that caller now.
     pub(crate) fn take_next(&mut self) -> Option<Waker> {
-        let rows = self.line.front()?.rows;
-        if self.full_for(rows).is_some() {
+        let &Waiting { component, rows, .. } = self.line.front()?;
+        if self.full_for(component, rows).is_some() {
             return None;
         }
         self.line.front_mut()?.waker.take()

@@ -2,13 +2,13 @@
 //!
 //! In each step, the writer receives the messages in the queue, deals a plan of rows, and drops the batches that are finished. Then
 //! it settles: under the one mutex, it reports the rows that it has dealt, makes full frames ready, and takes requests. Then it
-//! answers callers, and starts the next step. It awaits messages only in `wait`. While it writes a full snapshot, it also waits for
+//! answers callers, and starts the next step. It waits for messages only in `wait`. While it writes a full snapshot, it also waits for
 //! the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
@@ -56,8 +56,8 @@ pub(crate) struct Writer {
     afterwards: Afterwards,
     /// Since when the writer waits for consumers to make room.
     waits_for_room: Option<Instant>,
-    /// Whether consumers that were woken have not come for their minibatches yet, while others wait.
-    unclaimed: bool,
+    /// Since when consumers that were woken have not come for their minibatches, while others wait.
+    unclaimed_since: Option<Instant>,
     /// What has been said about the values of each component.
     pub(super) said: Vec<Said>,
 }
@@ -113,10 +113,11 @@ enum Step {
 }
 
 impl Work for Writer {
-    /// Drives the writer's task on this thread, in a runtime of its own, which has a timer and nothing else.
+    /// Works on this thread. A runtime, which has a timer and nothing else, drives the waits for messages. Foreign code (the owner of a
+    /// batch, a waker) runs outside of it, because in a runtime it must not block.
     fn run(&mut self) {
         match runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime.block_on(self.write()),
+            Ok(runtime) => self.write(&runtime),
             Err(error) => self.fail(&format!("its runtime could not be built: {error}")),
         }
     }
@@ -136,7 +137,7 @@ impl Work for Writer {
 }
 
 impl Writer {
-    async fn write(&mut self) {
+    fn write(&mut self, runtime: &Runtime) {
         loop {
             self.receive();
             self.deal();
@@ -158,7 +159,7 @@ impl Writer {
             }
             match step {
                 Step::Finish => self.finish(),
-                Step::Wait(waits_for) => self.wait(waits_for).await,
+                Step::Wait(waits_for) => self.wait(waits_for, runtime),
                 Step::Serve => self.serve_leftover(),
                 Step::Gather => self.gather(),
                 Step::End if self.end() => return,
@@ -183,7 +184,7 @@ impl Writer {
             requests: Requests::default(),
             afterwards: Afterwards::default(),
             waits_for_room: None,
-            unclaimed: false,
+            unclaimed_since: None,
             said: vec![Said::default(); components],
             shared,
             config,
@@ -262,13 +263,13 @@ impl Writer {
         state.wake_producers(&mut afterwards);
         state.writer_waits(if let Step::Wait(waits_for) = step { waits_for } else { None });
         self.requests = state.take_requests();
-        self.unclaimed = state.has_unclaimed();
-        let (warning, values) = (state.take_warning(), state.changed_values());
+        self.wake_for_unclaimed(&mut state, &mut afterwards);
+        let (warnings, values) = (state.take_warnings(), state.changed_values());
         drop(state);
         shared.run(&mut afterwards);
         self.afterwards = afterwards;
         self.note_wait(step == Step::Wait(Some(WaitsFor::Room)));
-        self.say(warning, values);
+        self.say(warnings, values);
         step
     }
 
@@ -360,15 +361,24 @@ impl Writer {
         true
     }
 
+    /// Wakes all consumers if one that was woken does not come for its minibatch.
+    fn wake_for_unclaimed(&mut self, state: &mut State, afterwards: &mut Afterwards) {
+        if !state.has_unclaimed() {
+            self.unclaimed_since = None;
+        } else if self.unclaimed_since.get_or_insert_with(Instant::now).elapsed() >= UNCLAIMED {
+            state.wake_all_consumers(afterwards);
+            self.unclaimed_since = None;
+        }
+    }
+
     /// Says what the state has to say, without the mutex.
-    fn say(&mut self, warning: Option<Warning>, values: Option<Vec<ValueCounts>>) {
-        match warning {
-            Some(Warning::Unmatched(error)) => {
+    fn say(&mut self, warnings: Vec<Warning>, values: Option<Vec<ValueCounts>>) {
+        warnings.into_iter().for_each(|warning| match warning {
+            Warning::Unmatched(error) => {
                 tracing::warn!(%error, "rows lost their counterparts; stats() counts all of them");
             }
-            Some(Warning::GaveUp(error)) => tracing::error!(%error, "the store cannot be resumed"),
-            None => {}
-        }
+            Warning::GaveUp(error) => tracing::error!(%error, "the store cannot be resumed"),
+        });
         for (counts, (said, component)) in
             values.into_iter().flatten().zip(self.said.iter_mut().zip(self.config.layout.components()))
         {
@@ -407,8 +417,8 @@ impl Writer {
     }
 
     /// Waits for a message.
-    async fn wait(&mut self, waits_for: Option<WaitsFor>) {
-        let message = if waits_for == Some(WaitsFor::Frame) {
+    fn wait(&mut self, waits_for: Option<WaitsFor>, runtime: &Runtime) {
+        let limit = if waits_for == Some(WaitsFor::Frame) {
             // Consumers keep their minibatches. Another frame is allocated, so that consumers never starve the ring.
             match Frame::allocate_one(&self.config.layout, "a minibatch") {
                 Ok(frame) => {
@@ -417,18 +427,18 @@ impl Writer {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no memory for another minibatch: waiting for a consumer to drop one");
-                    timeout(RETRY, self.queue.recv()).await.unwrap_or(None)
+                    Some(RETRY)
                 }
             }
-        } else if self.unclaimed {
-            let received = timeout(UNCLAIMED, self.queue.recv()).await;
-            received.unwrap_or_else(|_| {
-                self.shared.change(State::wake_all_consumers);
-                None
-            })
         } else {
-            self.queue.recv().await
+            self.unclaimed_since.map(|since| UNCLAIMED.saturating_sub(since.elapsed()))
         };
+        let message = runtime.block_on(async {
+            match limit {
+                Some(limit) => timeout(limit, self.queue.recv()).await.unwrap_or(None),
+                None => self.queue.recv().await,
+            }
+        });
         message.into_iter().for_each(|message| self.take(message));
     }
 

@@ -263,4 +263,18 @@ mod tests {
         assert_eq!(wakes(&consumers), [1, 1, 1]);
         assert!(!shared.lock().has_unclaimed());
     }
+
+    /// A snapshot that was asked for has not been taken yet, while the writer reads rows for `get`.
+    #[test]
+    fn what_a_snapshot_waits_for_is_not_lent_meanwhile() {
+        let (shared, mut consumers) = waiting();
+        make_ready(&shared);
+        shared.lock().frames.pin();
+        let ready = shared.lock().borrow_ready();
+        shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+        assert!(matches!(shared.next(&mut consumers[0].0, None), Next::Nothing));
+        let ready = shared.lock().borrow_ready();
+        shared.change(|state, afterwards| state.return_saved(ready, afterwards));
+        assert!(matches!(shared.next(&mut consumers[0].0, None), Next::Minibatch(_)));
+    }
 }

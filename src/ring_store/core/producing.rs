@@ -86,7 +86,11 @@ impl Shared {
             joined_by: None,
             answer: Some(Answer { reply, written }),
         }));
-        self.end_complete(&state, lane);
+        let mut afterwards = Afterwards::default();
+        self.end_complete(&mut state, lane, &mut afterwards);
+        state.books.wake_next_of(lane, &mut afterwards.wakers);
+        drop(state);
+        self.run(&mut afterwards);
         handle
     }
 
@@ -105,6 +109,12 @@ impl Shared {
         if let Err(error) = admitted {
             drop(state);
             return Err(Refused { error, batch });
+        }
+        if rows == 0 {
+            let first_row = state.books.get(lane).map_or(0, |book| book.came(component));
+            // Dropping the batch runs code of its owner.
+            drop(state);
+            return Ok(WriteHandle::ready(Ok(Written { rows, first_row })));
         }
         self.open_own(&state, lane, rows);
         if self.config.layout.n_components() == 1 {
@@ -131,9 +141,11 @@ impl Shared {
             let answer = answer.take_if(|_| number + 1 == last);
             self.tell(Message::Pass(Queued { lane, pass, taken: 0, joined_by: Some(component), answer }));
         }
-        self.end_complete(&state, lane);
         let mut afterwards = Afterwards::default();
+        self.end_complete(&mut state, lane, &mut afterwards);
         state.books.wake_counterparts(lane, &mut afterwards.wakers);
+        // These rows may take less room than was reserved for them.
+        state.books.wake_next_of(lane, &mut afterwards.wakers);
         drop(state);
         self.run(&mut afterwards);
         Ok(handle)
@@ -147,8 +159,10 @@ impl Shared {
     }
 
     /// Ends a resumed lane that had ended, once all its rows have come.
-    fn end_complete(&self, state: &State, lane: u64) {
+    fn end_complete(&self, state: &mut State, lane: u64, afterwards: &mut Afterwards) {
         if state.books.get(lane).is_some_and(|lane| lane.is_complete()) {
+            // Callers in line get the end, because the lane takes no more rows.
+            state.books.wake_line_of(lane, &mut afterwards.wakers);
             self.tell(Message::EndLane(lane));
         }
     }

@@ -104,10 +104,15 @@ impl State {
         self.frames.borrow_ready()
     }
 
+    /// Puts the ready frames back that a snapshot has copied, and lends them again.
+    pub(crate) fn return_saved(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
+        self.frames.unpin();
+        self.return_ready(ready, afterwards);
+    }
+
     /// Puts the borrowed ready frames back, or discards them if their rows were discarded meanwhile.
     pub(crate) fn return_ready(&mut self, ready: VecDeque<ReadyFrame>, afterwards: &mut Afterwards) {
         self.count_waits();
-        self.frames.unpin();
         let discarded = self.frames.ready_rows() == 0;
         self.frames.return_ready(ready);
         if discarded {

@@ -56,6 +56,9 @@ pub enum SnapshotError {
         /// The minibatches that consumers of this store have taken.
         taken: u64,
     },
+    /// The store was resumed and could not go on, so a store that goes on from its state could not, either.
+    #[error("the store cannot be saved, because it could not go on: {0}")]
+    RowsMissing(RowsMissing),
     /// Another full snapshot is being written.
     #[error("another full snapshot is being written: wait for its handle first")]
     InProgress,

@@ -88,7 +88,7 @@ impl Writer {
                 }
                 Err(error) => {
                     request.refuse(SnapshotError::Memory(error));
-                    shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+                    shared.change(|state, afterwards| state.return_saved(ready, afterwards));
                     return;
                 }
             }
@@ -96,7 +96,7 @@ impl Writer {
         let ready_before = ready.iter().filter(|frame| frame.ordinal() < first_leftover);
         let all: Vec<&ReadyFrame> = ready_before.chain(&copied).collect();
         self.saving = Saving::start_with(request, body, &self.config.layout, &all, left);
-        shared.change(|state, afterwards| state.return_ready(ready, afterwards));
+        shared.change(|state, afterwards| state.return_saved(ready, afterwards));
     }
 
     /// Saves the next open frame if a buffer is free. With `wait`, waits until one is free. Returns `false` if no frame is left to

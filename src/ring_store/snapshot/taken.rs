@@ -98,7 +98,7 @@ impl Shared {
         };
         let body = taken.into_body();
         Saving::start_with(request, body, &self.config.layout, &ready.iter().collect::<Vec<_>>(), Vec::new());
-        self.change(|state, afterwards| state.return_ready(ready, afterwards));
+        self.change(|state, afterwards| state.return_saved(ready, afterwards));
     }
 }
 
@@ -124,6 +124,9 @@ impl State {
     }
 
     fn check_saveable(&self) -> Result<(), SnapshotError> {
+        if let Some(lacks) = &self.lacks {
+            return Err(SnapshotError::RowsMissing(lacks.clone()));
+        }
         if self.status.discards() { self.status.check().map_err(SnapshotError::Ended) } else { Ok(()) }
     }
 

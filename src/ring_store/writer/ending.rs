@@ -17,7 +17,8 @@ impl Writer {
     /// Discards the rows dealt again so far, because the lane has ended without the row that must be dealt next.
     pub(super) fn give_up(&mut self, lane: u64, row: u64, state: &mut State, afterwards: &mut Afterwards) {
         let error = RowsMissing { lane: state.books.id_of(lane), row };
-        state.warning = Some(Warning::GaveUp(error.clone()));
+        state.warnings.push(Warning::GaveUp(error.clone()));
+        state.lacks = Some(error.clone());
         drop(state.fail(Arc::new(error), afterwards));
         self.discard_lanes(state);
         if let Phase::Dealing(dealing) = &mut self.phase {
