@@ -4,6 +4,8 @@ use crate::ring_store::pass::Pass;
 use crate::ring_store::reserve::Reserve;
 use crate::ring_store::ring_store::RingStore;
 use crate::rows::batch::{Batch, Refused, RefusedPass};
+#[cfg(doc)]
+use crate::rows::error::WriteError;
 use crate::rows::layout::ComponentKey;
 use crate::rows::names::UnknownComponent;
 use crate::waiting::handle::WriteHandle;
@@ -43,7 +45,7 @@ impl RingStore {
     /// Otherwise the components no longer line up.
     ///
     /// # Errors
-    /// Same as [`extend`](Self::extend), and [`WriteError::Full`](crate::WriteError::Full) if the queue has no room.
+    /// Same as [`extend`](Self::extend), and [`WriteError::Full`] if the queue has no room.
     pub fn try_extend(&self, batch: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().try_extend(batch, component)
     }
@@ -57,7 +59,7 @@ impl RingStore {
     ///
     /// # Errors
     /// Same as [`extend`](Self::extend). If the store is closed while the call waits, you get the batch back with
-    /// [`WriteError::Closed`](crate::WriteError::Closed).
+    /// [`WriteError::Closed`].
     ///
     /// # Blocking
     /// Blocks until consumers have taken minibatches, or the store takes no more rows. Does not block if the store has
@@ -69,7 +71,7 @@ impl RingStore {
     /// Hands over one row of a component and returns at once. See [`extend`](Self::extend).
     ///
     /// # Errors
-    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`](crate::WriteError::NotOneRow) if `row` is not one row.
+    /// Same as [`extend`](Self::extend), and [`WriteError::NotOneRow`] if `row` is not one row.
     pub fn append(&self, row: impl Into<Batch>, component: impl ComponentKey) -> Result<WriteHandle, Refused> {
         self.lane().append(row, component)
     }
@@ -98,9 +100,9 @@ impl RingStore {
     /// [`RefusedPass`] gives all batches back in these cases:
     ///
     /// - [`extend`](Self::extend) would refuse one of the batches.
-    /// - A component is missing ([`WriteError::PassLacks`](crate::WriteError::PassLacks)), is there twice ([`WriteError::PassDoubles`](crate::WriteError::PassDoubles)), or has another number of
-    ///   rows ([`WriteError::PassRows`](crate::WriteError::PassRows)).
-    /// - The lane has more rows of one component than of another ([`WriteError::Uneven`](crate::WriteError::Uneven)). The rows of the pass would not be aligned.
+    /// - A component is missing ([`WriteError::PassLacks`]), is there twice ([`WriteError::PassDoubles`]), or has another number of
+    ///   rows ([`WriteError::PassRows`]).
+    /// - The lane has more rows of one component than of another ([`WriteError::Uneven`]). The rows of the pass would not be aligned.
     pub fn extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -111,7 +113,7 @@ impl RingStore {
     /// Hands over a pass if the queue has room for all of it. Never waits. See [`extend_pass`](Self::extend_pass).
     ///
     /// # Errors
-    /// Same as [`extend_pass`](Self::extend_pass), and [`WriteError::Full`](crate::WriteError::Full) if the queue has no room.
+    /// Same as [`extend_pass`](Self::extend_pass), and [`WriteError::Full`] if the queue has no room.
     pub fn try_extend_pass<K: ComponentKey, B: Into<Batch>>(
         &self,
         pass: impl IntoIterator<Item = (K, B)>,
@@ -124,7 +126,7 @@ impl RingStore {
     ///
     /// # Errors
     /// Same as [`extend_pass`](Self::extend_pass). If the store is closed while the call waits, you get the pass back with
-    /// [`WriteError::Closed`](crate::WriteError::Closed).
+    /// [`WriteError::Closed`].
     ///
     /// # Blocking
     /// Blocks until consumers have taken minibatches, or the store takes no more rows. Does not block if the store has
