@@ -2,7 +2,7 @@
 
 use crate::rows::element::DType;
 
-/// Configures a [`TensorStore`]. Made by [`TensorStore::builder`].
+/// Configures a [`TensorStore`](crate::TensorStore). Made by [`TensorStore::builder`](crate::TensorStore::builder).
 #[derive(Clone, Debug, Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct TensorStoreBuilder {
