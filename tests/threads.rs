@@ -112,6 +112,41 @@ fn no_thread_outlives_its_store() {
         until_no_writer_is_left("a store that outlived its runtime");
     }
 
+    // A store that is built in a runtime is dropped in a task that panics.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let store = {
+        let _inside = runtime.enter();
+        build()
+    };
+    let panicked = runtime.block_on(async {
+        let task = tokio::spawn(async move {
+            let _store = store;
+            panic!("this task panics");
+        });
+        task.await.unwrap_err().is_panic()
+    });
+    assert!(panicked);
+    until_no_writer_is_left("a store that was dropped by a panic");
+    // A store that is built in this runtime is dropped in another one.
+    let store = {
+        let _inside = runtime.enter();
+        build()
+    };
+    drop(store.extend(rows(0..100, 2), 0).unwrap());
+    drop(runtime);
+    let other = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    other.block_on(async move { drop(store) });
+    until_no_writer_is_left("a store that was dropped in another runtime");
+
+    // Thousands of stores come and go.
+    for number in 0..if cfg!(debug_assertions) { 2_000 } else { 10_000 } {
+        let store = build();
+        if number % 2 == 0 {
+            drop(store.extend(rows(0..3, 2), 0).unwrap());
+        }
+    }
+    until_no_writer_is_left("thousands of stores");
+
     // Many writers run at once.
     let stores: Vec<_> = (0..50).map(|_| build()).collect();
     until_writers_are(50, "fifty writers");

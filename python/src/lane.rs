@@ -1,7 +1,6 @@
 //! Handing rows in: to the store itself, or on a lane of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use activation_store::{
     Batch, Component, Pass, Permit, Producer, Refused, RefusedPass, Reserve, RingStore, UnknownComponent, WriteError,
@@ -116,8 +115,7 @@ impl Lane {
     /// Whether it takes no more rows.
     #[getter]
     pub(crate) fn closed(&self) -> PyResult<bool> {
-        let taken = self.end.get()?.reserve_pass(0).wait_timeout(Duration::ZERO);
-        Ok(matches!(taken, Some(Err(WriteError::Closed(_) | WriteError::Poisoned { .. }))))
+        Ok(self.end.get()?.is_closed())
     }
 
     /// Copies rows that are handed in later, for a component: the caller may change its memory afterwards.
@@ -227,6 +225,13 @@ pub(crate) enum End {
 }
 
 impl End {
+    fn is_closed(&self) -> bool {
+        match self {
+            End::Own(store) => store.is_closed(),
+            End::Opened(producer) => producer.is_closed(),
+        }
+    }
+
     fn extend(&self, batch: Batch, component: usize, if_full: IfFull) -> Result<WriteHandle, Refused> {
         match (self, if_full) {
             (End::Own(store), IfFull::Refuse) => store.try_extend(batch, component),

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
 use crate::dealing::dealer::{Runs, frame_rows};
 use crate::disk::folder::random_name;
 use crate::ring_store::snapshot::body::{ComponentBody, ConfigBody, ReplayBody};
@@ -11,7 +14,8 @@ use crate::rows::element::DType;
 use crate::rows::layout::{Component, Layout};
 
 /// What a store does with rows that it has no room for, because its consumers lag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WhenFull {
     /// The rows wait: handles stay pending, and `extend_blocking` blocks, until there is room.
@@ -27,24 +31,9 @@ pub enum WhenFull {
     DropOldest,
 }
 
-impl WhenFull {
-    const ALL: [WhenFull; 3] = [WhenFull::Wait, WhenFull::Reject, WhenFull::DropOldest];
-
-    fn name(self) -> &'static str {
-        match self {
-            WhenFull::Wait => "wait",
-            WhenFull::Reject => "reject",
-            WhenFull::DropOldest => "drop_oldest",
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|this| this.name() == name)
-    }
-}
-
 /// How the rows of several producers become one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Merge {
     /// Rows are dealt as they arrive. No lane waits for another lane.
@@ -58,21 +47,6 @@ pub enum Merge {
     /// soon as it is opened. The store's own lane takes part as soon as you write to it. So open every producer before the first
     /// write, and write to the store's own lane first or not at all.
     RoundRobin,
-}
-
-impl Merge {
-    const ALL: [Merge; 2] = [Merge::Arrival, Merge::RoundRobin];
-
-    fn name(self) -> &'static str {
-        match self {
-            Merge::Arrival => "arrival",
-            Merge::RoundRobin => "round_robin",
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|this| this.name() == name)
-    }
 }
 
 /// Configures a [`RingStore`](crate::RingStore). Made by [`RingStore::builder`](crate::RingStore::builder).
@@ -393,10 +367,8 @@ impl RingStoreBuilder {
             max_skew: Some(saved.max_skew),
             seed: Some(saved.seed),
             drop_last: Some(saved.drop_last),
-            when_full: Some(
-                WhenFull::from_name(&saved.when_full).ok_or_else(|| unknown("when_full", &saved.when_full))?,
-            ),
-            merge: Some(Merge::from_name(&saved.merge).ok_or_else(|| unknown("merge", &saved.merge))?),
+            when_full: Some(named(&saved.when_full).ok_or_else(|| unknown("when_full", &saved.when_full))?),
+            merge: Some(named(&saved.merge).ok_or_else(|| unknown("merge", &saved.merge))?),
             ..self.clone()
         };
         let given = RingStoreBuilder {
@@ -433,10 +405,21 @@ impl From<&Config> for ConfigBody {
             max_skew: config.max_skew,
             seed: config.seed,
             drop_last: config.drop_last,
-            when_full: config.when_full.name().to_owned(),
-            merge: config.merge.name().to_owned(),
+            when_full: name(config.when_full),
+            merge: name(config.merge),
         }
     }
+}
+
+/// The name of a setting's value in a snapshot.
+fn name(value: impl Serialize) -> String {
+    // The values are names, so this never fails.
+    serde_json::to_value(value).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The value of that name.
+fn named<T: DeserializeOwned>(name: &str) -> Option<T> {
+    serde_json::from_value(name.into()).ok()
 }
 
 pub(crate) fn components(named: Vec<(String, usize, Option<DType>)>, default: DType) -> Vec<Component> {

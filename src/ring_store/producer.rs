@@ -184,6 +184,25 @@ impl Producer {
         self.shared().send_again(self.lane.id)
     }
 
+    /// Whether the lane takes no more rows: it has ended, or its store is closed, aborted or poisoned. Does not wait.
+    ///
+    /// ```
+    /// use activation_store::RingStore;
+    ///
+    /// let store = RingStore::builder().component("mlp", 4).batch_size(8).window(32).build()?;
+    /// let (first, second) = (store.producer()?, store.producer()?);
+    /// first.close();
+    /// assert!(first.is_closed() && !second.is_closed());
+    /// store.close();
+    /// assert!(second.is_closed());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let state = self.shared().lock();
+        !state.status.is_open() || state.books.check(self.lane.id, None, 0).is_err_and(|error| error.is_closed())
+    }
+
     /// Ends the lane: the lane takes no more rows. Returns at once.
     ///
     /// The store drops the lane's rows whose counterparts in another component have not come by then.
