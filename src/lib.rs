@@ -101,8 +101,10 @@ pub use crate::{
 
 /// Holds longer texts and examples. Nothing here is part of the API.
 pub mod _documentation {
+    /// [fork]: notes
     /// [performance.md]: performance
     /// [promises.md]: promises
+    /// [reservoir]: notes
     /// [resume.md]: resume
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
