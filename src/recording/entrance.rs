@@ -31,7 +31,7 @@ impl Entrance {
     /// Checks that a whole pass can come in: there was no error, the recorder is open, and no other pass is half gathered.
     pub(crate) fn check(&self, layout: &Layout, progress: &Progress) -> Result<(), WriteError> {
         self.check_open(progress)?;
-        if self.gathered.came().is_empty() { Ok(()) } else { Err(self.gathered.lacks(layout)) }
+        if self.gathered.order().is_empty() { Ok(()) } else { Err(self.gathered.lacks(layout)) }
     }
 
     /// Checks that the recorder takes rows. The first error of the disk comes before the end.

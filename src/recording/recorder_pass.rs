@@ -102,6 +102,6 @@ impl RecorderPermit<'_> {
 
 impl fmt::Debug for RecorderPass<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecorderPass").field("components", &self.gathered.came()).finish_non_exhaustive()
+        f.debug_struct("RecorderPass").field("components", &self.gathered.order()).finish_non_exhaustive()
     }
 }

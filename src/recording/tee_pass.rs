@@ -383,7 +383,7 @@ impl TeePermit<'_> {
 
 impl fmt::Debug for TeePass<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TeePass").field("components", &self.gathered.came()).finish_non_exhaustive()
+        f.debug_struct("TeePass").field("components", &self.gathered.order()).finish_non_exhaustive()
     }
 }
 

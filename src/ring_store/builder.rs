@@ -384,13 +384,10 @@ impl RingStoreBuilder {
             ..base.clone()
         };
         let (base, given) = (base.check()?, given.check()?);
-        let pairs = ConfigBody::from(&given).settings().into_iter().zip(ConfigBody::from(&base).settings());
-        for ((setting, given), (_, saved)) in pairs {
-            if given != saved {
-                return Err(ResumeError::Mismatch { setting, given, saved });
-            }
+        match ConfigBody::from(&given).differs_from(&ConfigBody::from(&base)) {
+            Some((setting, [given, saved])) => Err(ResumeError::Mismatch { setting, given, saved }),
+            None => Ok(base),
         }
-        Ok(base)
     }
 }
 

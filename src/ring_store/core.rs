@@ -335,7 +335,7 @@ impl State {
         self.discard_ready(afterwards);
         self.frames.dissolve(&mut afterwards.frames);
         // The rows that a resumed store was to deal again count as accepted, and so do the queued rows, so that none is in no count.
-        let _ = self.ledger.settle_debt();
+        let _ = self.ledger.end_replay();
         self.ledger.open_rows = 0;
         let (new, again) = self.books.queued();
         for component in &mut self.ledger.components {

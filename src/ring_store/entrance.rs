@@ -24,7 +24,7 @@ pub(crate) struct Entrance {
 #[derive(Debug)]
 struct Column {
     /// The row after the last one that came.
-    came: u64,
+    end: u64,
     /// The rows that wait for other components, oldest first.
     waiting: VecDeque<Batch>,
 }
@@ -57,8 +57,8 @@ impl Entrance {
     }
 
     /// The row after the last one that has come of a component.
-    pub(crate) fn came(&self, component: usize) -> u64 {
-        self.columns.get(component).map_or(self.even, |column| column.came)
+    pub(crate) fn end_of(&self, component: usize) -> u64 {
+        self.columns.get(component).map_or(self.even, |column| column.end)
     }
 
     /// Whether all components have come up to the same row.
@@ -69,38 +69,38 @@ impl Entrance {
     /// The component with the most rows, and one with the fewest.
     pub(crate) fn extremes(&self) -> (usize, usize) {
         let components = 0..self.columns.len();
-        let most = components.clone().max_by_key(|&component| self.columns[component].came).unwrap_or(0);
-        let fewest = components.min_by_key(|&component| self.columns[component].came).unwrap_or(0);
+        let most = components.clone().max_by_key(|&component| self.columns[component].end).unwrap_or(0);
+        let fewest = components.min_by_key(|&component| self.columns[component].end).unwrap_or(0);
         (most, fewest)
     }
 
     /// Whether another component has come at least `rows` rows beyond this one.
     pub(crate) fn has_counterparts(&self, component: usize, rows: usize) -> bool {
-        self.most - self.came(component) >= rows as u64
+        self.most - self.end_of(component) >= rows as u64
     }
 
     /// Notes a pass that comes as a whole. The entrance must be even.
     pub(crate) fn pass(&mut self, rows: u64) {
         self.even += rows;
         self.most = self.even;
-        self.columns.iter_mut().for_each(|column| column.came = self.even);
+        self.columns.iter_mut().for_each(|column| column.end = self.even);
     }
 
     /// Takes a batch of one of `components` components. Rows before row `needed` are not needed: they do not wait.
     pub(crate) fn put(&mut self, component: usize, mut batch: Batch, needed: u64, components: usize) -> Arrival {
         if self.columns.is_empty() {
-            let column = || Column { came: self.even, waiting: VecDeque::new() };
+            let column = || Column { end: self.even, waiting: VecDeque::new() };
             self.columns = std::iter::repeat_with(column).take(components).collect();
             self.lacking = components;
         }
         let rows = batch.rows() as u64;
         let column = &mut self.columns[component];
-        let skipped = needed.saturating_sub(column.came).min(rows);
-        if rows > 0 && column.came == self.even {
+        let skipped = needed.saturating_sub(column.end).min(rows);
+        if rows > 0 && column.end == self.even {
             self.lacking -= 1;
         }
-        column.came += rows;
-        self.most = self.most.max(column.came);
+        column.end += rows;
+        self.most = self.most.max(column.end);
         let mut arrival = Arrival::default();
         if skipped > 0 {
             let (front, rest) = batch.split_at(skipped as usize);
@@ -118,8 +118,8 @@ impl Entrance {
     /// Makes passes of the rows that have come of every component.
     fn join(&mut self, needed: u64, arrival: &mut Arrival) {
         let before = self.even.max(needed);
-        self.even = self.columns.iter().map(|column| column.came).min().unwrap_or(self.even);
-        self.lacking = self.columns.iter().filter(|column| column.came == self.even).count();
+        self.even = self.columns.iter().map(|column| column.end).min().unwrap_or(self.even);
+        self.lacking = self.columns.iter().filter(|column| column.end == self.even).count();
         arrival.joined_rows = self.even.saturating_sub(before);
         let mut left = arrival.joined_rows as usize;
         while left > 0 {
@@ -197,7 +197,7 @@ mod tests {
                 prop_assert_eq!((entrance.even(), entrance.most()), (even, came.into_iter().max().unwrap()));
                 prop_assert_eq!(whole, even.max(needed));
                 prop_assert_eq!(entrance.is_even(), came.iter().all(|&row| row == even));
-                prop_assert_eq!(entrance.came(component), came[component]);
+                prop_assert_eq!(entrance.end_of(component), came[component]);
             }
             let mut waiting = [0; 3];
             for (component, batch) in entrance.take_waiting() {

@@ -118,8 +118,8 @@ impl LaneBook {
     }
 
     /// The number of the next row of a component.
-    pub(crate) fn came(&self, component: usize) -> u64 {
-        self.entrance.came(component)
+    pub(crate) fn end_of(&self, component: usize) -> u64 {
+        self.entrance.end_of(component)
     }
 
     /// The rows before this one are dealt or discarded.
@@ -162,7 +162,7 @@ impl LaneBook {
         let came = match component {
             Some(component) => {
                 self.check_skew(config, component, rows)?;
-                self.entrance.came(component)
+                self.entrance.end_of(component)
             }
             None => {
                 self.check_even(config)?;
@@ -174,7 +174,7 @@ impl LaneBook {
     }
 
     fn check_skew(&self, config: &Config, component: usize, rows: usize) -> Result<(), WriteError> {
-        let by = self.entrance.came(component) - self.entrance.even();
+        let by = self.entrance.end_of(component) - self.entrance.even();
         // One batch may always run ahead, however large it is.
         if by == 0 || by.saturating_add(rows as u64) <= config.max_skew as u64 {
             return Ok(());
@@ -210,7 +210,7 @@ impl LaneBook {
 
     /// Takes in rows of one component that were checked.
     pub(crate) fn take_component(&mut self, component: usize, batch: Batch, components: usize) -> CameIn {
-        let (first_row, rows) = (self.entrance.came(component), batch.rows() as u64);
+        let (first_row, rows) = (self.entrance.end_of(component), batch.rows() as u64);
         self.note_rows(rows);
         let resent = self.needed.saturating_sub(first_row).min(rows);
         let arrival = self.entrance.put(component, batch, self.skipped_before(), components);

@@ -11,7 +11,7 @@ pub(crate) struct Ledger {
     pub(crate) open_rows: usize,
     /// The rows that the saved store held, and that are not ready yet in this store. `None` unless a resumed store is dealing rows
     /// again. These rows count as accepted once they are ready.
-    pub(crate) owed: Option<usize>,
+    pub(crate) to_replay: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +42,7 @@ impl ComponentLedger {
 
 impl Ledger {
     pub(crate) fn new(components: usize) -> Self {
-        Ledger { components: vec![ComponentLedger::default(); components], open_rows: 0, owed: None }
+        Ledger { components: vec![ComponentLedger::default(); components], open_rows: 0, to_replay: None }
     }
 
     /// Counts queued rows of a pass as dealt. `joined_by` is the component that made the pass whole: the others were set aside.
@@ -55,7 +55,7 @@ impl Ledger {
                 component.accepted -= rows;
             }
         }
-        if self.owed.is_none() {
+        if self.to_replay.is_none() {
             self.open_rows += rows as usize;
         }
     }
@@ -70,22 +70,22 @@ impl Ledger {
 
     /// Counts unserved rows as ready.
     pub(crate) fn make_ready(&mut self, rows: usize) {
-        match &mut self.owed {
+        match &mut self.to_replay {
             None => self.open_rows -= rows,
-            Some(owed) => {
-                *owed = owed.saturating_sub(rows);
+            Some(to_replay) => {
+                *to_replay = to_replay.saturating_sub(rows);
                 self.accept(rows);
             }
         }
     }
 
-    /// Counts the owed rows as open, because nothing more is dealt again. Returns the number of owed rows. `None` if the store was
+    /// Counts the rows to replay as open, because nothing more is dealt again. Returns their number. `None` if the store was
     /// not dealing rows again.
-    pub(crate) fn settle_debt(&mut self) -> Option<usize> {
-        let owed = self.owed.take()?;
-        self.open_rows = owed;
-        self.accept(owed);
-        Some(owed)
+    pub(crate) fn end_replay(&mut self) -> Option<usize> {
+        let to_replay = self.to_replay.take()?;
+        self.open_rows = to_replay;
+        self.accept(to_replay);
+        Some(to_replay)
     }
 
     fn accept(&mut self, rows: usize) {

@@ -149,6 +149,6 @@ impl Permit {
 
 impl fmt::Debug for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pass").field("components", &self.gathered.came()).finish_non_exhaustive()
+        f.debug_struct("Pass").field("components", &self.gathered.order()).finish_non_exhaustive()
     }
 }

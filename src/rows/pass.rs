@@ -18,18 +18,18 @@ pub(crate) fn check(layout: &Layout, component: impl ComponentKey, batch: Batch)
 pub(crate) struct Gathered {
     batches: Vec<Option<Batch>>,
     /// The components in the order in which they came.
-    came: Vec<usize>,
+    order: Vec<usize>,
 }
 
 impl Gathered {
     pub(crate) fn new(layout: &Layout) -> Self {
         let components = layout.n_components();
-        Gathered { batches: (0..components).map(|_| None).collect(), came: Vec::with_capacity(components) }
+        Gathered { batches: (0..components).map(|_| None).collect(), order: Vec::with_capacity(components) }
     }
 
     /// The components in the order in which they came.
-    pub(crate) fn came(&self) -> &[usize] {
-        &self.came
+    pub(crate) fn order(&self) -> &[usize] {
+        &self.order
     }
 
     /// Adds the batch of a component. On an error, everything stays as it was.
@@ -44,7 +44,7 @@ impl Gathered {
             return Err(Refused { error, batch });
         }
         self.batches[component] = Some(batch);
-        self.came.push(component);
+        self.order.push(component);
         Ok(())
     }
 
@@ -52,7 +52,7 @@ impl Gathered {
         if self.batches[component].is_some() {
             return Err(WriteError::PassDoubles { doubled: layout.name(component) });
         }
-        let first = self.came.first().and_then(|&first| Some((first, self.batches[first].as_ref()?.rows())));
+        let first = self.order.first().and_then(|&first| Some((first, self.batches[first].as_ref()?.rows())));
         match first {
             Some((first, first_rows)) if first_rows != rows => Err(WriteError::PassRows {
                 first: layout.name(first),
@@ -98,13 +98,13 @@ impl Gathered {
         if self.batches.iter().any(Option::is_none) {
             return None;
         }
-        let came = std::mem::take(&mut self.came);
-        Some(WholePass { batches: self.batches.iter_mut().filter_map(Option::take).collect(), came })
+        let order = std::mem::take(&mut self.order);
+        Some(WholePass { batches: self.batches.iter_mut().filter_map(Option::take).collect(), order })
     }
 
     /// Takes out the batches, in the order in which they came.
     pub(crate) fn take_back(&mut self) -> Vec<Batch> {
-        self.came.drain(..).filter_map(|component| self.batches[component].take()).collect()
+        self.order.drain(..).filter_map(|component| self.batches[component].take()).collect()
     }
 }
 
@@ -113,7 +113,7 @@ impl Gathered {
 pub(crate) struct WholePass {
     batches: Vec<Batch>,
     /// The components in the order in which the caller gave them.
-    came: Vec<usize>,
+    order: Vec<usize>,
 }
 
 impl WholePass {
@@ -128,7 +128,7 @@ impl WholePass {
     /// Makes a pass of batches that came one by one: one of each component, in order, all with equally many rows.
     pub(crate) fn joined(batches: impl Iterator<Item = Batch>) -> Self {
         let batches: Vec<Batch> = batches.collect();
-        WholePass { came: (0..batches.len()).collect(), batches }
+        WholePass { order: (0..batches.len()).collect(), batches }
     }
 
     pub(crate) fn n_components(&self) -> usize {
@@ -152,13 +152,13 @@ impl WholePass {
     /// Makes two passes that share the memory of the batches.
     pub(crate) fn share(self) -> (Self, Self) {
         let (first, second) = self.batches.into_iter().map(Batch::share).unzip();
-        (WholePass { batches: first, came: self.came.clone() }, WholePass { batches: second, came: self.came })
+        (WholePass { batches: first, order: self.order.clone() }, WholePass { batches: second, order: self.order })
     }
 
     /// The batches with the numbers of their components, in the order in which the caller gave them.
     pub(crate) fn into_given(self) -> Vec<(usize, Batch)> {
         let mut batches: Vec<Option<Batch>> = self.batches.into_iter().map(Some).collect();
-        self.came.iter().filter_map(|&component| Some((component, batches[component].take()?))).collect()
+        self.order.iter().filter_map(|&component| Some((component, batches[component].take()?))).collect()
     }
 
     /// Returns the batches to the caller, in the order in which the caller gave them.

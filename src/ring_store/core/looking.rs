@@ -88,7 +88,7 @@ impl Shared {
 impl State {
     /// A lane that is not open yet holds up the store while rows are dealt again, and whenever lanes take turns.
     fn missing_lane(&self, merge: Merge) -> Option<LaneId> {
-        if !self.status.is_open() || self.ledger.owed.is_none() && merge != Merge::RoundRobin {
+        if !self.status.is_open() || self.ledger.to_replay.is_none() && merge != Merge::RoundRobin {
             return None;
         }
         self.books.missing_lanes().next()

@@ -111,7 +111,7 @@ impl Shared {
             return Err(Refused { error, batch });
         }
         if rows == 0 {
-            let first_row = state.books.get(lane).map_or(0, |book| book.came(component));
+            let first_row = state.books.get(lane).map_or(0, |book| book.end_of(component));
             // Dropping the batch runs code of its owner.
             drop(state);
             return Ok(WriteHandle::ready(Ok(Written { rows, first_row })));

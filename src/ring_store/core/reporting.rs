@@ -37,12 +37,12 @@ impl State {
         for Dealt { lane, rows, joined_by, again } in report.dealt.drain(..) {
             self.books.dealt(lane, rows, again);
             if !again {
-                let _ = self.ledger.settle_debt();
+                let _ = self.ledger.end_replay();
             }
             self.ledger.deal(rows, joined_by, again);
         }
         if mem::take(&mut report.has_dealt_again) {
-            let _ = self.ledger.settle_debt();
+            let _ = self.ledger.end_replay();
         }
         for (component, counts) in self.ledger.components.iter_mut().zip(&mut report.values) {
             self.has_new_values |= *counts != ValueCounts::default();

@@ -93,19 +93,26 @@ pub(crate) struct ConfigBody {
 }
 
 impl ConfigBody {
-    /// The settings that a resumed store must have in common with the saved store: names and values.
-    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+    /// The first setting in which a resumed store differs from the saved one, with both values. They may differ in `ready_frames` and
+    /// `queue_rows`.
+    pub(crate) fn differs_from(&self, saved: &ConfigBody) -> Option<(&'static str, [String; 2])> {
+        fn differs<T: PartialEq>(
+            name: &'static str,
+            of: [&T; 2],
+            say: impl Fn(&T) -> String,
+        ) -> Option<(&'static str, [String; 2])> {
+            (of[0] != of[1]).then(|| (name, of.map(say)))
+        }
         let component = |c: &ComponentBody| format!("{:?}: {} × {}", c.name, c.features, c.dtype);
-        vec![
-            ("components", self.components.iter().map(component).collect::<Vec<_>>().join(", ")),
-            ("batch_size", self.batch_size.to_string()),
-            ("window", self.window.to_string()),
-            ("max_skew", self.max_skew.to_string()),
-            ("seed", self.seed.to_string()),
-            ("drop_last", self.drop_last.to_string()),
-            ("when_full", self.when_full.clone()),
-            ("merge", self.merge.clone()),
-        ]
+        let components = move |all: &Vec<ComponentBody>| all.iter().map(component).collect::<Vec<_>>().join(", ");
+        differs("components", [&self.components, &saved.components], components)
+            .or_else(|| differs("batch_size", [&self.batch_size, &saved.batch_size], usize::to_string))
+            .or_else(|| differs("window", [&self.window, &saved.window], usize::to_string))
+            .or_else(|| differs("max_skew", [&self.max_skew, &saved.max_skew], usize::to_string))
+            .or_else(|| differs("seed", [&self.seed, &saved.seed], u64::to_string))
+            .or_else(|| differs("drop_last", [&self.drop_last, &saved.drop_last], bool::to_string))
+            .or_else(|| differs("when_full", [&self.when_full, &saved.when_full], String::clone))
+            .or_else(|| differs("merge", [&self.merge, &saved.merge], String::clone))
     }
 }
 

@@ -110,9 +110,9 @@ pub(crate) fn ledger(body: &Body) -> Ledger {
         let values = ValueCounts { overflowed: saved.overflowed, not_finite: saved.not_finite };
         *counts = ComponentLedger { accepted, dropped, resent: saved.resent, values, ..ComponentLedger::default() };
     }
-    ledger.owed = Some(body.stats.whole_rows as usize);
+    ledger.to_replay = Some(body.stats.whole_rows as usize);
     if segments(body).is_empty() {
-        let _ = ledger.settle_debt();
+        let _ = ledger.end_replay();
     }
     ledger
 }

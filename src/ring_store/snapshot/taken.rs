@@ -72,8 +72,8 @@ impl Shared {
         check_policy(&self.config, form)?;
         let mut state = self.lock();
         state.check_saveable()?;
-        if let Some(owed) = state.ledger.owed {
-            return Err(SnapshotError::DealsAgain { left: owed as u64 });
+        if let Some(to_replay) = state.ledger.to_replay {
+            return Err(SnapshotError::DealsAgain { left: to_replay as u64 });
         }
         if state.saving.upgrade().is_some() {
             return Err(SnapshotError::InProgress);
@@ -174,7 +174,7 @@ impl State {
             stats: StatsBody {
                 components: self.ledger.components.iter().map(stats).collect(),
                 served_rows: self.served_rows,
-                whole_rows: (self.whole_rows() + self.ledger.owed.unwrap_or(0)) as u64,
+                whole_rows: (self.whole_rows() + self.ledger.to_replay.unwrap_or(0)) as u64,
                 waited_for_consumers: self.waits.for_consumers,
                 waited_for_producers: self.waits.for_producers,
             },

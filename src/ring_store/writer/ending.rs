@@ -24,8 +24,8 @@ impl Writer {
         if let Phase::Dealing(dealing) = &mut self.phase {
             dealing.frames.clear(1);
         }
-        if let Some(owed) = state.ledger.settle_debt() {
-            state.ledger.drop_open(owed, |dropped| &mut dropped.aborted);
+        if let Some(to_replay) = state.ledger.end_replay() {
+            state.ledger.drop_open(to_replay, |dropped| &mut dropped.aborted);
         }
     }
 

@@ -48,7 +48,7 @@ impl Writer {
             self.receive();
             self.discard_lanes(state);
             // While rows are dealt again, the ring does not hold the rows that the counts say.
-            let rows = state.ledger.settle_debt().unwrap_or(rows);
+            let rows = state.ledger.end_replay().unwrap_or(rows);
             state.ledger.drop_open(rows, |dropped| &mut dropped.emptied);
             let ready = state.discard_ready(afterwards);
             state.ledger.drop_rows(ready, |dropped| &mut dropped.emptied);
