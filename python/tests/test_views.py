@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import os
 import re
 import threading
 import warnings
@@ -20,6 +21,10 @@ nn = torch.nn
 VOCABULARY = 60
 TOKENS = [torch.randint(1, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(number)) for number in range(16)]
 SETTINGS = {"batch_size": 12, "window": 24, "seed": 1}
+"""Each text has as many rows as a minibatch."""
+DISTURBED = int(os.environ.get("DISTURBED_PASSES", "32"))
+"""Passes of each model that are disturbed: more in `scripts/soak`."""
+TEXTS = [TOKENS[number % len(TOKENS)] for number in range(DISTURBED)]
 
 
 def gpt2():
@@ -110,7 +115,7 @@ def test_the_rows_are_those_of_a_quiet_run_whatever_is_done_to_the_model_meanwhi
     with torch.no_grad():
         model(TOKENS[0])  # TransformerBridge puts hooks of its own on in its first pass
     before = hooks_on(model)
-    quiet = rows(activations(model, TOKENS * 2, paths, **SETTINGS))
+    quiet = rows(activations(model, TEXTS, paths, **SETTINGS))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items() if not tensor.is_meta}
     module = model.get_submodule(spliced)
     begun, ended = threading.Event(), threading.Event()
@@ -118,12 +123,12 @@ def test_the_rows_are_those_of_a_quiet_run_whatever_is_done_to_the_model_meanwhi
     def text():
         yield TOKENS[0]
         assert begun.wait(60)
-        yield from (TOKENS * 2)[1:]
+        yield from TEXTS[1:]
 
     def zero(module, args, output):
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
-    batches = activations(model, text(), paths, queue_rows=1000, **SETTINGS)
+    batches = activations(model, text(), paths, queue_rows=max(1000, 12 * DISTURBED), **SETTINGS)
 
     @torch.no_grad()
     def disturb():
@@ -148,7 +153,7 @@ def test_the_rows_are_those_of_a_quiet_run_whatever_is_done_to_the_model_meanwhi
     finally:
         ended.set()
         thread.join(60)
-    assert len(quiet) == 32 and are_equal(disturbed, quiet)
+    assert len(quiet) == DISTURBED and are_equal(disturbed, quiet)
     assert hooks_on(model) == before and not model.training
 
 

@@ -112,7 +112,7 @@ impl Gathered {
 #[derive(Debug)]
 pub(crate) struct WholePass {
     batches: Vec<Batch>,
-    /// The components in the order in which the caller gave them.
+    /// The components in the order in which the caller gave them. Empty if it is theirs.
     order: Vec<usize>,
 }
 
@@ -127,8 +127,7 @@ impl WholePass {
 
     /// Makes a pass of batches that came one by one: one of each component, in order, all with equally many rows.
     pub(crate) fn joined(batches: impl Iterator<Item = Batch>) -> Self {
-        let batches: Vec<Batch> = batches.collect();
-        WholePass { order: (0..batches.len()).collect(), batches }
+        WholePass { batches: batches.collect(), order: Vec::new() }
     }
 
     pub(crate) fn n_components(&self) -> usize {
@@ -157,6 +156,9 @@ impl WholePass {
 
     /// The batches with the numbers of their components, in the order in which the caller gave them.
     pub(crate) fn into_given(self) -> Vec<(usize, Batch)> {
+        if self.order.is_empty() {
+            return self.batches.into_iter().enumerate().collect();
+        }
         let mut batches: Vec<Option<Batch>> = self.batches.into_iter().map(Some).collect();
         self.order.iter().filter_map(|&component| Some((component, batches[component].take()?))).collect()
     }
