@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use crate::ring_store::builder::{Config, Merge, WhenFull};
 use crate::ring_store::error::LaneId;
-use crate::ring_store::lane_book::{CameIn, LaneBook, ResumedLane};
+use crate::ring_store::lane_book::{Arrived, LaneBook, ResumedLane};
 use crate::ring_store::room::{NoRoomThen, Room};
 use crate::ring_store::snapshot::ended_names::EndedNames;
 use crate::ring_store::snapshot::journal::{Copied, Journal, Segment};
@@ -266,10 +266,10 @@ impl Books {
     }
 
     /// Takes in rows of one component that were checked, as [`LaneBook::take_component`].
-    pub(crate) fn take_component(&mut self, lane: u64, component: usize, batch: Batch) -> Option<CameIn> {
-        let came_in = self.lanes.get_mut(&lane)?.take_component(component, batch, self.config.layout.n_components());
-        self.enter(came_in.queued);
-        Some(came_in)
+    pub(crate) fn take_component(&mut self, lane: u64, component: usize, batch: Batch) -> Option<Arrived> {
+        let arrived = self.lanes.get_mut(&lane)?.take_component(component, batch, self.config.layout.n_components());
+        self.enter(arrived.queued);
+        Some(arrived)
     }
 
     /// Counts rows as queued in the room that lanes share.

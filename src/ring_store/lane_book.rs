@@ -14,8 +14,8 @@ use crate::rows::pass::WholePass;
 /// A lane. Its rows have numbers, from 0:
 ///
 /// ```text
-/// row 0 ...   record.start      settled       handed        came(component)
-///       forgotten ┊   dealt before  ┊  queued   ┊  waits for other components
+/// row 0           record.start         settled          handed           end_of(component)
+///   └─ forgotten ─────┴── dealt, kept ────┴── queued ──────┴── set aside ───────┘
 /// ```
 #[derive(Debug)]
 pub(crate) struct LaneBook {
@@ -59,7 +59,7 @@ pub(crate) struct ResumedLane {
 
 /// What became of the rows of one component that came in.
 #[derive(Debug)]
-pub(crate) struct CameIn {
+pub(crate) struct Arrived {
     /// The number of the first row.
     pub(crate) first_row: u64,
     /// The rows that the saved store had dealt, and that are not dealt again.
@@ -209,7 +209,7 @@ impl LaneBook {
     }
 
     /// Takes in rows of one component that were checked.
-    pub(crate) fn take_component(&mut self, component: usize, batch: Batch, components: usize) -> CameIn {
+    pub(crate) fn take_component(&mut self, component: usize, batch: Batch, components: usize) -> Arrived {
         let (first_row, rows) = (self.entrance.end_of(component), batch.rows() as u64);
         self.note_rows(rows);
         let resent = self.needed.saturating_sub(first_row).min(rows);
@@ -217,7 +217,7 @@ impl LaneBook {
         let skipped = arrival.skipped.as_ref().map_or(0, |batch| batch.rows() as u64);
         let queued = arrival.joined_rows;
         self.enter(queued);
-        CameIn {
+        Arrived {
             first_row,
             resent,
             discarded: skipped - resent,

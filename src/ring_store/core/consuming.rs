@@ -129,7 +129,7 @@ impl State {
         if let Some((_, before)) = self.waiting.iter_mut().find(|(id, _)| *id == consumer.id) {
             return Some(mem::replace(before, waker));
         }
-        self.came(consumer);
+        self.claim(consumer);
         self.waits.consumer_waits(&mut consumer.waiting, true);
         self.waiting.push_back((consumer.id, waker));
         None
@@ -140,7 +140,7 @@ impl State {
         self.count_waits();
         let place = self.waiting.iter().position(|(id, _)| *id == consumer.id);
         if place.is_none() {
-            self.came(consumer);
+            self.claim(consumer);
         }
         self.waits.consumer_waits(&mut consumer.waiting, false);
         Some(self.waiting.remove(place?)?.1)
@@ -169,8 +169,8 @@ impl State {
         self.woken > 0 && !self.waiting.is_empty() && self.frames.ready() > 0
     }
 
-    /// Notes that a consumer has come. If it waits and is not in line, it had been woken.
-    fn came(&mut self, consumer: &ConsumerState) {
+    /// Notes that a consumer looks for its minibatch. If it waits and is not in line, it had been woken.
+    fn claim(&mut self, consumer: &ConsumerState) {
         if consumer.waiting {
             self.woken -= 1;
         }

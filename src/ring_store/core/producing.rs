@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use crate::ring_store::afterwards::Afterwards;
 use crate::ring_store::books::{Books, Opened};
 use crate::ring_store::core::{Shared, State};
-use crate::ring_store::lane_book::CameIn;
+use crate::ring_store::lane_book::Arrived;
 use crate::ring_store::queue::{Answer, Message, Queued};
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::closed::ClosedBy;
@@ -120,10 +120,10 @@ impl Shared {
         if self.config.layout.n_components() == 1 {
             return Ok(self.send_whole(state, lane, WholePass::joined(std::iter::once(batch)), None));
         }
-        let Some(came_in) = state.books.take_component(lane, component, batch) else {
+        let Some(arrived) = state.books.take_component(lane, component, batch) else {
             return Ok(WriteHandle::ready(Err(ClosedBy::Lane.into())));
         };
-        let CameIn { first_row, resent, discarded, queued, aside, passes, skipped } = came_in;
+        let Arrived { first_row, resent, discarded, queued, aside, passes, skipped } = arrived;
         state.count_skipped(component..component + 1, resent, discarded);
         state.count_aside(component, aside, queued);
         let written = Written { rows, first_row };
