@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use crate::ring_store::builder::{Config, Merge, WhenFull};
 use crate::ring_store::error::LaneId;
-use crate::ring_store::lane_book::{Arrived, LaneBook, ResumedLane};
+use crate::ring_store::lane_book::{Arrived, LaneBook, ResumedLane, TakenPass};
 use crate::ring_store::room::{NoRoomThen, Room};
 use crate::ring_store::snapshot::ended_names::EndedNames;
 use crate::ring_store::snapshot::journal::{Copied, Journal, Segment};
@@ -258,11 +258,10 @@ impl Books {
     }
 
     /// Takes in a pass that was checked, as [`LaneBook::take_pass`].
-    pub(crate) fn take_pass(&mut self, lane: u64, rows: u64, noted: Option<Option<Arc<[u8]>>>) -> (u64, u64, u64) {
-        let Some(book) = self.lanes.get_mut(&lane) else { return (0, 0, rows) };
-        let (first_row, resent, discarded) = book.take_pass(rows, noted);
-        self.enter(rows - resent - discarded);
-        (first_row, resent, discarded)
+    pub(crate) fn take_pass(&mut self, lane: u64, rows: u64, noted: Option<Option<Arc<[u8]>>>) -> Option<TakenPass> {
+        let taken = self.lanes.get_mut(&lane)?.take_pass(rows, noted);
+        self.enter(rows - taken.resent - taken.discarded);
+        Some(taken)
     }
 
     /// Takes in rows of one component that were checked, as [`LaneBook::take_component`].
@@ -426,6 +425,10 @@ impl Books {
 
     /// Wakes the first caller that waits for the room of a lane, if there is room for it now.
     pub(crate) fn wake_next_of(&mut self, lane: u64, wakers: &mut Vec<Waker>) {
+        // The room that lanes share is looked at without a look for the lane.
+        if self.room.as_ref().is_some_and(|room| !room.has_line()) {
+            return;
+        }
         if let Some(room) = self.room_of_mut(lane).filter(|room| room.has_line()) {
             wakers.extend(room.take_next());
         }

@@ -57,6 +57,21 @@ pub(crate) struct ResumedLane {
     pub(crate) ended: bool,
 }
 
+/// What became of a pass that came in.
+#[derive(Debug)]
+pub(crate) struct TakenPass {
+    /// The number of the first row.
+    pub(crate) first_row: u64,
+    /// The first rows: the saved store had dealt them, and they are not dealt again.
+    pub(crate) resent: u64,
+    /// The rows after these whose counterparts were discarded.
+    pub(crate) discarded: u64,
+    /// Whether these are the first rows of the lane.
+    pub(crate) opens: bool,
+    /// Whether a resumed lane that had ended has got all its rows.
+    pub(crate) completes: bool,
+}
+
 /// What became of the rows of one component that came in.
 #[derive(Debug)]
 pub(crate) struct Arrived {
@@ -193,10 +208,9 @@ impl LaneBook {
         Err(WriteError::Uneven { ahead: config.layout.name(most), missing: config.layout.name(fewest), by })
     }
 
-    /// Takes in a pass that was checked. Notes it with its value if `noted`. Returns the number of its first row, and how many of its first
-    /// rows are not dealt: rows that the saved store had dealt, and rows whose counterparts were discarded.
-    pub(crate) fn take_pass(&mut self, rows: u64, noted: Option<Option<Arc<[u8]>>>) -> (u64, u64, u64) {
-        let first_row = self.next_row();
+    /// Takes in a pass that was checked. Notes it with its value if `noted`.
+    pub(crate) fn take_pass(&mut self, rows: u64, noted: Option<Option<Arc<[u8]>>>) -> TakenPass {
+        let (first_row, opens) = (self.next_row(), !self.begun && rows > 0);
         self.note_rows(rows);
         if let Some(value) = noted {
             Arc::make_mut(&mut self.record).note_pass(Passes::one(first_row, rows, value));
@@ -205,7 +219,7 @@ impl LaneBook {
         let resent = self.needed.saturating_sub(first_row).min(rows);
         let skipped = self.skipped_before().saturating_sub(first_row).min(rows);
         self.enter(rows - skipped);
-        (first_row, resent, skipped - resent)
+        TakenPass { first_row, resent, discarded: skipped - resent, opens, completes: self.is_complete() }
     }
 
     /// Takes in rows of one component that were checked.

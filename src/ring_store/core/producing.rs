@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use crate::ring_store::afterwards::Afterwards;
 use crate::ring_store::books::{Books, Opened};
 use crate::ring_store::core::{Shared, State};
-use crate::ring_store::lane_book::Arrived;
+use crate::ring_store::lane_book::{Arrived, TakenPass};
 use crate::ring_store::queue::{Answer, Message, Queued};
 use crate::rows::batch::{Batch, Refused};
 use crate::rows::closed::ClosedBy;
@@ -57,7 +57,6 @@ impl Shared {
             drop(state);
             return Err((error, pass));
         }
-        self.open_own(&state, lane, rows);
         Ok(self.send_whole(state, lane, pass, Some(value.clone())))
     }
 
@@ -70,12 +69,21 @@ impl Shared {
         noted: Option<Option<Arc<[u8]>>>,
     ) -> WriteHandle {
         let rows = pass.rows();
-        let (first_row, resent, discarded) = state.books.take_pass(lane, rows as u64, noted);
+        let Some(taken) = state.books.take_pass(lane, rows as u64, noted) else {
+            drop(state);
+            return WriteHandle::ready(Err(ClosedBy::Lane.into()));
+        };
+        let TakenPass { first_row, resent, discarded, opens, completes } = taken;
         if rows == 0 {
             drop(state);
             return WriteHandle::ready(Ok(Written { rows, first_row }));
         }
-        state.count_skipped(0..pass.n_components(), resent, discarded);
+        if opens && lane == 0 {
+            self.tell(Message::OpenLane(0));
+        }
+        if resent + discarded > 0 {
+            state.count_skipped(0..pass.n_components(), resent, discarded);
+        }
         let (reply, handle) = WriteHandle::pending();
         let (taken, written) = ((resent + discarded) as usize, Written { rows, first_row });
         // The writer receives messages as long as the status is open.
@@ -87,7 +95,9 @@ impl Shared {
             answer: Some(Answer { reply, written }),
         }));
         let mut afterwards = Afterwards::default();
-        self.end_complete(&mut state, lane, &mut afterwards);
+        if completes {
+            self.end_complete(&mut state, lane, &mut afterwards);
+        }
         state.books.wake_next_of(lane, &mut afterwards.wakers);
         drop(state);
         self.run(&mut afterwards);
@@ -116,10 +126,10 @@ impl Shared {
             drop(state);
             return Ok(WriteHandle::ready(Ok(Written { rows, first_row })));
         }
-        self.open_own(&state, lane, rows);
         if self.config.layout.n_components() == 1 {
             return Ok(self.send_whole(state, lane, WholePass::joined(std::iter::once(batch)), None));
         }
+        self.open_own(&state, lane);
         let Some(arrived) = state.books.take_component(lane, component, batch) else {
             return Ok(WriteHandle::ready(Err(ClosedBy::Lane.into())));
         };
@@ -152,8 +162,8 @@ impl Shared {
     }
 
     /// Tells the writer of the store's own lane, which opens with its first rows.
-    fn open_own(&self, state: &State, lane: u64, rows: usize) {
-        if lane == 0 && rows > 0 && state.books.get(0).is_some_and(|own| !own.begun) {
+    fn open_own(&self, state: &State, lane: u64) {
+        if lane == 0 && state.books.get(0).is_some_and(|own| !own.begun) {
             self.tell(Message::OpenLane(0));
         }
     }
