@@ -101,10 +101,14 @@ fn a_handle_may_move_between_tasks() {
             let mut minibatches = store.minibatches();
             let mut handle = store.extend(rows(0..200, 2), 0).unwrap();
             assert!(poll_once(&mut handle).is_pending());
+            let (polled, was_polled) = tokio::sync::oneshot::channel();
             let moved = tokio::spawn(async move {
                 assert!(poll_once(&mut handle).is_pending());
+                polled.send(()).unwrap();
                 tokio::spawn(handle).await.unwrap()
             });
+            // The handle resolves once minibatches are taken, so none is taken before.
+            was_polled.await.unwrap();
             store.close();
             let mut served = Vec::new();
             while let Some(minibatch) = minibatches.next().await {
