@@ -120,18 +120,23 @@ fn an_abort_fails_the_snapshot_that_is_being_written() {
     });
 }
 
+/// As [`snapshot`], with the rows on the lane "replica 0".
+fn snapshot_of_a_named_lane() -> Snapshot {
+    let store = builder().build().unwrap();
+    let mut minibatches = store.minibatches();
+    let lane = store.producer_named("replica 0").unwrap();
+    for pass in 0..8 {
+        drop(lane.extend_pass([("a", rows(pass * 6..pass * 6 + 6, 3))]).unwrap());
+    }
+    store.flush().wait().unwrap();
+    let _ = minibatches.blocking().next().unwrap().unwrap();
+    minibatches.state().unwrap()
+}
+
 #[test]
 fn a_lane_that_ends_without_the_rows_that_are_needed_fails_the_stream() {
     watchdog(|| {
-        let store = builder().build().unwrap();
-        let mut minibatches = store.minibatches();
-        let lane = store.producer_named("replica 0").unwrap();
-        for pass in 0..8 {
-            drop(lane.extend_pass([("a", rows(pass * 6..pass * 6 + 6, 3))]).unwrap());
-        }
-        store.flush().wait().unwrap();
-        let _ = minibatches.blocking().next().unwrap().unwrap();
-        let snapshot = minibatches.state().unwrap();
+        let snapshot = snapshot_of_a_named_lane();
         for whole_store in [false, true] {
             let resumed = RingStore::builder().resume_from(&snapshot).unwrap();
             let mut minibatches = resumed.minibatches();
@@ -158,15 +163,7 @@ fn a_lane_that_ends_without_the_rows_that_are_needed_fails_the_stream() {
 #[test]
 fn a_store_that_could_not_go_on_is_not_saved() {
     watchdog(|| {
-        let store = builder().build().unwrap();
-        let mut minibatches = store.minibatches();
-        let lane = store.producer_named("replica 0").unwrap();
-        for pass in 0..8 {
-            drop(lane.extend_pass([("a", rows(pass * 6..pass * 6 + 6, 3))]).unwrap());
-        }
-        store.flush().wait().unwrap();
-        let _ = minibatches.blocking().next().unwrap().unwrap();
-        let resumed = RingStore::builder().resume_from(&minibatches.state().unwrap()).unwrap();
+        let resumed = RingStore::builder().resume_from(&snapshot_of_a_named_lane()).unwrap();
         let mut minibatches = resumed.minibatches();
         resumed.producer_named("replica 0").unwrap().close();
         assert!(matches!(minibatches.blocking().next(), Some(Err(ReadError::Failed(_)))));

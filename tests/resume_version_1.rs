@@ -24,6 +24,18 @@ fn write(lane: &Producer, rows: std::ops::Range<u16>) -> Result<(), WriteError> 
     lane.extend_pass([(0, rows)]).map(drop).map_err(|refused| refused.error)
 }
 
+/// Sends the rows that the resumed store lacks, in the order in which the saved store was to get them.
+fn send_the_rest(store: &RingStore, again: &Producer, open: &Producer, b: &Producer) {
+    write(again, 32..42).unwrap();
+    write(again, 42..52).unwrap();
+    for first in [52, 64, 76] {
+        let own = Array2::from_shape_fn((4, 1), |(row, _)| f32::from(first + row as u16));
+        drop(store.extend_pass([(0, own)]).unwrap());
+        write(open, first + 4..first + 9).unwrap();
+        write(b, first + 9..first + 12).unwrap();
+    }
+}
+
 #[test]
 fn every_lane_is_known_and_every_row_is_served_once() {
     watchdog(|| {
@@ -41,14 +53,7 @@ fn every_lane_is_known_and_every_row_is_served_once() {
         for ended in [a, ended] {
             assert!(matches!(write(&ended, 0..1), Err(WriteError::Closed(_))));
         }
-        write(&again, 32..42).unwrap();
-        write(&again, 42..52).unwrap();
-        for first in [52, 64, 76] {
-            let own = Array2::from_shape_fn((4, 1), |(row, _)| f32::from(first + row as u16));
-            drop(store.extend_pass([(0, own)]).unwrap());
-            write(&open, first + 4..first + 9).unwrap();
-            write(&b, first + 9..first + 12).unwrap();
-        }
+        send_the_rest(&store, &again, &open, &b);
         drop((again, open, b, last));
         store.close();
         let mut served = Vec::new();
@@ -74,14 +79,7 @@ fn two_stores_that_are_resumed_from_it_belong_to_one_run() {
             let [again, _a] = [0, 1].map(|_| store.producer_named("a").unwrap());
             let [_ended, open, _last] = [0, 1, 2].map(|_| store.producer().unwrap());
             let b = store.producer_named("b").unwrap();
-            write(&again, 32..42).unwrap();
-            write(&again, 42..52).unwrap();
-            for first in [52, 64, 76] {
-                let own = Array2::from_shape_fn((4, 1), |(row, _)| f32::from(first + row as u16));
-                drop(store.extend_pass([(0, own)]).unwrap());
-                write(&open, first + 4..first + 9).unwrap();
-                write(&b, first + 9..first + 12).unwrap();
-            }
+            send_the_rest(&store, &again, &open, &b);
             while store.stats().minibatches_served < k {
                 let _ = minibatches.blocking().next().unwrap().unwrap();
             }
