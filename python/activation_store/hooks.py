@@ -1,4 +1,4 @@
-"""The former name of `activation_store.capture`."""
+"""This module is called `activation_store.capture` now. It keeps the former name for one release."""
 
 import warnings
 

@@ -345,7 +345,7 @@ def test_a_timeout_names_the_lane_that_a_resumed_store_waits_for(model, monkeypa
     next(store)
     state = store.state_dict()
     store.abort()
-    # A snapshot of a run has no other lanes, and that of another store is refused.
+    # A snapshot of a run has no other lanes. A run refuses a snapshot of another store.
     monkeypatch.setattr(sys.modules["activation_store.activations"], "resumed_positions", lambda *_: [Position(0, 0)])
     batches = activations(model, text(), "numbers", overlap=False, merge="round_robin", resume=state, **SETTINGS)
     with batches, pytest.raises(TimeoutError, match='within 0.1 s: the resumed store waits for lane "other"'):

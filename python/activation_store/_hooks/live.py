@@ -36,6 +36,6 @@ def remove(thing: Live) -> None:
 
 
 def using(kind: type[LiveT], models: Sequence[Any]) -> list[weakref.ref[LiveT]]:
-    """Those of a kind that use one of these models, by weak references."""
+    """Weak references to the captures, or to the runs, that use one of these models."""
     with lock:
         return [ref for ref in _live if isinstance(ref(), kind) and cast("LiveT", ref())._uses(models)]  # noqa: SLF001

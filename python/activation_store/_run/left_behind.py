@@ -18,7 +18,7 @@ class Closable(Protocol):
 
 
 def end_left_behind(runs: Sequence[weakref.ref[Any]]) -> bool:
-    """Ends those of these runs that no code can reach. Whether there were any.
+    """Ends the runs among these that no code can reach. Whether there were any.
 
     A notebook keeps the traceback of the last error, with the frames that it went through and all of their names. So the run
     of a cell that failed, or was interrupted, in a function would go on beside the run of the cell that is executed again.
