@@ -323,8 +323,7 @@ impl Books {
     /// Notes that everything that came was discarded, and that the ring was emptied `times` times.
     pub(crate) fn emptied(&mut self, times: u64) {
         self.journal.emptied(times);
-        self.lanes.values_mut().for_each(LaneBook::discard);
-        self.room.iter_mut().for_each(Room::clear);
+        self.clear();
     }
 
     /// Takes out the rows that wait for other components, on all lanes.

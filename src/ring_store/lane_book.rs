@@ -89,6 +89,10 @@ pub(crate) struct Arrived {
     pub(crate) passes: Vec<WholePass>,
     /// The batch, or its rows that are not needed.
     pub(crate) skipped: Option<Batch>,
+    /// Whether these are the first rows of the lane.
+    pub(crate) opens: bool,
+    /// Whether a resumed lane that had ended has got all its rows.
+    pub(crate) completes: bool,
 }
 
 impl LaneBook {
@@ -225,6 +229,7 @@ impl LaneBook {
     /// Takes in rows of one component that were checked.
     pub(crate) fn take_component(&mut self, component: usize, batch: Batch, components: usize) -> Arrived {
         let (first_row, rows) = (self.entrance.end_of(component), batch.rows() as u64);
+        let opens = !self.begun && rows > 0;
         self.note_rows(rows);
         let resent = self.needed.saturating_sub(first_row).min(rows);
         let arrival = self.entrance.put(component, batch, self.skipped_before(), components);
@@ -239,6 +244,8 @@ impl LaneBook {
             aside: rows - skipped - queued,
             passes: arrival.joined,
             skipped: arrival.skipped,
+            opens,
+            completes: self.is_complete(),
         }
     }
 
@@ -254,7 +261,7 @@ impl LaneBook {
     }
 
     /// Whether a resumed lane that had ended has got all its rows.
-    pub(crate) fn is_complete(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.ends_at.is_some_and(|end| self.next_row() >= end)
     }
 

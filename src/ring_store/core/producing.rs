@@ -78,9 +78,7 @@ impl Shared {
             drop(state);
             return WriteHandle::ready(Ok(Written { rows, first_row }));
         }
-        if opens && lane == 0 {
-            self.tell(Message::OpenLane(0));
-        }
+        self.open_own(lane, opens);
         if resent + discarded > 0 {
             state.count_skipped(0..pass.n_components(), resent, discarded);
         }
@@ -94,13 +92,7 @@ impl Shared {
             joined_by: None,
             answer: Some(Answer { reply, written }),
         }));
-        let mut afterwards = Afterwards::default();
-        if completes {
-            self.end_complete(&mut state, lane, &mut afterwards);
-        }
-        state.books.wake_next_of(lane, &mut afterwards.wakers);
-        drop(state);
-        self.run(&mut afterwards);
+        self.finish_taking(state, lane, completes, Afterwards::default());
         handle
     }
 
@@ -129,11 +121,11 @@ impl Shared {
         if self.config.layout.n_components() == 1 {
             return Ok(self.send_whole(state, lane, WholePass::joined(std::iter::once(batch)), None));
         }
-        self.open_own(&state, lane);
         let Some(arrived) = state.books.take_component(lane, component, batch) else {
             return Ok(WriteHandle::ready(Err(ClosedBy::Lane.into())));
         };
-        let Arrived { first_row, resent, discarded, queued, aside, passes, skipped } = arrived;
+        let Arrived { first_row, resent, discarded, queued, aside, passes, skipped, opens, completes } = arrived;
+        self.open_own(lane, opens);
         state.count_skipped(component..component + 1, resent, discarded);
         state.count_aside(component, aside, queued);
         let written = Written { rows, first_row };
@@ -152,29 +144,29 @@ impl Shared {
             self.tell(Message::Pass(Queued { lane, pass, taken: 0, joined_by: Some(component), answer }));
         }
         let mut afterwards = Afterwards::default();
-        self.end_complete(&mut state, lane, &mut afterwards);
         state.books.wake_counterparts(lane, &mut afterwards.wakers);
-        // These rows may take less room than was reserved for them.
-        state.books.wake_next_of(lane, &mut afterwards.wakers);
-        drop(state);
-        self.run(&mut afterwards);
+        self.finish_taking(state, lane, completes, afterwards);
         Ok(handle)
     }
 
     /// Tells the writer of the store's own lane, which opens with its first rows.
-    fn open_own(&self, state: &State, lane: u64) {
-        if lane == 0 && state.books.get(0).is_some_and(|own| !own.begun) {
+    fn open_own(&self, lane: u64, opens: bool) {
+        if opens && lane == 0 {
             self.tell(Message::OpenLane(0));
         }
     }
 
-    /// Ends a resumed lane that had ended, once all its rows have come.
-    fn end_complete(&self, state: &mut State, lane: u64, afterwards: &mut Afterwards) {
-        if state.books.get(lane).is_some_and(|lane| lane.is_complete()) {
+    /// Ends a resumed lane that had ended, if all its rows have come now. Wakes the callers that may go on. Releases the mutex.
+    fn finish_taking(&self, mut state: MutexGuard<'_, State>, lane: u64, completes: bool, mut afterwards: Afterwards) {
+        if completes {
             // Callers in line get the end, because the lane takes no more rows.
             state.books.wake_line_of(lane, &mut afterwards.wakers);
             self.tell(Message::EndLane(lane));
         }
+        // The rows may take less room than was reserved for them.
+        state.books.wake_next_of(lane, &mut afterwards.wakers);
+        drop(state);
+        self.run(&mut afterwards);
     }
 
     /// Closes the store, because no handle is left that can write or make a consumer.

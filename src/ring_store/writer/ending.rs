@@ -21,6 +21,7 @@ impl Writer {
         state.lacks = Some(error.clone());
         drop(state.fail(Arc::new(error), afterwards));
         self.discard_lanes(state);
+        state.books.clear();
         if let Phase::Dealing(dealing) = &mut self.phase {
             dealing.frames.clear(1);
         }
@@ -29,7 +30,7 @@ impl Writer {
         }
     }
 
-    /// Discards everything that was handed over and is not dealt, and counts it.
+    /// Discards everything that was handed over and is not dealt, and counts it. The books must be cleared, too.
     pub(super) fn discard_lanes(&mut self, state: &mut State) {
         for (component, batch) in state.books.take_waiting() {
             state.ledger.drop_aside(component, batch.rows() as u64, |dropped| &mut dropped.emptied);
@@ -41,7 +42,6 @@ impl Writer {
             state.ledger.discard_queued(queued.left() as u64, queued.joined_by);
             self.finished.pass(queued);
         }
-        state.books.clear();
     }
 
     /// Discards everything, because the store was aborted or has no consumer left. The state has already counted the rows.
